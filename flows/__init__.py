@@ -1,0 +1,1 @@
+"""In what order: Prefect flows with their progress and artifacts."""

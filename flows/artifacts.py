@@ -1,0 +1,144 @@
+"""Artifacts of the running flow: Markdown, tables and pictures, private by default.
+
+Artifacts of a Prefect server are seen by everybody who can reach it. Pictures and subject ids therefore go into them
+only when the API is on loopback or on a private address, or after the opt-in `BRAINLOOM_ALLOW_PICTURES=true`.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import ipaddress
+import logging
+import math
+import re
+import socket
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+from PIL import Image
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import get_current_settings
+
+from infra.settings import Settings
+
+PICTURE_BYTES_MAX = 300_000
+"""Size of one `data:` URI that the UI still shows well."""
+SUBJECT_COLUMNS = frozenset({"subject", "session", "case", "path", "file", "files", "source", "detail"})
+"""Table columns that can name a person; left out where pictures are."""
+HIDDEN = "*left out: the Prefect API is not on a private address (BRAINLOOM_ALLOW_PICTURES=true allows it)*"
+_PICTURE = re.compile(r"!\[[^\]]*\]\(data:image/[^)]*\)")
+_log = logging.getLogger(__name__)
+
+
+def publish_markdown(key: str, markdown: str, description: str = "", *, names_subjects: bool = False) -> bool:
+    """Publish a Markdown artifact for the running flow or task; False when there is none or the server refused.
+
+    Pictures are cut out, and a page with `names_subjects` is left out, where they are not allowed.
+    """
+    if not pictures_allowed():
+        markdown = HIDDEN if names_subjects else _PICTURE.sub(HIDDEN, markdown)
+    return _publish(lambda: create_markdown_artifact(markdown, key=artifact_key(key), description=description or None))
+
+
+def publish_table(key: str, rows: list[dict[str, Any]], description: str = "") -> bool:
+    """Publish a table artifact, one dict a row; False when no flow or task is running or the server refused.
+
+    NaN and infinities become empty cells: Prefect writes them as invalid JSON and the page dies. Columns that can
+    name a person are left out where they are not allowed.
+    """
+    hidden = frozenset() if pictures_allowed() else SUBJECT_COLUMNS
+    table = [{str(name): plain(cell) for name, cell in row.items() if name not in hidden} for row in rows]
+    return _publish(lambda: create_table_artifact(table, key=artifact_key(key), description=description or None))
+
+
+def png_markdown(png: bytes, alt: str) -> str:
+    """Return Markdown that shows a PNG as a `data:` URI below 300 kB, made smaller when it is larger.
+
+    Where pictures are not allowed a note stands in its place.
+    """
+    if not pictures_allowed():
+        return HIDDEN
+    uri = _data_uri(png)
+    while len(uri) > PICTURE_BYTES_MAX:
+        png = _smaller(png, share=max(0.3, 0.95 * math.sqrt(PICTURE_BYTES_MAX / len(uri))))
+        uri = _data_uri(png)
+    text = re.sub(r"[\[\]\n]", " ", alt)
+    return f"![{text}]({uri})"
+
+
+def pictures_allowed() -> bool:
+    """Say whether pictures and subject ids may go into artifacts of the current Prefect API."""
+    return Settings().allow_pictures or is_private(get_current_settings().api.url)
+
+
+def is_private(api_url: str | None) -> bool:
+    """Say whether every address of an API's host is loopback or private.
+
+    None stands for Prefect's temporary server, on loopback. A host that cannot be resolved is not private.
+    """
+    if api_url is None:
+        return True
+    host = urlsplit(api_url).hostname or ""
+    try:
+        found = {str(entry[4][0]).split("%")[0] for entry in socket.getaddrinfo(host, None)}
+    except OSError:
+        return False
+    addresses = [ipaddress.ip_address(address) for address in found]
+    return bool(addresses) and all(address.is_loopback or address.is_private for address in addresses)
+
+
+def artifact_key(text: str) -> str:
+    """Return a key of lower-case letters, digits and single dashes; raises ValueError when nothing is left."""
+    key = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    if not key:
+        raise ValueError(f"an artifact key needs a letter or digit, got {text!r}")
+    return key
+
+
+def plain(value: Any) -> Any:
+    """Return a table cell as finite JSON: numpy scalars as Python's, non-finite numbers as None, others as text."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, list | tuple | np.ndarray):
+        return ", ".join(str(plain(item)) for item in value)
+    return str(value)
+
+
+def in_run() -> bool:
+    """Say whether a flow or task run is active here."""
+    return FlowRunContext.get() is not None or TaskRunContext.get() is not None
+
+
+def _publish(create: Callable[[], Any]) -> bool:
+    if not in_run():
+        return False
+    try:
+        create()
+    except (PrefectHTTPStatusError, httpx.HTTPError) as error:
+        # An artifact is what people see, not what the work needs: hours of it must not be lost for a picture.
+        _log.warning("artifact not published: %s: %s", type(error).__name__, error)
+        return False
+    return True
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _smaller(png: bytes, share: float) -> bytes:
+    with Image.open(io.BytesIO(png)) as image:
+        size = (max(1, int(image.width * share)), max(1, int(image.height * share)))
+        resized = image.convert("RGB" if image.mode == "P" else image.mode).resize(size, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    resized.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()

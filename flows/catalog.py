@@ -1,0 +1,102 @@
+"""Catalog: find the scans of all sources and say what is there, and what is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow, runtime, task
+from prefect.cache_policies import NO_CACHE
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.artifacts import publish_markdown, publish_table
+from flows.progress import Progress
+from tasks.catalog import CatalogResult, build_catalog, write_catalog
+from tasks.catalog_report import catalog_report, left_out_table
+from tasks.sources import SourceConfig
+
+SHOWN = 20
+"""Left-out files named in the error of strict mode."""
+
+
+class CatalogParams(BaseModel):
+    """Where the scans are."""
+
+    model_config = ConfigDict(extra="forbid", title="Catalog")
+
+    sources: list[SourceConfig] = Field(
+        title="Sources",
+        description="One entry per dataset: a BIDS tree or a datalist, with its root. At least one.",
+        min_length=1,
+        examples=[[{"kind": "bids", "dataset": "ixi", "root": "./sources/ixi"}]],
+    )
+    workspace: str = Field(
+        "./state/demo",
+        title="Workspace",
+        description="Folder or URL that receives catalog.parquet, catalog.json and phenotypes.parquet.",
+        examples=["./state/demo", "s3://mri/work"],
+        min_length=1,
+    )
+    strict: bool = Field(
+        False,
+        title="Strict",
+        description="Fail, and leave the former catalog as it is, when any file must be left out.",
+    )
+
+
+class StrictCatalogError(ValueError):
+    """Strict mode: something was left out, so no work may start."""
+
+
+def _run_name() -> str:
+    params = runtime.flow_run.parameters["params"]
+    return run_name(params if isinstance(params, CatalogParams) else CatalogParams.model_validate(params))
+
+
+def run_name(params: CatalogParams) -> str:
+    """Return `catalog <datasets>`, shortened after three."""
+    names = list(dict.fromkeys(source.dataset for source in params.sources))
+    return f"catalog {' '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+@task(name="find scans", cache_policy=NO_CACHE)
+def find_all(sources: list[SourceConfig]) -> CatalogResult:
+    """Build the catalog with a progress display; see tasks.catalog.build_catalog."""
+    with Progress("catalog", 0, "scans") as progress:
+
+        def show(done: int, total: int) -> None:
+            progress.total = total
+            progress.update(done)
+
+        return build_catalog(sources, on_progress=show)
+
+
+def refuse_left_out(result: CatalogResult) -> None:
+    """Raise StrictCatalogError naming the files that were left out; do nothing when there are none."""
+    rows = left_out_table(result.scans)
+    if not rows:
+        return
+    named = [f"  {row['dataset']} {row['case']} {row['file']}: {row['reason']} ({row['detail']})" for row in rows]
+    more = [f"  ... and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []
+    raise StrictCatalogError(
+        "\n".join(
+            [
+                f"strict catalog: {len(rows)} files would be left out, 0 are allowed; "
+                "repair or remove them, or run without strict:",
+                *named[:SHOWN],
+                *more,
+            ]
+        )
+    )
+
+
+@flow(name="catalog", flow_run_name=_run_name)
+def catalog(params: CatalogParams) -> dict[str, Any]:
+    """Find the scans of all sources and write the catalog into the workspace; unchanged sources rewrite nothing."""
+    result = find_all(params.sources)
+    publish_markdown("catalog", catalog_report(result), "What was found at the sources")
+    publish_table("catalog-left-out", left_out_table(result.scans), "Files that were left out, with the reason")
+    if params.strict:
+        refuse_left_out(result)
+    written = write_catalog(result, params.workspace)
+    counts = {name: result.report[name] for name in ("cases", "scans", "labels", "left_out", "digest")}
+    return {"workspace": params.workspace, "written": written, **counts}

@@ -1,0 +1,239 @@
+"""Evaluate: fine-tune a pre-trained encoder and the same network from scratch, score both, write tables and report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from prefect import flow, runtime, task
+from prefect.cache_policies import NO_CACHE
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.artifacts import png_markdown, publish_markdown, publish_table
+from flows.progress import Progress
+from infra.storage import write_bytes
+from models.schedule import plan_steps
+from models.selection import read_selection
+from models.store import open_store
+from tasks import finetune, tables
+from tasks.benchmarks import BENCHMARKS, PHANTOM_BENCHMARKS, find_benchmark
+from tasks.evaluation import (
+    Cohort,
+    check_leakage,
+    find_cohort,
+    make_section,
+    make_table,
+    score_baselines,
+    score_trainings,
+)
+from tasks.finetune import Finetuning
+from tasks.launch import launch
+from tasks.report import TableSection, write_report
+from tasks.report_content import Made, provenance, report_content
+from tasks.scores import write_scores
+from tasks.splits import ensure_split, roles, with_phenotypes
+from tasks.statistics import REPLICATES
+from tasks.tables import BenchmarkTable
+
+
+class EvaluateParams(BaseModel):
+    """Which pre-training to evaluate, on what, and with which budget."""
+
+    model_config = ConfigDict(extra="forbid", title="Evaluate")
+
+    workspace: str = Field(
+        "./state/demo",
+        title="Workspace",
+        description="Folder with the store, the splits and the trainings; tables and report are written into it.",
+        min_length=1,
+        examples=["./state/demo"],
+    )
+    pretrained: str = Field(
+        title="Pre-training",
+        description="Name of a finished training in <workspace>/trainings whose encoder is fine-tuned.",
+        min_length=1,
+        examples=["brainmvp_tiny"],
+    )
+    benchmarks: list[str] = Field(
+        default=list(PHANTOM_BENCHMARKS),
+        title="Benchmarks",
+        description="Names of registered benchmarks, at least one; those without data in the store show `no data`.",
+        min_length=1,
+        examples=[list(PHANTOM_BENCHMARKS)],
+    )
+    seeds: int = Field(3, ge=1, le=20, title="Seeds", description="Trainings of each row, from 1 to 20.")
+    epochs: int | None = Field(
+        None, ge=1, title="Epochs", description="Of every fine-tuning, at least 1; empty: as the recipe says."
+    )
+    lanes: int = Field(
+        2, ge=1, le=64, title="Lanes", description="Fine-tunings that run at the same time on this host, from 1 to 64."
+    )
+    split: str = Field(
+        "default",
+        title="Split",
+        description="Name of the split in <workspace>/splits: letters, digits, dashes and underscores.",
+        pattern=r"^[A-Za-z0-9_-]+$",
+    )
+    replicates: int = Field(
+        REPLICATES, ge=200, le=100_000, title="Bootstrap replicates", description="From 200 to 100,000."
+    )
+
+
+def run_name(params: EvaluateParams) -> str:
+    """Return `evaluate <pre-training> on <benchmarks>`, shortened after three."""
+    names = list(dict.fromkeys(params.benchmarks))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"evaluate {params.pretrained} on {', '.join(names[:3])}{more}"
+
+
+def _run_name() -> str:
+    params = runtime.flow_run.parameters["params"]
+    return run_name(params if isinstance(params, EvaluateParams) else EvaluateParams.model_validate(params))
+
+
+@task(name="fine-tune", cache_policy=NO_CACHE)
+def fine_tune(trainings: Sequence[Finetuning], lanes: int) -> int:
+    """Run all unfinished fine-tunings and return how many were run; see tasks.finetune.run_lanes."""
+    steps = {one.folder.name: _steps(one) for one in trainings}
+    done = {one.folder.name: steps[one.folder.name] for one in trainings if one.finished}
+    with Progress("fine-tune", sum(steps.values()), "steps") as progress:
+        progress.update(sum(done.values()), note=f"{len(done)} of {len(trainings)} trainings found finished")
+
+        def show(line: dict[str, Any]) -> None:
+            name = str(line["training"])
+            done[name] = max(done.get(name, 0), int(line["step"]))
+            progress.update(sum(done.values()), note=name)
+
+        return finetune.run_lanes(trainings, lanes, launch, show)
+
+
+def _steps(training: Finetuning) -> int:
+    cases = sum(case.role == "train" for case in read_selection(training.folder / "selection.parquet"))
+    return plan_steps(training.config, cases, 1).total_steps
+
+
+@task(name="score", task_run_name="score {name}", cache_policy=NO_CACHE)
+def score(name: str, cohort: Cohort, trainings: Sequence[Finetuning], folder: Path) -> tuple[pd.DataFrame, int]:
+    """Score all rows of one benchmark; unchanged rows are read back. See tasks.evaluation."""
+    ours, fresh = score_trainings(cohort, trainings, folder)
+    simple, more = score_baselines(cohort, folder)
+    return pd.concat([ours, simple], ignore_index=True), fresh + more
+
+
+@flow(name="evaluate", flow_run_name=_run_name)
+def evaluate(params: EvaluateParams) -> dict[str, Any]:
+    """Fine-tune, score and report; what is finished and unchanged is not done again."""
+    for name in params.benchmarks:
+        find_benchmark(name)
+    workspace = Path(params.workspace).resolve()
+    date = datetime.now(UTC).date().isoformat()
+    made, cohorts = _read_workspace(params, workspace)
+    present = [cohort for cohort in cohorts if cohort.selected]
+    trainings = _prepare(params, workspace, made, present)
+    trained = fine_tune(list(trainings), params.lanes) if trainings else 0
+    scores, computed = _score_all(present, trainings, workspace / "scores")
+    facts = provenance(made)[:3]
+    sections: dict[str, TableSection] = {}
+    for cohort in cohorts:
+        mine = [one for one in trainings if one.benchmark == cohort.benchmark.name]
+        part = scores[scores["benchmark"] == cohort.benchmark.name] if len(scores) else scores
+        table = make_table(cohort, part, mine, facts, date, params.replicates)
+        sections[cohort.benchmark.name] = make_section(table, cohort, mine, part)
+    shown, absent = _publish(sections, workspace / "tables")
+    others = [_absent_section(name, made, date) for name in BENCHMARKS if name not in sections]
+    page = report_content(made, trainings, shown, [*absent, *others], date)
+    report = write_report(page, workspace / "report" / "index.html")
+    return {
+        "report": str(report),
+        "tables": {name: section.table.digest for name, section in sections.items()},
+        "trained": trained,
+        "scored": computed,
+        "no_data": [section.table.benchmark.name for section in absent],
+    }
+
+
+def _read_workspace(params: EvaluateParams, workspace: Path) -> tuple[Made, list[Cohort]]:
+    store = open_store(str(workspace / "store.zarr"))
+    cases = store.cases().to_pandas()
+    phenotypes = workspace / "phenotypes.parquet"
+    people = with_phenotypes(cases, pd.read_parquet(phenotypes)) if phenotypes.exists() else cases
+    path = workspace / "splits" / f"{params.split}.parquet"
+    split, digest = ensure_split(path, people[people["status"] == "stored"], seed=0)
+    by_subject = roles(split)
+    made = Made(workspace, store, cases, split, digest, params.pretrained)
+    cohorts = []
+    for name in dict.fromkeys(params.benchmarks):
+        benchmark = find_benchmark(name)
+        cohorts.append(find_cohort(benchmark, store, people, by_subject, _latents(workspace, benchmark.datasets)))
+    return made, cohorts
+
+
+def _latents(workspace: Path, datasets: Sequence[str]) -> pd.DataFrame | None:
+    """Return the true latents of phantom datasets, when their sources have them."""
+    found = []
+    for name in datasets:
+        path = workspace / "sources" / name / "latents.parquet"
+        if path.exists():
+            table = pd.read_parquet(path)
+            found.append(table if "dataset" in table else table.assign(dataset=name))
+    return pd.concat(found, ignore_index=True) if found else None
+
+
+def _prepare(params: EvaluateParams, workspace: Path, made: Made, cohorts: Sequence[Cohort]) -> list[Finetuning]:
+    pretrained = workspace / "trainings" / params.pretrained
+    if not cohorts:
+        return []
+    finetune.pretrained_digest(pretrained)
+    seen = read_selection(pretrained / "selection.parquet")
+    for cohort in cohorts:
+        check_leakage(seen, cohort)
+    run = finetune.read_json(pretrained / "run.json") or {}
+    size = "tiny" if str(run.get("recipe", "")).endswith("_tiny") else "full"
+    common = (made.store.url, workspace / "trainings", pretrained, params.seeds, params.epochs, size)
+    return [one for cohort in cohorts for one in finetune.prepare(cohort.benchmark, cohort.selected, *common)]
+
+
+def _score_all(cohorts: Sequence[Cohort], trainings: Sequence[Finetuning], folder: Path) -> tuple[pd.DataFrame, int]:
+    frames, computed = [], 0
+    with Progress("score", len(cohorts), "benchmarks") as progress:
+        for k, cohort in enumerate(cohorts):
+            name = cohort.benchmark.name
+            frame, fresh = score(name, cohort, [one for one in trainings if one.benchmark == name], folder)
+            frames.append(frame)
+            computed += fresh
+            progress.update(k + 1, note=f"{name}: {fresh} rows computed")
+    scores = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    if len(scores):
+        write_scores(scores, folder.parent / "scores.parquet", "all benchmarks")
+    return scores, computed
+
+
+def _publish(sections: dict[str, TableSection], folder: Path) -> tuple[list[TableSection], list[TableSection]]:
+    """Write and publish every table; return the sections with scores and those without data."""
+    for name, section in sections.items():
+        write_table(section.table, folder)
+        pictures = "\n\n".join(png_markdown(picture.png, picture.alt) for picture in section.pictures)
+        publish_markdown(f"benchmark-{name}", f"{tables.to_markdown(section.table)}\n{pictures}", "Benchmark table")
+        publish_table(f"scores-{name}", tables.artifact_rows(section.table), section.table.benchmark.title)
+    shown = [section for section in sections.values() if section.table.has_scores]
+    return shown, [section for section in sections.values() if not section.table.has_scores]
+
+
+def write_table(table: BenchmarkTable, folder: Path) -> None:
+    """Write `<benchmark>.md`, `.csv` and `.tex`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix, text in (
+        ("md", tables.to_markdown(table)),
+        ("csv", tables.to_csv(table)),
+        ("tex", tables.to_latex(table)),
+    ):
+        write_bytes(str(folder / f"{table.benchmark.name}.{suffix}"), text.encode("utf-8"))
+
+
+def _absent_section(name: str, made: Made, date: str) -> TableSection:
+    cohort = Cohort(find_benchmark(name), (), made.cases, made.store)
+    table = make_table(cohort, pd.DataFrame(), (), (), date, REPLICATES)
+    return make_section(table, cohort, (), pd.DataFrame())

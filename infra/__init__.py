@@ -1,0 +1,1 @@
+"""Where it runs: settings, storage, clusters and the server. Imports nothing else of brainloom."""

@@ -1,0 +1,77 @@
+"""Where Dask work runs: what to give to Prefect's `DaskTaskRunner`."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import Any
+
+import dask
+
+from infra.settings import Settings
+
+DASK_CONFIG: dict[str, Any] = {
+    # Workers are daemons of their nanny: no worker outlives a killed flow run.
+    "distributed.worker.daemon": True,
+    # A case that kills its worker twice is quarantined by its attempt marker; a case batch may hold several of them,
+    # and a whole batch must not be given up before each was tried twice.
+    "distributed.scheduler.allowed-failures": 12,
+    # A worker above 95 % of its limit is killed and restarted by its nanny instead of taking the machine down.
+    "distributed.worker.memory.terminate": 0.95,
+    # Voxels are patients' data and never spill into a scratch folder.
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.comm.timeouts.connect": "30s",
+}
+
+
+class ClusterError(RuntimeError):
+    """The chosen cluster cannot be used on this machine."""
+
+
+def configure_dask() -> None:
+    """Set our Dask configuration in this process; nannies hand it to the workers that they start."""
+    dask.config.set(DASK_CONFIG)
+
+
+def cluster_options(settings: Settings) -> dict[str, Any]:
+    """Return the keyword arguments of `DaskTaskRunner` for the chosen cluster, and configure Dask in this process.
+
+    `cluster_class` and `address` are strings: a live cluster object cannot be serialised by Prefect. Raises
+    ClusterError when the CUDA cluster is chosen but not installed.
+    """
+    configure_dask()
+    if settings.cluster == "address":
+        return {"address": settings.cluster_address}
+    shared: dict[str, Any] = {
+        "threads_per_worker": 1,  # a case that kills its worker takes no neighbour with it
+        "host": "127.0.0.1",
+        "dashboard_address": "127.0.0.1:0",
+        "local_directory": str(settings.state_dir / "dask"),
+        "silence_logs": logging.ERROR,
+    }
+    if settings.cluster == "cuda":
+        _require_cuda()
+        return {"cluster_class": "dask_cuda.LocalCUDACluster", "cluster_kwargs": shared}
+    local = {"n_workers": settings.workers, "processes": True, "memory_limit": settings.memory_per_worker()}
+    return {"cluster_class": "distributed.LocalCluster", "cluster_kwargs": {**local, **shared}}
+
+
+def describe_cluster(settings: Settings) -> str:
+    """Return one line that says where Dask work runs."""
+    if settings.cluster == "address":
+        return f"Dask scheduler at {settings.cluster_address}"
+    if settings.cluster == "cuda":
+        return "local CUDA cluster, one worker per GPU"
+    memory = settings.memory_per_worker() / 2**30
+    return f"local cluster, {settings.workers} worker processes with 1 thread and {memory:.1f} GiB each"
+
+
+def _require_cuda() -> None:
+    try:
+        importlib.import_module("dask_cuda")
+    except Exception as error:  # without a driver its imports fail in many ways
+        raise ClusterError(
+            "cluster 'cuda' needs the extra 'cuda' (pip install 'brainloom[cuda]') and an NVIDIA driver; "
+            f"importing dask_cuda failed with {type(error).__name__}: {error}. Use BRAINLOOM_CLUSTER=local otherwise"
+        ) from error

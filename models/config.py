@@ -1,0 +1,144 @@
+"""What a training is: one frozen config, written as run.json, passed by path, carried in every checkpoint."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from models.records import Record
+
+
+class NetworkConfig(Record):
+    """UniFormer encoder sizes. The defaults are UniFormer-S of BrainMVP (22,038,464 parameters with one channel)."""
+
+    in_channels: int = Field(1, ge=1)
+    embed_dims: tuple[int, int, int, int] = (64, 128, 320, 512)
+    depths: tuple[int, int, int, int] = (3, 4, 8, 3)
+    head_dim: int = Field(64, ge=1)
+    mlp_ratio: int = Field(4, ge=1)
+    decoder_dim: int = Field(64, ge=1)
+    """Channels of the decoder's last level."""
+
+
+class BrainMVPConfig(Record):
+    """Pretext tasks of BrainMVP: cross-modal reconstruction, template distillation, modality-aware contrast."""
+
+    kind: Literal["brainmvp"] = "brainmvp"
+    mask_block: int = Field(8, ge=1)
+    """Edge of a masked block in voxels."""
+    mask_rate: float = Field(0.875, gt=0, lt=1)
+    """Share of blocks replaced; floor(n (1 - rate)) random blocks are kept."""
+    weight_reconstruction: float = Field(1.0, ge=0)
+    weight_distillation: float = Field(1.0, ge=0)
+    weight_contrast: float = Field(1.0, ge=0)
+    template_view2_epochs: int = Field(0, ge=0)
+    """Number of first epochs in which view 2 uses the template too (301 in the reference code)."""
+    contrast_from_epoch: int = Field(1000, ge=0)
+    temperature: float = Field(1.0, gt=0)
+    gather_negatives: bool = True
+    """Negatives from all ranks, not from the local batch only."""
+    projector_dim: int = Field(0, ge=0)
+    """Width of the projection head of the contrast; 0: flattened stage-4 features, as the paper."""
+    template_init: Literal["zero", "mean"] = "zero"
+    """`mean`: start the bank at the mean image of the training cases."""
+    template_lr_scale: float = Field(1.0, gt=0)
+
+
+class Region(Record):
+    """A segmentation target: a named union of label values."""
+
+    name: str
+    labels: tuple[int, ...] = Field(min_length=1)
+
+
+class SegmentationConfig(Record):
+    """Fine-tuning for segmentation: soft Dice and cross-entropy per region, deep supervision."""
+
+    kind: Literal["segmentation"] = "segmentation"
+    modalities: tuple[str, ...] = Field(min_length=1)
+    """Input channels in order."""
+    regions: tuple[Region, ...] = Field(min_length=1)
+    weight_dice: float = 0.7
+    weight_bce: float = 0.3
+    overlap: float = Field(0.5, ge=0, lt=1)
+    """Of the sliding windows at inference."""
+    foreground_share: float = Field(0.5, ge=0, le=1)
+    """Share of training crops centred on a labelled voxel; the rest are uniform."""
+
+
+class ClassificationConfig(Record):
+    """Fine-tuning for classification: global average pooling of stage 4 and a linear layer."""
+
+    kind: Literal["classification"] = "classification"
+    modalities: tuple[str, ...] = Field(min_length=1)
+    classes: tuple[str, ...] = Field(min_length=2)
+
+
+ObjectiveConfig = Annotated[
+    BrainMVPConfig | SegmentationConfig | ClassificationConfig, Field(discriminator="kind")
+]
+
+
+class DataConfig(Record):
+    """Which cases are read, and how."""
+
+    store: str
+    """URL of the Zarr store."""
+    selection: str
+    """Path of selection.parquet: the frozen rows and their roles."""
+    crop: tuple[int, int, int]
+    """Voxels; each a multiple of 16."""
+    batch_size: int = Field(ge=1)
+    """Cases per rank and micro-batch."""
+    workers: int = Field(0, ge=0)
+    """Loader processes per rank; the result does not depend on it."""
+    flip: bool = False
+    """Random left-right flips (fine-tuning)."""
+    intensity_jitter: float = Field(0.0, ge=0)
+    """Random shift and scale of intensities, +- this share (fine-tuning)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if any(edge <= 0 or edge % 16 for edge in self.crop):
+            raise ValueError(f"crop edges must be positive multiples of 16, got {self.crop}")
+        return self
+
+
+class OptimiserConfig(Record):
+    kind: Literal["adamw", "adam"] = "adamw"
+    lr: float = Field(3e-4, gt=0)
+    weight_decay: float = Field(1e-5, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    warmup_share: float = Field(0.0, ge=0, lt=1)
+    """Share of all steps with a linearly rising rate; a cosine to 0 follows and never rises again."""
+
+
+class TrainingConfig(Record):
+    """Everything that decides the weights of one training."""
+
+    name: str
+    recipe: str
+    preset: str = "recommended"
+    network: NetworkConfig
+    objective: ObjectiveConfig
+    data: DataConfig
+    optimiser: OptimiserConfig = OptimiserConfig()
+    epochs: int = Field(ge=1)
+    accumulation: int = Field(1, ge=1)
+    seed: int = 0
+    world_size: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1)
+    """CPU threads per rank: part of the numerics, so part of the config."""
+    channels_last: bool = True
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16 use autocast on CUDA; the CPU always computes in fp32."""
+    init_from: str = ""
+    """Folder of a finished training whose encoder (and decoder, where shapes agree) starts this one."""
+    checkpoint_every: int = Field(50, ge=1)
+    """Optimiser steps between checkpoints."""
+    keep_checkpoints: int = Field(2, ge=1)
+    validate_every: int = Field(0, ge=0)
+    """Optimiser steps between validations; 0: only at the end."""
+    predict: bool = False
+    """Write predictions for the test cases after the last step (supervised objectives)."""

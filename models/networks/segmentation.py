@@ -1,0 +1,78 @@
+"""UniUnet: UniFormer encoder, UnetrUpBlock decoder with skips, deep supervision at 1/2 and 1/4 resolution.
+
+Source: BrainMVP's downstream code; 34,323,593 parameters for 4 channels and 3 regions, 34,316,355 for 1 and 1.
+Decoder names are those of the pre-training decoder, so its transposed convolutions can be transferred.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.config import NetworkConfig
+from models.networks.uniformer import STRIDE, UniFormer, from_depth_first
+
+
+class InputProjection(nn.Module):
+    """Full-resolution skip: convolution 3^3 and channel LayerNorm of the input."""
+
+    def __init__(self, in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(in_channels, dim, 3, padding=1)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, D, H, W) -> (B, dim, D, H, W)."""
+        return self.norm(self.proj(x).permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
+
+
+class SkipDecoder(nn.Module):
+    """Residual up-blocks with instance norm from stage 4 to full resolution, and three heads of 1^3 convolutions."""
+
+    def __init__(self, config: NetworkConfig, regions: int) -> None:
+        super().__init__()
+        one, two, three, four = config.embed_dims
+        self.proj1 = InputProjection(config.in_channels, config.decoder_dim)
+        self.decoder5 = _up(four, three)
+        self.decoder4 = _up(three, two)
+        self.decoder3 = _up(two, one)
+        self.decoder2 = _up(one, config.decoder_dim)
+        self.out = nn.Conv3d(config.decoder_dim, regions, 1)
+        self.out_half = nn.Conv3d(one, regions, 1)
+        self.out_quarter = nn.Conv3d(two, regions, 1)
+
+    def forward(self, features: tuple[Tensor, ...]) -> list[Tensor]:
+        """Outputs of `UniFormer` -> logits (B, regions, D, H, W) of full, 1/2 and 1/4 resolution, all at full size."""
+        image, x1, x2, x3, x4 = features
+        quarter = self.decoder4(self.decoder5(x4, x3), x2)
+        half = self.decoder3(quarter, x1)
+        full = self.decoder2(half, self.proj1(image))
+        coarse = ((2, self.out_half(half)), (4, self.out_quarter(quarter)))
+        return [self.out(full), *(F.interpolate(x, scale_factor=scale, mode="trilinear") for scale, x in coarse)]
+
+
+class SegmentationNet(nn.Module):
+    """Encoder and skip decoder; the three outputs are summed in the loss, only the first is used at inference."""
+
+    def __init__(self, config: NetworkConfig, regions: int) -> None:
+        super().__init__()
+        self.encoder = UniFormer(config)
+        self.decoder = SkipDecoder(config, regions)
+
+    def forward(self, x_BCXYZ: Tensor) -> list[Tensor]:
+        """See `segment`."""
+        return segment(self.encoder, self.decoder, x_BCXYZ)
+
+
+def segment(encoder: nn.Module, decoder: nn.Module, x_BCXYZ: Tensor) -> list[Tensor]:
+    """(B, C, X, Y, Z), edges multiples of 16 -> three logits (B, regions, X, Y, Z). Raises ValueError otherwise."""
+    if any(edge % STRIDE for edge in x_BCXYZ.shape[2:]):
+        shape = tuple(x_BCXYZ.shape[2:])
+        raise ValueError(f"edges must be multiples of {STRIDE} for the skips to fit, got {shape}; pad the input")
+    return [from_depth_first(logits) for logits in decoder(encoder(x_BCXYZ))]
+
+
+def _up(in_channels: int, out_channels: int) -> nn.Module:
+    from monai.networks.blocks.unetr_block import UnetrUpBlock  # importing MONAI costs 6 s
+
+    return UnetrUpBlock(3, in_channels, out_channels, 3, 2, "instance", res_block=True)

@@ -1,0 +1,301 @@
+"""BrainMVP: cross-modal reconstruction, modality template distillation and modality-aware contrast.
+
+Source: Rui et al., "Multi-modal Vision Pre-training for Medical Image Analysis", CVPR 2025 (arXiv 2410.10604), and its
+code. Of a case, one modality m is the target x_m and another one, n, is mixed in. Two views of one crop:
+
+    view 1 (distillation):     masked blocks of x_m replaced by the learned template T_m
+    view 2 (reconstruction):   masked blocks of x_m replaced by x_n; by T_m in the first `template_view2_epochs`
+
+One encoder-decoder pass over both; the target of both is the unmasked x_m, mean squared error over the whole crop.
+InfoNCE pulls the two views' stage-4 features together, from `contrast_from_epoch` on.
+
+Unlike the reference: m and n are drawn per sample, not per batch; a case with one modality takes part in distillation
+and contrast (its view 2 uses the template) and not in cross-modal reconstruction; images of one subject are not each
+other's negatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.config import BrainMVPConfig, OptimiserConfig, TrainingConfig
+from models.masking import block_grid, draw_mask, to_voxels
+from models.networks.decoder import PretrainingDecoder
+from models.networks.uniformer import UniFormer
+from models.objectives.base import Batch, CaseInfo, Clock, Metrics, Objective, Reader, draw_start, sum_and_count
+from models.objectives.contrast import collapse_metrics, identity_of, info_nce
+from models.objectives.pictures import middle_slice, montage
+from models.records import MODALITIES, PreprocessSpec
+from models.template import TemplateBank, cut
+
+PRESETS: dict[str, BrainMVPConfig] = {
+    # The paper's text; what it leaves open is taken from the code, negatives from all ranks are our choice.
+    "paper": BrainMVPConfig(),
+    # The values of the released script, 10 : 1 : 1, the template in both views for 301 epochs.
+    "code": BrainMVPConfig(
+        mask_rate=0.8,
+        weight_distillation=10.0,
+        template_view2_epochs=301,
+        gather_negatives=False,
+    ),
+    # Ours. Templates start at the training mean: from zero, their first gradient is 1e3 too large and Adam remembers it
+    # for 1e4 steps, so the reference waits 1000 epochs for them. With good templates the contrast can start at once.
+    # The paper's contrast (T = 1, no projector, 2 negatives) lies between 0.37 and 1.10 and gives almost no signal: a
+    # projector keeps invariance out of the features, T = 0.1 is the class default of the code. InfoNCE is some 1e2
+    # times the squared error of images in [0, 1], so at weight 1 it would hide the reconstruction.
+    "recommended": BrainMVPConfig(
+        weight_contrast=0.02,
+        contrast_from_epoch=0,
+        temperature=0.1,
+        projector_dim=128,
+        template_init="mean",
+    ),
+}
+"""Named values of the objective: the paper's, the released code's and ours."""
+
+
+@dataclass(frozen=True)
+class BrainMVPSampler:
+    """Draws target and other modality, crop and two masks per case."""
+
+    modalities: tuple[str, ...]
+    """Channel order of the store."""
+    crop: tuple[int, int, int]
+    block: int
+    rate: float
+
+    def draw(self, case: CaseInfo, rng: np.random.Generator, train: bool) -> dict[str, Any]:
+        """Return channel indices, crop start and mask seeds. Raises ValueError for a case without a usable modality."""
+        usable = [i for i, here in enumerate(case.present) if here and self.modalities[i] in MODALITIES]
+        if not usable:
+            raise ValueError(
+                f"case {case.dataset}/{case.case} has no modality with a template ({', '.join(MODALITIES)}); "
+                "leave it out of the selection"
+            )
+        order = [usable[i] for i in rng.permutation(len(usable))]
+        return {
+            "target": order[0],
+            "other": order[1] if len(order) > 1 else order[0],
+            "start": draw_start(case.extent, self.crop, rng),
+            "mask_seeds": [int(seed) for seed in rng.integers(2**63, size=2)],
+        }
+
+    def load(self, case: CaseInfo, reader: Reader, draw: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the two images (2, x, y, z), the two block masks and where the crop lies in the template."""
+        grid = block_grid(self.crop, self.block)
+        target, other = draw["target"], draw["other"]
+        images = reader.read((target,) if other == target else (target, other), draw["start"], self.crop)
+        masks = [draw_mask(grid, self.rate, np.random.default_rng(seed)) for seed in draw["mask_seeds"]]
+        return {
+            "image": np.stack([images[0], images[-1]]),
+            "mask": np.stack(masks),
+            "template": MODALITIES.index(self.modalities[target]),
+            "template_start": np.add(case.origin, draw["start"]).astype(np.int64),
+            "cross": int(other != target),
+            "identity": identity_of(case.dataset, case.subject),
+        }
+
+
+class Projector(nn.Module):
+    """Mean over positions, then two linear layers with GELU between."""
+
+    def __init__(self, dim: int, out: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, dim)
+        self.fc2 = nn.Linear(dim, out)
+
+    def forward(self, x_BCDHW: Tensor) -> Tensor:
+        """(B, C, D, H, W) -> (B, out)."""
+        return self.fc2(F.gelu(self.fc1(x_BCDHW.mean(dim=(2, 3, 4)))))
+
+
+@dataclass(frozen=True)
+class Views:
+    """Two views of a batch and what the network made of them. Images are (B, x, y, z)."""
+
+    target: Tensor
+    mask: Tensor
+    """(B, 2, x, y, z), True where a voxel is replaced."""
+    mixed: tuple[Tensor, Tensor]
+    restored: tuple[Tensor, Tensor]
+    errors: tuple[Tensor, Tensor]
+    """Mean squared error of each sample (B,)."""
+    embeddings: tuple[Tensor, Tensor]
+    """L2-normalised (B, D)."""
+
+
+class BrainMVP(Objective):
+    """Encoder, pre-training decoder, template bank and, when asked for, a projector.
+
+    Raises ValueError for a config that cannot work: more than one input channel, a crop that is not made of whole
+    blocks, mean templates without means, contrast with one case.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, spec: PreprocessSpec, training_means: NDArray[np.float32] | None = None
+    ) -> None:
+        super().__init__()
+        settings = config.objective
+        if not isinstance(settings, BrainMVPConfig):
+            raise TypeError(f"BrainMVP needs a BrainMVPConfig, got {type(settings).__name__}")
+        _check(config, settings, training_means)
+        self.settings = settings
+        self.crop = config.data.crop
+        self.modalities = spec.modalities
+        self.encoder = UniFormer(config.network)
+        self.decoder = PretrainingDecoder(config.network)
+        self.template = TemplateBank(spec.grid)
+        dim = config.network.embed_dims[3]
+        self.projector = Projector(dim, settings.projector_dim) if settings.projector_dim else None
+        self.means: Tensor | None
+        self.register_buffer("means", None, persistent=False)
+        if training_means is not None:
+            means = _in_template_order(training_means, spec)
+            self.means = torch.from_numpy(means)
+            if settings.template_init == "mean":
+                self.template.start_from(means)
+
+    def sampler(self) -> BrainMVPSampler:
+        """Return what draws crops, modalities and masks."""
+        return BrainMVPSampler(self.modalities, self.crop, self.settings.mask_block, self.settings.mask_rate)
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        """Return the weighted sum `loss` and its terms.
+
+        The contrast is computed in every epoch, with weight 0 before its own, so that all parameters always take part
+        (DDP) and its curve is complete.
+        """
+        views = self._views(batch, template_in_both=clock.epoch < self.settings.template_view2_epochs)
+        terms = self._terms(views, batch, clock, across_ranks=self.settings.gather_negatives)
+        weights = self.weights(clock.epoch)
+        loss = torch.stack([weights[name] * terms[name] for name in weights]).sum()
+        return {"loss": loss, **{name: value.detach() for name, value in terms.items()}}
+
+    def weights(self, epoch: int) -> dict[str, float]:
+        """Return the weight of each loss term in an epoch."""
+        settings = self.settings
+        return {
+            "loss_reconstruction": settings.weight_reconstruction,
+            "loss_distillation": settings.weight_distillation,
+            "loss_contrast": settings.weight_contrast if epoch >= settings.contrast_from_epoch else 0.0,
+        }
+
+    def _terms(self, views: Views, batch: Batch, clock: Clock, across_ranks: bool) -> dict[str, Tensor]:
+        everyone = clock.epoch < self.settings.template_view2_epochs
+        counted = torch.ones_like(views.errors[1]) if everyone else batch["cross"].to(views.errors[1])
+        one, two = views.embeddings
+        return {
+            "loss_reconstruction": (views.errors[1] * counted).sum() / counted.sum().clamp_min(1),
+            "loss_distillation": views.errors[0].mean(),
+            "loss_contrast": info_nce(one, two, batch["identity"], self.settings.temperature, across_ranks),
+        }
+
+    def _views(self, batch: Batch, template_in_both: bool) -> Views:
+        target, other = batch["image"][:, 0], batch["image"][:, 1]
+        mask = to_voxels(batch["mask"], self.settings.mask_block)
+        template = self.template(batch["template"], batch["template_start"], self.crop)
+        cross = batch["cross"].bool()[:, None, None, None] & (not template_in_both)
+        fillers = (template, torch.where(cross, other, template))
+        mixed = (torch.where(mask[:, 0], fillers[0], target), torch.where(mask[:, 1], fillers[1], target))
+        features = self.encoder(torch.cat(mixed)[:, None])
+        restored = self.decoder(features)[:, 0].float().chunk(2)
+        one, two = self.embed(features[-1]).chunk(2)
+        errors = tuple((x - target).square().mean(dim=(1, 2, 3)) for x in restored)
+        return Views(target, mask, mixed, (restored[0], restored[1]), (errors[0], errors[1]), (one, two))
+
+    def embed(self, stage4: Tensor) -> Tensor:
+        """Return the L2-normalised embedding (B, D) of stage-4 features that the contrast compares."""
+        flat = self.projector(stage4) if self.projector is not None else stage4.flatten(1)
+        return F.normalize(flat.float(), dim=1)
+
+    @torch.no_grad()
+    def validate(self, batch: Batch, clock: Clock) -> Metrics:
+        """Return PSNR sums of view 2 and of its baselines, the loss terms and collapse metrics.
+
+        PSNR (dB, data range 1) is over the masked foreground (target > 0) of a case: `psnr_model`, `psnr_copy` (the
+        mixed-in modality itself) and `psnr_mean` (the training mean image, when known). Cases with one modality or
+        without masked foreground in the crop are not counted.
+        """
+        views = self._views(batch, template_in_both=False)
+        region = views.mask[:, 1] & (views.target > 0)
+        valid = batch["cross"].bool() & region.any(dim=3).any(dim=2).any(dim=1)
+        guesses = {"psnr_model": views.restored[1], "psnr_copy": batch["image"][:, 1]}
+        if self.means is not None:
+            places = zip(batch["template"].tolist(), batch["template_start"].tolist(), strict=True)
+            guesses["psnr_mean"] = torch.stack([cut(self.means[m], start, self.crop) for m, start in places])
+        metrics = {name: sum_and_count(psnr(x, views.target, region), valid) for name, x in guesses.items()}
+        metrics["loss_distillation"] = sum_and_count(views.errors[0])
+        metrics["loss_reconstruction"] = sum_and_count(views.errors[1], batch["cross"].bool())
+        return {**metrics, **self._collapse(views, batch)}
+
+    def _collapse(self, views: Views, batch: Batch) -> Metrics:
+        one, two = views.embeddings
+        count = torch.tensor(float(len(one)), device=one.device)
+        if len(one) < 2:  # one case has no negatives: its contrast is 0 and says nothing
+            return {}
+        contrast = info_nce(one, two, batch["identity"], self.settings.temperature)
+        values = {"loss_contrast": contrast.item(), **collapse_metrics(one, two)}
+        return {name: (value * count, count) for name, value in values.items()}
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch, clock: Clock) -> dict[str, NDArray[np.uint8]]:
+        """Return `reconstruction` and `templates`.
+
+        Reconstruction, a row per case (at most 4), axial middle slices: input and output of view 1, input and output
+        of view 2, target. Templates, a row per modality, sagittal, coronal, axial middle slices.
+        """
+        views = self._views(batch, template_in_both=False)
+        columns = (views.mixed[0], views.restored[0], views.mixed[1], views.restored[1], views.target)
+        rows = [[middle_slice(column[i]) for column in columns] for i in range(min(4, len(views.target)))]
+        templates = [[middle_slice(image, axis) for axis in (0, 1, 2)] for image in self.template.normalised()]
+        return {"reconstruction": montage(rows), "templates": montage(templates)}
+
+    def parameter_groups(self, optimiser: OptimiserConfig) -> list[dict[str, Any]]:
+        """Return the network's group and the template's: its own rate, and no decay, which min-max scaling undoes."""
+        network = [p for name, p in self.named_parameters() if not name.startswith("template.")]
+        lr = optimiser.lr * self.settings.template_lr_scale
+        return [
+            {"name": "network", "params": network, "lr": optimiser.lr, "weight_decay": optimiser.weight_decay},
+            {"name": "template", "params": [self.template.bank], "lr": lr, "weight_decay": 0.0},
+        ]
+
+
+def psnr(guess: Tensor, target: Tensor, region: Tensor) -> Tensor:
+    """Return the PSNR in dB of each (B, x, y, z) image over its region, for a data range of 1; at most 100 dB."""
+    count = region.sum(dim=(1, 2, 3)).clamp_min(1)
+    error = ((guess - target).square() * region).sum(dim=(1, 2, 3)) / count
+    return -10 * torch.log10(error.clamp_min(1e-10))
+
+
+def _in_template_order(means: NDArray[np.float32], spec: PreprocessSpec) -> NDArray[np.float32]:
+    expected = (len(spec.modalities), *spec.grid)
+    if means.shape != expected:
+        raise ValueError(f"training means must have the spec's shape {expected} (modality, x, y, z), got {means.shape}")
+    out = np.zeros((len(MODALITIES), *spec.grid), dtype=np.float32)
+    for image, modality in zip(means, spec.modalities, strict=True):
+        if modality in MODALITIES:
+            out[MODALITIES.index(modality)] = image
+    return out
+
+
+def _check(config: TrainingConfig, settings: BrainMVPConfig, means: NDArray[np.float32] | None) -> None:
+    block_grid(config.data.crop, settings.mask_block)
+    if config.network.in_channels != 1:
+        channels = config.network.in_channels
+        raise ValueError(f"BrainMVP encodes one modality at a time: in_channels must be 1, got {channels}")
+    if settings.template_init == "mean" and means is None:
+        raise ValueError("template_init 'mean' needs the training mean images; give training_means or use 'zero'")
+    candidates = config.data.batch_size * (config.world_size if settings.gather_negatives else 1)
+    if settings.weight_contrast and candidates < 2:
+        raise ValueError(
+            f"the contrast needs at least 2 cases a step (InfoNCE of one is 0), got {candidates}; "
+            "raise batch_size or set weight_contrast to 0"
+        )

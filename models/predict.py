@@ -1,0 +1,78 @@
+"""Predictions of a supervised training for its test cases: one .npz a case, one table over all."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from infra import storage
+from models.config import TrainingConfig
+from models.distributed import barrier
+from models.records import SelectedCase
+from models.state import Stop, Stopped, TrainingState
+
+FOLDER = "predictions"
+TABLE = "predictions.parquet"
+
+
+def predict_cases(state: TrainingState, stop: Stop = lambda: False) -> int:
+    """Write predictions/<case>.npz for each test case and predictions/predictions.parquet; return their number.
+
+    Rank r predicts cases r, r + world, ...; every rank calls this. Raises TypeError for an objective that cannot.
+    """
+    if not hasattr(state.objective, "predict"):
+        raise TypeError(f"training {state.config.name}: objective {state.config.objective.kind!r} predicts nothing")
+    dataset = state.dataset("test")
+    names = file_names(dataset.cases)
+    folder = state.folder / FOLDER
+    folder.mkdir(exist_ok=True)
+    with torch.random.fork_rng(enabled=True), torch.no_grad():
+        for index in range(state.world.rank, len(dataset), state.world.size):
+            if stop():
+                raise Stopped(f"training {state.config.name} was stopped while predicting")
+            arrays = state.objective.predict(dataset.info(index), dataset.reader(index))
+            _write_arrays(folder / names[index], arrays)
+    barrier(state.world)
+    if state.world.is_main:
+        _write_table(folder, state.config, dataset.cases, names)
+    return len(dataset)
+
+
+def file_names(cases: Sequence[SelectedCase]) -> list[str]:
+    """Return a file name per case: `<case>.npz`, or `<dataset>_<case>.npz` where two datasets share a case id."""
+    counts = Counter(case.case for case in cases)
+    return [f"{case.case}.npz" if counts[case.case] == 1 else f"{case.dataset}_{case.case}.npz" for case in cases]
+
+
+def read_prediction(folder: Path, name: str) -> dict[str, np.ndarray]:
+    """Return the arrays of one prediction file of a training folder."""
+    with np.load(folder / FOLDER / name, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # names become keywords
+    storage.write_bytes(str(path), buffer.getvalue())
+
+
+def _write_table(folder: Path, config: TrainingConfig, cases: Sequence[SelectedCase], names: Sequence[str]) -> None:
+    columns: dict[str, list[Any]] = {
+        key: [getattr(case, key) for case in cases] for key in ("case", "subject", "dataset", "row", "role", "target")
+    }
+    columns["file"] = list(names)
+    if config.objective.kind == "classification":
+        found = [read_prediction(folder.parent, name)["probabilities"] for name in names]
+        for k, label in enumerate(config.objective.classes):
+            columns[f"prob_{label}"] = [float(probabilities[k]) for probabilities in found]
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    storage.write_bytes(str(folder / TABLE), buffer.getvalue())

@@ -1,0 +1,266 @@
+"""What things are: modality vocabulary, catalog rows, preprocessing specs, receipts and selections.
+
+Nothing here imports torch, zarr, Prefect or Dask, so every other part may depend on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from enum import StrEnum
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MODALITIES: tuple[str, ...] = ("flair", "t1", "t1c", "t2", "mra", "pd", "dwi", "adc")
+"""Canonical names in template order. The order is an ABI: the index into a BrainMVP template bank."""
+
+OTHER_MODALITIES: tuple[str, ...] = ("bold", "gm")
+"""Canonical names that other methods use and that have no BrainMVP template."""
+
+# Explicit and lower-case; a token that is not here is reported, never guessed.
+MODALITY_ALIASES: dict[str, str] = {
+    **{name: name for name in (*MODALITIES, *OTHER_MODALITIES)},
+    "t2f": "flair",
+    "t1n": "t1",
+    "t1w": "t1",
+    "t1ce": "t1c",
+    "t1gd": "t1c",
+    "t2w": "t2",
+    "pdw": "pd",
+    "angio": "mra",
+}
+
+
+class UnknownModality(ValueError):
+    """A file name carries a modality token that the alias table does not know."""
+
+
+def canonical_modality(token: str) -> str:
+    """Return the canonical modality of a file-name token; upper and lower case are equal.
+
+    Raises UnknownModality naming the token and the accepted ones.
+    """
+    try:
+        return MODALITY_ALIASES[token.lower()]
+    except KeyError:
+        known = ", ".join(sorted(MODALITY_ALIASES))
+        raise UnknownModality(f"unknown modality token {token!r}; known tokens: {known}") from None
+
+
+class Record(BaseModel):
+    """A frozen value that refuses unknown keys; copies go through `replace`, which validates again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a validated copy with some fields changed."""
+        return type(self).model_validate({**self.model_dump(), **changes})
+
+    def content_digest(self) -> str:
+        """Return the SHA-256 of the canonical JSON of this record (hex)."""
+        return digest_of(self.model_dump(mode="json"))
+
+
+def digest_of(value: Any) -> str:
+    """Return the SHA-256 (hex) of a JSON-able value in canonical form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Reason(StrEnum):
+    """Why a scan was left out of the catalog, or a case put into quarantine."""
+
+    UNREADABLE = "unreadable"
+    MISSING_FILE = "missing file"
+    UNKNOWN_MODALITY = "unknown modality"
+    DUPLICATE_SCAN = "duplicate scan"
+    OUTSIDE_ROOT = "outside root"
+    NOT_3D = "not 3D"
+    NOT_FINITE = "not finite"
+    CONSTANT = "constant image"
+    EMPTY = "empty image"
+    BAD_AFFINE = "bad affine"
+    NO_OVERLAP = "grids do not overlap"
+    LABEL_SHAPE = "label shape mismatch"
+    LABEL_VALUES = "label values"
+    NO_SCAN = "no usable scan"
+    TOO_LARGE = "does not fit the grid"
+    MEMORY = "memory refused"
+    KILLED_WORKER = "killed the worker"
+
+
+class Scan(Record):
+    """One row of the catalog: one image or label file, or the reason why it was left out."""
+
+    dataset: str
+    subject: str
+    session: str = ""
+    case: str
+    """`<subject>` or `<subject>_<session>`; unique inside a dataset."""
+    modality: str
+    """Canonical name, or `label` for a segmentation."""
+    path: str
+    """URL or absolute path of the file."""
+    size_bytes: int = 0
+    etag: str = ""
+    """Identity beside the size: S3's ETag, or the modification time in ns for a local file."""
+    shape: tuple[int, ...] = ()
+    spacing_mm: tuple[float, ...] = ()
+    dtype: str = ""
+    label_scheme: str = ""
+    split: str = ""
+    """What the source says (`training`, `validation`, `test`), or empty."""
+    status: Literal["ok", "left out"] = "ok"
+    reason: str = ""
+    detail: str = ""
+
+
+Matrix = tuple[tuple[float, float, float, float], ...]
+
+
+class PreprocessSpec(Record):
+    """How scans become stored voxels. Its digest is part of the store's identity.
+
+    Source: BrainMVP's input pipeline (methods paper, section on pre-training data; reference code).
+    """
+
+    name: str
+    spacing_mm: float = Field(1.0, gt=0)
+    """Isotropic voxel size of the stored images."""
+    grid: tuple[int, int, int] = (240, 240, 155)
+    """Largest extent of a case and size of the template bank, in voxels."""
+    frame: Literal["image", "template"] = "image"
+    """`image`: RAS-nearest axes of the reference scan, cropped symmetrically, centred in the template grid
+    (BrainMVP). `template`: every scan is resampled onto the fixed grid `grid_affine`, then cropped to its foreground."""
+    grid_affine: Matrix | None = None
+    """Voxel -> RAS+ mm of the template grid; required when frame is `template`."""
+    modalities: tuple[str, ...] = MODALITIES
+    """Channel order of the store."""
+    reference_order: tuple[str, ...] = ("t1", "t1c", "flair", "t2", "pd", "mra", "dwi", "adc")
+    """The first modality present in this order gives the grid of a case in frame `image`."""
+    percentiles: tuple[float, float] = (5.0, 95.0)
+    """Intensities mapped to 0 and 1; values outside are clipped."""
+    percentile_region: Literal["volume", "foreground"] = "volume"
+    """`volume`: zeros included, as BrainMVP does. `foreground`: voxels above zero only."""
+    nan_share_max: float = Field(0.01, ge=0, le=1)
+    """Largest share of non-finite voxels that is replaced by 0 and flagged; above it the case is quarantined."""
+    chunk: int = Field(48, ge=48)
+    """Edge of a store chunk in voxels."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.frame == "template") != (self.grid_affine is not None):
+            raise ValueError("grid_affine is required for frame 'template' and refused for frame 'image'")
+        if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ValueError(f"percentiles must rise within 0..100, got {self.percentiles}")
+        if unknown := set(self.modalities) - {*MODALITIES, *OTHER_MODALITIES}:
+            raise ValueError(f"unknown modalities in the spec: {sorted(unknown)}")
+        return self
+
+
+def _mni_affine(spacing_mm: float, corner_mm: tuple[float, float, float]) -> Matrix:
+    x, y, z = corner_mm
+    s = spacing_mm
+    return ((s, 0.0, 0.0, x), (0.0, s, 0.0, y), (0.0, 0.0, s, z), (0.0, 0.0, 0.0, 1.0))
+
+
+SPECS: dict[str, PreprocessSpec] = {
+    "brainmvp": PreprocessSpec(name="brainmvp"),
+    # 3 mm MNI grid of 192 x 240 x 192 mm around the MNI152 brain: small enough for a laptop.
+    "demo": PreprocessSpec(
+        name="demo",
+        spacing_mm=3.0,
+        grid=(64, 80, 64),
+        frame="template",
+        grid_affine=_mni_affine(3.0, (-96.0, -132.0, -78.0)),
+        percentiles=(1.0, 99.0),
+        percentile_region="foreground",
+    ),
+}
+
+
+def find_spec(name: str) -> PreprocessSpec:
+    """Return a registered spec; raises KeyError listing the known names."""
+    try:
+        return SPECS[name]
+    except KeyError:
+        raise KeyError(f"unknown preprocessing spec {name!r}; known: {', '.join(SPECS)}") from None
+
+
+class SourceFile(Record):
+    """Identity of one source file of a case, as it was when the case was preprocessed."""
+
+    modality: str
+    path: str
+    size_bytes: int
+    etag: str
+
+
+class PlannedCase(Record):
+    """One line of a plan: which case gets which row, and from which files."""
+
+    dataset: str
+    row: int
+    case: str
+    subject: str
+    session: str = ""
+    label_scheme: str = ""
+    split: str = ""
+    files: tuple[SourceFile, ...]
+
+
+class CaseGeometry(Record):
+    """Where the stored voxels of a case lie, and what is needed to go back to its source grids."""
+
+    affine: Matrix
+    """Stored voxel -> RAS+ mm."""
+    origin: tuple[int, int, int]
+    """Index of stored voxel 0 in the template grid."""
+    source_shape: dict[str, tuple[int, int, int]] = Field(default_factory=dict)
+    """By modality: voxels of the source file."""
+    source_affine: dict[str, Matrix] = Field(default_factory=dict)
+    """By modality: source voxel -> RAS+ mm, as it was used."""
+    intensity_range: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """By modality: source intensities that became 0 and 1."""
+
+
+class Receipt(Record):
+    """Written after a case is safely in the store, or after it was found unusable."""
+
+    dataset: str
+    row: int
+    case: str
+    subject: str
+    session: str = ""
+    label_scheme: str = ""
+    split: str = ""
+    spec_digest: str
+    files: tuple[SourceFile, ...]
+    status: Literal["stored", "quarantined"]
+    reason: str = ""
+    detail: str = ""
+    digest: str = ""
+    """Case digest: voxels, label, present, extent, affine, origin. Empty when quarantined."""
+    modalities: tuple[str, ...] = ()
+    has_label: bool = False
+    extent: tuple[int, int, int] = (0, 0, 0)
+    qc: dict[str, Any] = Field(default_factory=dict)
+    """Finite numbers and flags by name, e.g. `foreground_share`, `snr_t1`, `nan_replaced`."""
+    fingerprint: tuple[float, ...] = ()
+    geometry: CaseGeometry | None = None
+    """None when quarantined."""
+    seconds: float = 0.0
+
+
+class SelectedCase(Record):
+    """One line of a training's frozen selection.parquet."""
+
+    dataset: str
+    row: int
+    case: str
+    subject: str
+    digest: str
+    role: Literal["train", "val", "test"]
+    target: str = ""
+    """Class name for classification; empty otherwise."""

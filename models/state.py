@@ -1,0 +1,230 @@
+"""Everything that a training carries from step to step: building it, saving it, and continuing it exactly."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from models.checkpoint import newest_checkpoint, save_checkpoint
+from models.config import TrainingConfig
+from models.data import CaseDataset, make_loader
+from models.distributed import World, barrier, gather_tensors, wrap
+from models.export import read_weights
+from models.means import cached_training_means
+from models.metrics import truncate_after
+from models.objectives import build_objective
+from models.objectives.base import Clock
+from models.records import SelectedCase
+from models.sampler import OrderedBatches, StreamBatches
+from models.schedule import Plan, plan_steps
+from models.selection import check_selection, of_role, read_selection, selection_digest
+from models.store import open_store
+
+log = logging.getLogger(__name__)
+
+Stop = Callable[[], bool]
+"""Asked by the loop; True when this process was told to stop."""
+
+
+class Stopped(Exception):  # noqa: N818 - an order, not an error
+    """The training was told to stop; its state is in a checkpoint."""
+
+
+@dataclass
+class TrainingState:
+    """One training on this rank."""
+
+    config: TrainingConfig
+    folder: Path
+    world: World
+    store: Any
+    selection: list[SelectedCase]
+    selection_digest: str
+    plan: Plan
+    objective: Any
+    model: nn.Module
+    """The objective, or its DDP wrapper."""
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    """Finished optimiser steps."""
+    init_digest: str = ""
+    """Digest of the weights that started this training; empty for random ones."""
+    world_sizes: list[int] = field(default_factory=list)
+    """Numbers of ranks so far: more than one value means a resume on other hardware."""
+
+    @cached_property
+    def batches(self) -> Iterator[dict[str, Any]]:
+        """Training batches of this rank from the current step to the last."""
+        dataset = self.dataset("train")
+        acc, world = self.plan.accumulation, self.world
+        stream = StreamBatches(
+            cases=len(dataset),
+            batch_size=self.config.data.batch_size,
+            world=world.size,
+            rank=world.rank,
+            seed=self.config.seed,
+            first=self.step * acc,
+            last=self.plan.total_steps * acc,
+        )
+        return iter(make_loader(dataset, stream, self.config.data.workers, world.device.type == "cuda"))
+
+    @cached_property
+    def validation(self) -> DataLoader[dict[str, Any]]:
+        """Validation cases of this rank, in order."""
+        dataset = self.dataset("val")
+        order = OrderedBatches(len(dataset), self.config.data.batch_size, self.world.size, self.world.rank)
+        return make_loader(dataset, order, 0)
+
+    def dataset(self, role: Any) -> CaseDataset:
+        """Return the cases of one role."""
+        return CaseDataset(self.config.data.store, self.selection, self.objective.sampler(), role, self.config.seed)
+
+    def clock(self) -> Clock:
+        """Return the step that is about to be done, with a generator that depends on seed, step and rank alone."""
+        words = np.random.SeedSequence([self.config.seed, self.step, self.world.rank]).generate_state(2, np.uint32)
+        generator = torch.Generator().manual_seed(int(words[0]) << 16 ^ int(words[1]))
+        return Clock(step=self.step, epoch=self.plan.epoch(self.step), generator=generator)
+
+
+def configure_numerics(config: TrainingConfig, world: World) -> None:
+    """Make the arithmetic of this process repeatable: threads and seed; deterministic kernels on the CPU."""
+    torch.set_num_threads(config.threads)
+    torch.use_deterministic_algorithms(world.device.type == "cpu")
+    torch.manual_seed(config.seed)
+
+
+def start_training(config: TrainingConfig, folder: Path, world: World) -> TrainingState:
+    """Build a training, or continue it from its newest checkpoint.
+
+    Raises SelectionError when the store no longer holds the selected cases, CheckpointError for a checkpoint that
+    belongs to something else, NotFinishedError when `init_from` is not a finished training.
+    """
+    configure_numerics(config, world)
+    store = open_store(config.data.store)
+    selection = read_selection(config.data.selection)
+    check_selection(selection, store)
+    plan = plan_steps(config, len(of_role(selection, "train")), world.size)
+    objective = build_objective(config, store.spec, _means(config, folder, world, store, selection))
+    init_digest = _initialise(objective, config)
+    objective.to(world.device)
+    if config.channels_last:
+        objective.use_channels_last()
+    model = wrap(objective, world)
+    state = TrainingState(
+        config=config,
+        folder=folder,
+        world=world,
+        store=store,
+        selection=selection,
+        selection_digest=selection_digest(selection),
+        plan=plan,
+        objective=objective,
+        model=model,
+        optimiser=_optimiser(objective, config, world),
+        scaler=torch.amp.GradScaler("cuda", enabled=config.precision == "fp16" and world.device.type == "cuda"),
+        init_digest=init_digest,
+    )
+    # Weights start equal on all ranks; what is drawn afterwards must differ.
+    torch.manual_seed(config.seed + 1_000_003 * (world.rank + 1))
+    _continue(state)
+    return state
+
+
+def _means(
+    config: TrainingConfig, folder: Path, world: World, store: Any, selection: list[SelectedCase]
+) -> np.ndarray | None:
+    if config.objective.kind != "brainmvp":
+        return None
+    train = of_role(selection, "train")
+    if world.is_main:
+        cached_training_means(folder, store, train)
+    barrier(world)
+    return cached_training_means(folder, store, train)
+
+
+def _initialise(objective: Any, config: TrainingConfig) -> str:
+    if not config.init_from:
+        return ""
+    tensors, digest = read_weights(Path(config.init_from))
+    loaded = objective.load_pretrained(tensors)
+    if not loaded:
+        raise ValueError(f"training {config.name}: none of the {len(tensors)} tensors of {config.init_from} fits")
+    log.info("training %s starts from %d of %d tensors of %s", config.name, len(loaded), len(tensors), config.init_from)
+    return digest
+
+
+def _optimiser(objective: Any, config: TrainingConfig, world: World) -> torch.optim.Optimizer:
+    options = config.optimiser
+    kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+    groups = objective.parameter_groups(options)
+    optimiser = kinds[options.kind](
+        groups, lr=options.lr, weight_decay=options.weight_decay, fused=world.device.type == "cuda" or None
+    )
+    for group in optimiser.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimiser
+
+
+def save_state(state: TrainingState) -> None:
+    """Write a checkpoint of all ranks (rank 0 writes; every rank must call)."""
+    rng = gather_tensors(torch.get_rng_state(), state.world)
+    cuda = state.world.device.type == "cuda"
+    rng_cuda = gather_tensors(torch.cuda.get_rng_state(), state.world) if cuda else []
+    if not state.world.is_main:
+        return
+    plan = state.plan
+    content = {
+        "model": state.objective.state_dict(),
+        "optimiser": state.optimiser.state_dict(),
+        "schedule": {"total_steps": plan.total_steps, "warmup_steps": plan.warmup_steps},
+        "scaler": state.scaler.state_dict(),
+        "step": state.step,
+        "rng": {"cpu": rng, "cuda": rng_cuda},
+        "sampler": {"seed": state.config.seed, "place": state.step * plan.samples_per_step},
+        "world_sizes": state.world_sizes,
+        "config": state.config.model_dump_json(),
+        "config_digest": state.config.content_digest(),
+        "selection_digest": state.selection_digest,
+        "init_digest": state.init_digest,
+    }
+    save_checkpoint(state.folder, content, state.config.keep_checkpoints)
+
+
+def _continue(state: TrainingState) -> None:
+    content = newest_checkpoint(state.folder, state.config, state.selection_digest)
+    size = state.world.size
+    if content is None:
+        state.world_sizes = [size]
+        if state.world.is_main:
+            truncate_after(state.folder, -1)
+        return
+    state.objective.load_state_dict(content["model"])
+    state.optimiser.load_state_dict(content["optimiser"])
+    state.scaler.load_state_dict(content["scaler"])
+    state.step = content["step"]
+    state.init_digest = content["init_digest"]
+    past = content["world_sizes"]
+    state.world_sizes = past if past[-1] == size else [*past, size]
+    _restore_rng(content["rng"], state.world)
+    if state.world.is_main:
+        truncate_after(state.folder, state.step)
+        log.info("training %s continues at step %d of %d", state.config.name, state.step, state.plan.total_steps)
+        if len(state.world_sizes) > 1:
+            log.warning("the number of ranks changed (%s): results differ in rounding", state.world_sizes)
+
+
+def _restore_rng(rng: dict[str, list[torch.Tensor]], world: World) -> None:
+    if world.rank < len(rng["cpu"]):
+        torch.set_rng_state(rng["cpu"][world.rank])
+    if world.device.type == "cuda" and world.rank < len(rng["cuda"]):
+        torch.cuda.set_rng_state(rng["cuda"][world.rank])

@@ -1,0 +1,301 @@
+"""Reading a store: published rows only, arrays opened lazily in each process, crops padded with zeros.
+
+store = open_store("demo.zarr")
+data = store.dataset("brats2021")
+crop = data.read_crop(row=7, modality_indices=[0, 3], start=(10, 10, 10), size=(96, 96, 96))  # (2, 96, 96, 96)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from infra import storage
+from models.records import PreprocessSpec
+from models.store_layout import CASES, Shape3, StoreError, clip_window, dataset_names, has_array, open_array
+from models.store_writer import StoreWriter, case_digest, create_or_open, open_writer, read_attributes
+
+__all__ = [
+    "Store",
+    "StoreError",
+    "StoreWriter",
+    "StoredCase",
+    "StoredDataset",
+    "case_digest",
+    "create_or_open",
+    "open_store",
+    "open_writer",
+    "store_digest",
+    "verify",
+]
+
+_decoded_in: int | None = None
+
+
+def _guard_fork() -> None:
+    """Refuse to decode in a forked child of a process that has decoded: the Rust thread pool would hang for ever."""
+    global _decoded_in
+    if _decoded_in is None:
+        _decoded_in = os.getpid()
+    elif _decoded_in != os.getpid():
+        raise StoreError(
+            f"process {os.getpid()} was forked from {_decoded_in}, which has already read a store; reading here would "
+            "hang. Start loader processes with the `spawn` or `forkserver` method"
+        )
+
+
+@dataclass(frozen=True)
+class StoredCase:
+    """What a reader must know of one published row."""
+
+    dataset: str
+    row: int
+    case: str
+    subject: str
+    session: str
+    present: tuple[bool, ...]
+    """By modality of the spec."""
+    extent: Shape3
+    """Stored voxels."""
+    origin: Shape3
+    """Index of stored voxel 0 in the template grid."""
+    affine: np.ndarray
+    """(4, 4) float64: stored voxel -> RAS+ mm."""
+    digest: str
+    has_label: bool
+    label_scheme: str
+
+
+class _Lazy:
+    """Array handles of one process: dropped when pickled, opened again where they are used."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._handles: dict[str, Any] = {}
+        self._pid = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "_handles": {}, "_pid": -1}
+
+    def open(self, path: str) -> Any:
+        if self._pid != os.getpid():
+            self._handles, self._pid = {}, os.getpid()
+        if path not in self._handles:
+            self._handles[path] = open_array(self.url, path)
+        return self._handles[path]
+
+
+class StoredDataset:
+    """The published rows of one dataset. Picklable; safe to use after fork when the parent has not read yet."""
+
+    def __init__(self, url: str, name: str, spec: PreprocessSpec, cases: pa.Table) -> None:
+        self.url = url
+        self.name = name
+        self.spec = spec
+        self._lazy = _Lazy(url)
+        lines = cases.filter(pc.field("dataset") == name).drop_columns(["fingerprint"]).to_pylist()
+        self._lines: dict[int, dict[str, Any]] = {line["row"]: line for line in lines}
+        self._has_label = any(line["has_label"] for line in lines) or has_array(url, name, "label")
+
+    @property
+    def image(self) -> Any:
+        """The zarr array (case, modality, x, y, z) float16."""
+        return self._lazy.open(f"{self.name}/image")
+
+    @property
+    def label(self) -> Any | None:
+        """The zarr array (case, x, y, z) uint8, or None when the dataset has no segmentations."""
+        return self._lazy.open(f"{self.name}/label") if self._has_label else None
+
+    @property
+    def present(self) -> Any:
+        """The zarr array (case, modality) bool."""
+        return self._lazy.open(f"{self.name}/present")
+
+    @property
+    def extent(self) -> Any:
+        """The zarr array (case, axis) int32, voxels."""
+        return self._lazy.open(f"{self.name}/extent")
+
+    @property
+    def affine(self) -> Any:
+        """The zarr array (case, row, col) float64: stored voxel -> RAS+ mm."""
+        return self._lazy.open(f"{self.name}/affine")
+
+    @property
+    def origin(self) -> Any:
+        """The zarr array (case, axis) int32: index of stored voxel 0 in the template grid."""
+        return self._lazy.open(f"{self.name}/origin")
+
+    @property
+    def rows(self) -> list[int]:
+        """Rows with status `stored`, ascending."""
+        return sorted(row for row, line in self._lines.items() if line["status"] == "stored")
+
+    @cached_property
+    def _small(self) -> dict[str, np.ndarray]:
+        _guard_fork()
+        return {name: np.asarray(getattr(self, name)[:]) for name in ("present", "extent", "affine", "origin")}
+
+    def case_info(self, row: int) -> StoredCase:
+        """Return what is known of a published row; raises StoreError for a row that is not stored."""
+        line = self._stored(row)
+        small = self._small
+        return StoredCase(
+            dataset=self.name,
+            row=row,
+            present=tuple(bool(p) for p in small["present"][row]),
+            extent=_triple(small["extent"][row]),
+            origin=_triple(small["origin"][row]),
+            affine=small["affine"][row],
+            **{key: line[key] for key in ("case", "subject", "session", "digest", "has_label", "label_scheme")},
+        )
+
+    def read_crop(
+        self, row: int, modality_indices: Sequence[int], start: Sequence[int], size: Sequence[int]
+    ) -> np.ndarray:
+        """Return a window of some modalities, (len(modality_indices), *size) float32, zeros outside the extent.
+
+        start may be negative. Only the chunks of these modalities are read; absent ones are zeros.
+        """
+        self._stored(row)
+        out = np.zeros((len(modality_indices), *size), dtype=np.float32)
+        stored, window = clip_window(start, size, self._small["extent"][row])
+        if all(s.stop > s.start for s in stored):
+            for channel, modality in enumerate(modality_indices):
+                if self._small["present"][row, modality]:
+                    out[channel][tuple(window)] = self.image[(row, modality, *stored)]
+        return out
+
+    def read_label(self, row: int, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
+        """Return a window of the label, (*size) uint8, zeros outside the extent.
+
+        Raises StoreError when the case has no label.
+        """
+        if not self._stored(row)["has_label"]:
+            raise StoreError(f"case {self._lines[row]['case']!r} of {self.name} (row {row}) has no label")
+        out = np.zeros(tuple(size), dtype=np.uint8)
+        stored, window = clip_window(start, size, self._small["extent"][row])
+        if all(s.stop > s.start for s in stored):
+            out[tuple(window)] = self._lazy.open(f"{self.name}/label")[(row, *stored)]
+        return out
+
+    def read_case(self, row: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the whole case as stored: image (M, x, y, z) float16, and label (x, y, z) uint8 or None."""
+        line = self._stored(row)
+        x, y, z = self._small["extent"][row]
+        image = np.asarray(self.image[row, :, :x, :y, :z])
+        label = np.asarray(self._lazy.open(f"{self.name}/label")[row, :x, :y, :z]) if line["has_label"] else None
+        return image, label
+
+    def _stored(self, row: int) -> dict[str, Any]:
+        line = self._lines.get(row)
+        if line is None or line["status"] != "stored":
+            status = line["status"] if line else "not published"
+            raise StoreError(f"row {row} of {self.name} cannot be read: it is {status}; readers see stored rows only")
+        return line
+
+
+@dataclass(frozen=True)
+class Store:
+    """A finalised store. Holds URLs and tables only; see StoredDataset for voxels."""
+
+    url: str
+    spec: PreprocessSpec
+
+    @property
+    def datasets(self) -> list[str]:
+        """Names of the datasets, sorted."""
+        return dataset_names(self.url)
+
+    def cases(self) -> pa.Table:
+        """Return cases.parquet: one line per row, stored, retired and quarantined alike."""
+        return read_cases(self.url)
+
+    def dataset(self, name: str) -> StoredDataset:
+        """Return one dataset; raises StoreError listing the known ones."""
+        if name not in self.datasets:
+            raise StoreError(f"{self.url} has no dataset {name!r}; it has: {', '.join(self.datasets)}")
+        return StoredDataset(self.url, name, self.spec, self.cases())
+
+
+def open_store(url: str) -> Store:
+    """Open a store for reading; raises StoreError for no store, an unknown schema, or one never finalised."""
+    attributes = read_attributes(url)
+    if attributes.get("finalised") is None:
+        raise StoreError(
+            f"{url} was never finalised, so no row is published; run `brainloom preprocess` again to finish it"
+        )
+    return Store(url, PreprocessSpec.model_validate(attributes["spec"]))
+
+
+def read_cases(url: str, columns: list[str] | None = None) -> pa.Table:
+    """Return cases.parquet of a store, or some of its columns; raises FileNotFoundError when none was published."""
+    return pq.read_table(io.BytesIO(storage.read_bytes(storage.join(url, CASES))), columns=columns)
+
+
+def digest_of_cases(table: pa.Table, spec_digest: str) -> str:
+    """Return the SHA-256 (hex) over the sorted lines `dataset/case digest spec` of the stored cases."""
+    stored = table.select(["dataset", "case", "digest", "status"]).filter(pc.field("status") == "stored").to_pylist()
+    lines = sorted(f"{line['dataset']}/{line['case']} {line['digest']} {spec_digest}\n" for line in stored)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def store_digest(url: str) -> str:
+    """Return the digest of the published content: no row order, no times, no software versions."""
+    columns = ["dataset", "case", "digest", "status"]
+    return digest_of_cases(read_cases(url, columns), open_store(url).spec.content_digest())
+
+
+def verify(url: str, deep: bool = False) -> list[str]:
+    """Return what is wrong with a store, one sentence each; empty means sound.
+
+    Shallow: digests and small arrays agree with cases.parquet, shards exist. Deep: every voxel is decoded and every
+    case digest computed again.
+    """
+    store = open_store(url)
+    problems = []
+    finalised = read_attributes(url)["finalised"]
+    if finalised["digest"] != (now := store_digest(url)):
+        problems.append(f"store digest is {now}, but {finalised['digest']} was finalised; run preprocess again")
+    for name in store.datasets:
+        dataset = store.dataset(name)
+        cases = [dataset.case_info(row) for row in dataset.rows]
+        if len({case.case for case in cases}) < len(cases):
+            problems.append(f"{name}: a case is stored in more than one row")
+        for case in cases:
+            problems += _problems_of(dataset, case, deep)
+    return problems
+
+
+def _problems_of(dataset: StoredDataset, case: StoredCase, deep: bool) -> list[str]:
+    where = f"{case.dataset}/{case.case} (row {case.row})"
+    shards = ["image", *(["label"] if case.has_label else [])]
+    if not any(case.present) or min(case.extent) < 1:
+        return [f"{where}: no modality is present or the extent {case.extent} is empty"]
+    for name in shards[:1]:
+        if not storage.exists(storage.join(dataset.url, case.dataset, name, "c", str(case.row))):
+            return [f"{where}: the shard of {name} is missing"]
+    if not deep:
+        return []
+    try:
+        image, label = dataset.read_case(case.row)
+    except Exception as error:  # noqa: BLE001 - whatever a damaged shard makes the decoder raise is the finding
+        return [f"{where}: cannot be decoded: {error}"]
+    found = case_digest(image, label, np.array(case.present), case.affine, case.origin)
+    return [] if found == case.digest else [f"{where}: digest of the voxels is {found}, receipt says {case.digest}"]
+
+
+def _triple(values: np.ndarray) -> Shape3:
+    x, y, z = (int(v) for v in values)
+    return x, y, z

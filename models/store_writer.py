@@ -1,0 +1,228 @@
+"""The writing side of a store: create it for one spec, grow datasets, write whole cases, publish rows.
+
+Order matters more than locks: voxels first, then the receipt (tasks.receipts), then at finalise the small arrays,
+cases.parquet, and the `finalised` attribute last. What was interrupted stays invisible and is written again.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+import zarr
+
+from infra import storage
+from models.records import CaseGeometry, PreprocessSpec, Receipt, digest_of
+from models.store_layout import (
+    ATTRIBUTE,
+    CASES,
+    SCHEMA,
+    SMALL_ARRAYS,
+    Shape3,
+    StoreError,
+    dataset_names,
+    grow_dataset,
+    open_array,
+)
+
+
+def case_digest(
+    image: np.ndarray, label: np.ndarray | None, present: np.ndarray, affine: np.ndarray, origin: Shape3
+) -> str:
+    """Return the XXH3-128 (hex) of a case as it decodes: voxels, label, present, extent, affine, origin.
+
+    image: (M, x, y, z) float16 on the extent, absent modalities included as zeros but not hashed;
+    label: (x, y, z) uint8 or None; present: (M,) bool; affine: (4, 4) float64, stored voxel -> RAS+ mm.
+    """
+    state = xxhash.xxh3_128()
+    state.update(np.asarray(present, dtype=np.uint8).tobytes())
+    state.update(np.asarray(image.shape[1:], dtype="<i4").tobytes())
+    state.update(np.asarray(affine, dtype="<f8").tobytes())
+    state.update(np.asarray(origin, dtype="<i4").tobytes())
+    for channel in np.flatnonzero(present):
+        state.update(np.ascontiguousarray(image[channel], dtype="<f2").data)
+    state.update(b"label" if label is not None else b"no label")
+    if label is not None:
+        state.update(np.ascontiguousarray(label, dtype=np.uint8).data)
+    return state.hexdigest()
+
+
+class StoreWriter:
+    """Writes cases into the rows that a plan gave them. Holds URLs only; arrays are opened in the process that writes.
+
+    Use `create_or_open` to get one; workers build their own from the URL with `open_writer`.
+    """
+
+    def __init__(self, url: str, spec: PreprocessSpec) -> None:
+        self.url = url
+        self.spec = spec
+        self._arrays: dict[str, Any] = {}
+        self._pid = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "spec": self.spec, "_arrays": {}, "_pid": -1}
+
+    def grow(self, dataset: str, rows: int, with_label: bool) -> None:
+        """Make room for `rows` cases in a dataset. Only the flow that holds the lease may call this."""
+        grow_dataset(self.url, dataset, self.spec, rows, with_label)
+        self._arrays.clear()
+
+    def write_case(self, dataset: str, row: int, image: np.ndarray, label: np.ndarray | None) -> None:
+        """Write one case as one shard per array. image: (M, x, y, z) float16; label: (x, y, z) uint8 or None.
+
+        A shard left by a killed process is erased first: it may be half-written, and zarr would try to merge with it.
+        Raises StoreError when the case is larger than the grid or the row was not planned.
+        """
+        self._check_fits(dataset, row, image)
+        x, y, z = image.shape[1:]
+        self.erase_case(dataset, row)
+        self._array(dataset, "image")[row, :, :x, :y, :z] = image
+        self._sync(dataset, "image", row)
+        if label is not None:
+            self._array(dataset, "label")[row, :x, :y, :z] = label
+            self._sync(dataset, "label", row)
+
+    def erase_case(self, dataset: str, row: int) -> None:
+        """Delete the shards of a row; it then reads as zeros."""
+        for name in ("image", "label"):
+            storage.delete(self._shard_url(dataset, name, row))
+
+    def write_small(self, dataset: str, receipts: list[Receipt], names: dict[int, str]) -> None:
+        """Write the per-case properties of stored rows, and the case names by row, in one go per array."""
+        stored = {r.row: r.geometry for r in receipts if r.status == "stored" and r.geometry is not None}
+        extents = {r.row: r.extent for r in receipts}
+        present = {r.row: r.modalities for r in receipts}
+        for name in SMALL_ARRAYS:
+            if not stored:
+                break
+            array = open_array(self.url, f"{dataset}/{name}", "r+")
+            values = np.asarray(array[:])
+            for row, geometry in stored.items():
+                values[row] = self._small_value(name, geometry, extents[row], present[row])
+            array[:] = values
+        cases = open_array(self.url, f"{dataset}/case", "r+")
+        labels = np.asarray(cases[:], dtype=object)
+        for row, case in names.items():
+            labels[row] = case
+        cases[:] = labels
+
+    def publish(self, table: pa.Table, digest: str) -> None:
+        """Replace cases.parquet, then set the finalised attribute: from here on readers see these rows."""
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd")
+        storage.write_bytes(storage.join(self.url, CASES), sink.getvalue())
+        stored = table.column("status").to_pylist().count("stored")
+        for dataset in dataset_names(self.url):
+            self._consolidate(dataset)
+        _write_attributes(self.url, self.spec, {"digest": digest, "rows": table.num_rows, "stored": stored})
+
+    def _consolidate(self, dataset: str) -> None:
+        """Write the dataset's metadata in one object: xarray opens it with one read, at the published length."""
+        with warnings.catch_warnings():
+            # Consolidated metadata are an extension of Zarr v3; readers that do not know it lose nothing.
+            warnings.filterwarnings("ignore", message="Consolidated metadata")
+            zarr.consolidate_metadata(storage.zarr_store(self.url, "r+"), path=dataset, zarr_format=3)
+
+    def _small_value(self, name: str, geometry: CaseGeometry, extent: Shape3, modalities: tuple[str, ...]) -> Any:
+        if name == "present":
+            return [m in modalities for m in self.spec.modalities]
+        if name == "extent":
+            return extent
+        value = getattr(geometry, name)
+        if not isinstance(value, dict):
+            return value
+        small = SMALL_ARRAYS[name]
+        out = np.zeros((len(self.spec.modalities), *(n for _, n in small.axes[1:])))
+        for modality, entry in value.items():
+            out[self.spec.modalities.index(modality)] = entry
+        return out
+
+    def _check_fits(self, dataset: str, row: int, image: np.ndarray) -> None:
+        channels, *extent = image.shape
+        rows = self._array(dataset, "image").shape[0]
+        if channels != len(self.spec.modalities) or any(e > g for e, g in zip(extent, self.spec.grid, strict=True)):
+            raise StoreError(
+                f"case of {channels} channels x {tuple(extent)} voxels does not fit {dataset}: "
+                f"the spec allows {len(self.spec.modalities)} channels x {self.spec.grid}"
+            )
+        if not 0 <= row < rows:
+            raise StoreError(f"row {row} of {dataset} was not planned: the array has {rows} rows; grow it first")
+
+    def _array(self, dataset: str, name: str) -> Any:
+        if self._pid != os.getpid():
+            self._arrays, self._pid = {}, os.getpid()
+        key = f"{dataset}/{name}"
+        if key not in self._arrays:
+            self._arrays[key] = open_array(self.url, key, "r+")
+        return self._arrays[key]
+
+    def _shard_url(self, dataset: str, name: str, row: int) -> str:
+        return storage.join(self.url, dataset, name, "c", str(row))
+
+    def _sync(self, dataset: str, name: str, row: int) -> None:
+        """Force a local shard to disk before its receipt is; the object store does so by itself."""
+        if not storage.is_local(self.url):
+            return
+        for path in storage.local_path(self._shard_url(dataset, name, row)).rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+
+
+def create_or_open(url: str, spec: PreprocessSpec) -> StoreWriter:
+    """Return a writer for a store of this spec, creating the store when nothing is there.
+
+    Raises StoreError when the store has another spec (naming what differs), another schema, or is no store of ours.
+    """
+    if not storage.exists(storage.join(url, "zarr.json")):
+        if left := [name for name in storage.listdir(url) if not name.startswith(".")]:
+            raise StoreError(f"{url} is not empty and is no store: it holds {left[:5]}; choose another place")
+        zarr.create_group(storage.zarr_store(url, "a"), zarr_format=3)
+        _write_attributes(url, spec, None)
+        return StoreWriter(url, spec)
+    return StoreWriter(url, check_spec(url, spec))
+
+
+def open_writer(url: str) -> StoreWriter:
+    """Return a writer for an existing store; raises StoreError when there is none."""
+    return StoreWriter(url, PreprocessSpec.model_validate(read_attributes(url)["spec"]))
+
+
+def check_spec(url: str, spec: PreprocessSpec) -> PreprocessSpec:
+    """Return the store's spec; raises StoreError listing each field in which `spec` differs."""
+    stored = PreprocessSpec.model_validate(read_attributes(url)["spec"])
+    if stored.content_digest() != spec.content_digest():
+        old, new = stored.model_dump(mode="json"), spec.model_dump(mode="json")
+        changes = ", ".join(f"{key}: store {old[key]!r}, asked {new[key]!r}" for key in old if old[key] != new[key])
+        raise StoreError(f"{url} was built with another preprocessing spec ({changes}); use that spec or a new store")
+    return stored
+
+
+def read_attributes(url: str) -> dict[str, Any]:
+    """Return our attributes of the root group; raises StoreError for anything that is not a store of this schema."""
+    try:
+        metadata = storage.read_json(storage.join(url, "zarr.json"))
+    except FileNotFoundError:
+        raise StoreError(f"{url} is not a store: it has no zarr.json; run `brainloom preprocess` to make one") from None
+    except ValueError as error:
+        raise StoreError(f"{url} is not a store: {error}") from error
+    found = metadata.get("attributes", {}).get(ATTRIBUTE) if isinstance(metadata, dict) else None
+    if not isinstance(found, dict) or "spec" not in found:
+        raise StoreError(f"{url} is a Zarr group, but not a store of ours: attribute {ATTRIBUTE!r} is missing")
+    if found.get("schema") != SCHEMA:
+        raise StoreError(f"{url} has store schema {found.get('schema')!r}; this version reads schema {SCHEMA} only")
+    return found
+
+
+def _write_attributes(url: str, spec: PreprocessSpec, finalised: dict[str, Any] | None) -> None:
+    body = spec.model_dump(mode="json")
+    attributes = {"schema": SCHEMA, "spec": body, "spec_digest": digest_of(body), "finalised": finalised}
+    # One atomic replacement of the whole object; zarr's own update would read, change and write.
+    metadata = {"zarr_format": 3, "node_type": "group", "attributes": {ATTRIBUTE: attributes}}
+    storage.write_json(storage.join(url, "zarr.json"), metadata)

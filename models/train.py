@@ -1,0 +1,107 @@
+"""Entry of every training: `python -m torch.distributed.run ... -m models.train --config A/run.json [--config ...]`.
+
+The trainings run one after another in the same ranks; each finished one is skipped. SIGTERM finishes the current step,
+writes a checkpoint and exits with 143.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import logging
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from models.config import TrainingConfig
+from models.distributed import World, open_world
+from models.export import is_finished, write_text_whole
+from models.selection import read_selection, selection_digest
+from models.state import Stopped
+from models.trainer import train
+
+log = logging.getLogger("models.train")
+
+EXIT_STOPPED = 143
+FAILURE = "failure.json"
+"""Says why a training failed for a reason of its own, so that nobody restarts it in vain."""
+_PR_SET_PDEATHSIG = 1
+
+
+class StopFlag:
+    """Set by SIGTERM and SIGINT; the loop asks it after each step."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+    def __call__(self) -> bool:
+        """Return whether this process was told to stop."""
+        return self.is_set
+
+    def install(self) -> None:
+        """Catch the signals in this process."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._catch)
+
+    def _catch(self, number: int, frame: FrameType | None) -> None:
+        self.is_set = True
+
+
+def die_with_parent() -> None:
+    """Ask Linux for a SIGTERM when the parent (torchrun's agent, or the launcher) dies, however it dies."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the given trainings; return the exit code."""
+    parser = argparse.ArgumentParser(prog="models.train", description=__doc__)
+    parser.add_argument("--config", action="append", required=True, type=Path, help="run.json of a training folder")
+    paths: list[Path] = parser.parse_args(arguments).config
+    die_with_parent()
+    # A depth-wise weight has one input channel, whose stride means nothing; DDP warns that it differs.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    stop = StopFlag()
+    stop.install()
+    with open_world() as world:
+        logging.basicConfig(
+            stream=sys.stdout,
+            level=logging.INFO if world.is_main else logging.WARNING,
+            format=f"%(asctime)s rank {world.rank} %(levelname)s %(message)s",
+        )
+        try:
+            for path in paths:
+                run_training(path, world, stop)
+        except Stopped as order:
+            log.warning("%s", order)
+            return EXIT_STOPPED
+    return 0
+
+
+def run_training(path: Path, world: World, stop: StopFlag) -> None:
+    """Run the training of one run.json, or skip it when it is finished.
+
+    A failure of the training itself (not of the machine) is also written to failure.json beside the config.
+    """
+    folder = path.resolve().parent
+    try:
+        config = TrainingConfig.model_validate_json(path.read_text(encoding="utf-8"))
+        if is_finished(folder, config, selection_digest(read_selection(config.data.selection))):
+            log.info("training %s is finished already", config.name)
+            return
+        if stop():
+            raise Stopped(f"training {config.name} was stopped before its first step")
+        train(config, folder, world, stop)
+        log.info("training %s is finished", config.name)
+    except (ValueError, ArithmeticError, TypeError, KeyError) as error:
+        reason = {"type": type(error).__name__, "message": str(error), "rank": world.rank}
+        write_text_whole(folder / FAILURE, json.dumps(reason) + "\n")
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main())

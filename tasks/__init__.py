@@ -1,0 +1,1 @@
+"""What we do: thin Prefect tasks over pure functions."""

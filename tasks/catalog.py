@@ -1,0 +1,240 @@
+"""The catalog: every scan found at the sources, with its header, and why any was left out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra import storage
+from models.records import MODALITIES, OTHER_MODALITIES, Reason, Scan, digest_of
+from tasks.headers import HeaderError, read_header
+from tasks.phenotypes import combine
+from tasks.sources import SourceConfig, find_scans
+from tasks.sources.base import LABEL, left_out
+
+CATALOG_FILE = "catalog.parquet"
+SUMMARY_FILE = "catalog.json"
+PHENOTYPES_FILE = "phenotypes.parquet"
+HEADER_THREADS = 16
+"""Header reads wait for the disk or for S3, hardly for the CPU."""
+CHANNEL_ORDER = (*MODALITIES, *OTHER_MODALITIES, LABEL)
+
+SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("dataset", "subject", "session", "case", "modality", "path")),
+        ("size_bytes", pa.int64()),
+        ("etag", pa.string()),
+        ("shape", pa.list_(pa.int64())),
+        ("spacing_mm", pa.list_(pa.float64())),
+        *((name, pa.string()) for name in ("dtype", "label_scheme", "split", "status", "reason", "detail")),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class CatalogResult:
+    """What was found at the sources."""
+
+    scans: list[Scan]
+    """Sorted by dataset, case, modality (template order, label last) and path."""
+    phenotypes: pd.DataFrame
+    """See tasks.phenotypes.COLUMNS."""
+    report: dict[str, Any]
+    """What catalog.json holds: digests and counts."""
+
+
+def build_catalog(
+    sources: Sequence[SourceConfig], on_progress: Callable[[int, int], None] | None = None
+) -> CatalogResult:
+    """Find the scans of all sources, read their headers and mark what cannot be used.
+
+    Args:
+        sources: one config per dataset; several may name the same dataset (BrainMVP lists one in two files).
+        on_progress: called with (headers read, headers in all) from the calling thread.
+
+    Raises:
+        FileNotFoundError: a root or datalist does not exist.
+        ValueError: a datalist or participants table does not follow its schema, or a source names no scan at all.
+    """
+    founds = [find_scans(source) for source in sources]
+    for source, found in zip(sources, founds, strict=True):
+        if not found.scans:
+            raise ValueError(
+                f"dataset {source.dataset}: no scan was found below {source.root} as {source.kind}; "
+                "check `root` and `kind`"
+            )
+    scans = read_headers([scan for found in founds for scan in found.scans], on_progress)
+    scans = sort_scans(mark_orphans(mark_duplicates(scans)))
+    phenotypes = combine([found.phenotypes for found in founds])
+    roots = [storage_root(source.root) for source in sources]
+    return CatalogResult(scans, phenotypes, summarise(scans, phenotypes, roots))
+
+
+def storage_root(root: str) -> str:
+    """Return a root as the paths of its scans begin: resolved when local, unchanged for a URL."""
+    return str(storage.local_path(root).resolve()) if storage.is_local(root) else root.rstrip("/")
+
+
+def read_headers(scans: Sequence[Scan], on_progress: Callable[[int, int], None] | None = None) -> list[Scan]:
+    """Return the scans with size, identity, shape, spacing and type; bad headers become `left out`. Order is kept."""
+    result = []
+    with ThreadPoolExecutor(HEADER_THREADS, thread_name_prefix="headers") as pool:
+        for number, scan in enumerate(pool.map(with_header, scans), start=1):
+            result.append(scan)
+            if on_progress is not None and (number % 100 == 0 or number == len(scans)):
+                on_progress(number, len(scans))
+    return result
+
+
+def with_header(scan: Scan) -> Scan:
+    """Return one scan with what its header says; a scan that is left out already is not opened."""
+    if scan.status != "ok":
+        return scan
+    try:
+        header = read_header(scan.path, (scan.size_bytes, scan.etag) if scan.etag else None)
+    except HeaderError as error:
+        return left_out(scan, error.reason, str(error))
+    return scan.replace(
+        size_bytes=header.size_bytes,
+        etag=header.etag,
+        shape=header.shape,
+        spacing_mm=tuple(round(value, 6) for value in header.spacing_mm),
+        dtype=header.dtype,
+    )
+
+
+def mark_duplicates(scans: Iterable[Scan]) -> list[Scan]:
+    """Leave out all but the first usable scan of each dataset, case and modality, naming the one that is kept."""
+    kept: dict[tuple[str, str, str], Scan] = {}
+    result = []
+    for scan in scans:
+        first = kept.setdefault((scan.dataset, scan.case, scan.modality), scan) if scan.status == "ok" else scan
+        if first is not scan:
+            scan = left_out(scan, Reason.DUPLICATE_SCAN, f"{scan.modality} of {scan.case} is already {first.path}")
+        result.append(scan)
+    return result
+
+
+def mark_orphans(scans: Sequence[Scan]) -> list[Scan]:
+    """Leave out labels of cases without a usable image."""
+    imaged = {(scan.dataset, scan.case) for scan in scans if scan.status == "ok" and scan.modality != LABEL}
+    return [
+        left_out(scan, Reason.NO_SCAN, f"{scan.case} has a label but no usable image")
+        if scan.status == "ok" and (scan.dataset, scan.case) not in imaged
+        else scan
+        for scan in scans
+    ]
+
+
+def sort_scans(scans: Iterable[Scan]) -> list[Scan]:
+    """Return the scans in the catalog's order, which does not depend on the order of sources or threads."""
+    ranks = {name: rank for rank, name in enumerate(CHANNEL_ORDER)}
+
+    def key(scan: Scan) -> tuple[Any, ...]:
+        return scan.dataset, scan.case, ranks.get(scan.modality, len(ranks)), scan.modality, scan.path, scan.status != "ok"
+
+    return sorted(scans, key=key)
+
+
+def summarise(scans: Sequence[Scan], phenotypes: pd.DataFrame, roots: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the content of catalog.json.
+
+    `digest` hashes the rows without times and with paths below the roots, so two machines with the same files agree;
+    `identity` hashes the rows as they are, modification times included, and decides whether the files are rewritten.
+    """
+    rows = [scan.model_dump(mode="json") for scan in scans]
+    datasets: dict[str, Any] = {}
+    for name in sorted({scan.dataset for scan in scans}):
+        datasets[name] = _counts([scan for scan in scans if scan.dataset == name])
+    table = json.loads(phenotypes.to_json(orient="split", index=False))
+    return {
+        "schema": 1,
+        "digest": digest_of([_portable(row, roots) for row in rows]),
+        "identity": digest_of({"rows": rows, "phenotypes": table}),
+        "subjects": len(phenotypes),
+        **_counts(scans),
+        "datasets": datasets,
+    }
+
+
+def _portable(row: dict[str, Any], roots: Sequence[str]) -> dict[str, Any]:
+    """Return a row without modification time, absolute path and texts that contain paths."""
+    path = row["path"]
+    root = max((root for root in roots if path.startswith(root + "/")), key=len, default="")
+    times = {} if "://" in path else {"etag": ""}
+    return {**row, **times, "path": path[len(root) :], "detail": ""}
+
+
+def _counts(scans: Sequence[Scan]) -> dict[str, Any]:
+    used = [scan for scan in scans if scan.status == "ok"]
+    return {
+        "scans": sum(scan.modality != LABEL for scan in used),
+        "labels": sum(scan.modality == LABEL for scan in used),
+        "cases": len({(scan.dataset, scan.case) for scan in used}),
+        "left_out": len(scans) - len(used),
+        "modalities": _ordered(Counter(scan.modality for scan in used)),
+        "reasons": dict(sorted(Counter(scan.reason for scan in scans if scan.status != "ok").items())),
+    }
+
+
+def _ordered(counts: Counter[str]) -> dict[str, int]:
+    return {name: counts[name] for name in CHANNEL_ORDER if counts[name]}
+
+
+def write_catalog(result: CatalogResult, ws: str) -> bool:
+    """Write catalog.parquet, phenotypes.parquet and, last, catalog.json into a workspace (folder or URL).
+
+    Returns False, and writes nothing, when the workspace holds this catalog already.
+    """
+    if _is_written(result, ws):
+        return False
+    rows = [scan.model_dump() for scan in result.scans]
+    storage.write_bytes(storage.join(ws, CATALOG_FILE), _parquet(pa.Table.from_pylist(rows, schema=SCHEMA)))
+    phenotypes = pa.Table.from_pandas(result.phenotypes, preserve_index=False)
+    storage.write_bytes(storage.join(ws, PHENOTYPES_FILE), _parquet(phenotypes))
+    storage.write_json(storage.join(ws, SUMMARY_FILE), result.report)
+    return True
+
+
+def _is_written(result: CatalogResult, ws: str) -> bool:
+    if not all(storage.exists(storage.join(ws, name)) for name in (CATALOG_FILE, PHENOTYPES_FILE, SUMMARY_FILE)):
+        return False
+    try:
+        known = storage.read_json(storage.join(ws, SUMMARY_FILE))
+    except ValueError:
+        return False
+    return bool(known.get("identity") == result.report["identity"])
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def _read_table(path: str, name: str) -> pa.Table:
+    url = path if path.endswith(".parquet") else storage.join(path, name)
+    if not storage.exists(url):
+        raise FileNotFoundError(f"there is no {name} at {url}; run the catalog flow first")
+    return pq.read_table(pa.BufferReader(storage.read_bytes(url)))
+
+
+def read_catalog(path: str) -> list[Scan]:
+    """Return the scans of a catalog.parquet (or of the workspace that holds one), left-out ones included.
+
+    Raises FileNotFoundError when it was never written.
+    """
+    return [Scan.model_validate(row) for row in _read_table(str(path), CATALOG_FILE).to_pylist()]
+
+
+def read_phenotypes(path: str) -> pd.DataFrame:
+    """Return the phenotype table of a workspace (or a phenotypes.parquet); raises FileNotFoundError without one."""
+    return _read_table(str(path), PHENOTYPES_FILE).to_pandas()

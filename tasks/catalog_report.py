@@ -1,0 +1,111 @@
+"""The catalog for readers: counts, modality combinations and what was left out, as Markdown and rows."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from models.records import Scan
+from tasks.catalog import CATALOG_FILE, CHANNEL_ORDER, CatalogResult
+
+SHOWN = 200
+"""Rows of the left-out table in the report; the catalog holds all."""
+
+
+def left_out_table(scans: Iterable[Scan]) -> list[dict[str, str]]:
+    """Return one row per scan that was left out: dataset, case, file, reason, detail."""
+    return [
+        {
+            "dataset": scan.dataset,
+            "case": scan.case,
+            "file": scan.path.rsplit("/", 1)[-1],
+            "reason": scan.reason,
+            "detail": scan.detail,
+        }
+        for scan in scans
+        if scan.status != "ok"
+    ]
+
+
+def modality_combinations(scans: Iterable[Scan]) -> list[dict[str, Any]]:
+    """Return how many cases of each dataset have which modalities, most frequent first."""
+    cases: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for scan in scans:
+        if scan.status == "ok":
+            cases[scan.dataset, scan.case].add(scan.modality)
+    counts = Counter((dataset, _combination(found)) for (dataset, _), found in cases.items())
+    rows = sorted(counts.items(), key=lambda item: (item[0][0], -item[1], item[0][1]))
+    return [{"dataset": dataset, "modalities": names, "cases": count} for (dataset, names), count in rows]
+
+
+def _combination(found: set[str]) -> str:
+    return " ".join(name for name in CHANNEL_ORDER if name in found)
+
+
+def catalog_report(result: CatalogResult) -> str:
+    """Return the catalog in Markdown: counts, grids, cases by modality combination, what was left out and why."""
+    report = result.report
+    lines = [
+        f"**{report['cases']:,} cases, {report['scans']:,} scans, {report['labels']:,} labels** "
+        f"in {len(report['datasets'])} datasets; {report['left_out']:,} files left out.",
+        "",
+        "### Datasets",
+        "",
+        *markdown_table(_dataset_rows(result)),
+        "",
+        "### Cases by modality combination",
+        "",
+        *markdown_table(modality_combinations(result.scans)),
+    ]
+    missing = left_out_table(result.scans)
+    if missing:
+        lines += ["", "### Left out", "", *markdown_table(missing[:SHOWN])]
+    if len(missing) > SHOWN:
+        lines += ["", f"... and {len(missing) - SHOWN:,} more; see `{CATALOG_FILE}`."]
+    return "\n".join([*lines, "", f"Digest `{report['digest'][:16]}`", ""])
+
+
+def _dataset_rows(result: CatalogResult) -> list[dict[str, Any]]:
+    rows = []
+    for name, counts in result.report["datasets"].items():
+        images = [scan for scan in result.scans if scan.dataset == name and scan.status == "ok"]
+        rows.append(
+            {
+                "dataset": name,
+                "cases": counts["cases"],
+                "scans": counts["scans"],
+                "labels": counts["labels"],
+                "left out": counts["left_out"],
+                "GB": round(sum(scan.size_bytes for scan in images) / 1e9, 3),
+                "voxel size (mm)": _span([edge for scan in images for edge in scan.spacing_mm]),
+                "shape": _commonest(images),
+            }
+        )
+    return rows
+
+
+def _span(values: list[float]) -> str:
+    return f"{min(values):.2g} to {max(values):.2g}" if values else ""
+
+
+def _commonest(scans: list[Scan]) -> str:
+    shapes = Counter(scan.shape for scan in scans).most_common()
+    if not shapes:
+        return ""
+    text = " x ".join(map(str, shapes[0][0]))
+    return text if len(shapes) == 1 else f"{text} and {len(shapes) - 1} others"
+
+
+def markdown_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the lines of a Markdown table; the first row names the columns. No rows: a line that says so."""
+    if not rows:
+        return ["none"]
+
+    def cell(value: Any) -> str:
+        text = f"{value:,}" if isinstance(value, int) else str(value)
+        return text.replace("|", "\\|").replace("\n", " ")
+
+    names = list(rows[0])
+    body = ["| " + " | ".join(cell(row[name]) for name in names) + " |" for row in rows]
+    return ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names), *body]

@@ -1,0 +1,317 @@
+"""Evaluating one benchmark: its cohort, the scores of all rows, its table and its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from models.records import SelectedCase, digest_of
+from tasks import baselines
+from tasks.benchmarks import Benchmark
+from tasks.cohort import select_cases
+from tasks.faces import face_mask, foreground_of
+from tasks.figures import OverlayCase, forest_plot, overlays
+from tasks.finetune import Finetuning, budget
+from tasks.predictions import predictions_digest, read_probabilities, read_regions
+from tasks.report import Picture, TableSection
+from tasks.scores import (
+    RowKey,
+    ScoreError,
+    inputs_digest,
+    kept_scores,
+    probability_scores,
+    region_masks,
+    segmentation_scores,
+)
+from tasks.splits import leaking
+from tasks.summary import PRETRAINED, Line, primary_metric, summarise
+from tasks.tables import BenchmarkTable, heading
+
+if TYPE_CHECKING:
+    from models.store import Store, StoredDataset
+
+KINDS: dict[str, str] = {
+    baselines.MAJORITY: "baseline",
+    baselines.AGE_SEX_VOLUME: "baseline",
+    baselines.TEMPLATE_OVERLAP: "baseline",
+    baselines.CEILING: "ceiling",
+}
+LATENTS: tuple[str, ...] = ("age", "head_scale", "grey_loss", "ventricle_log", "medial_temporal_loss")
+"""Columns of latents.parquet that the ceiling sees: what generated the anatomy, never the label itself."""
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A benchmark on the cases of one store."""
+
+    benchmark: Benchmark
+    selected: tuple[SelectedCase, ...]
+    people: pd.DataFrame
+    """One line a stored case with phenotype columns: dataset, row, subject, age, sex, ..."""
+    store: Store
+    latents: pd.DataFrame | None = None
+    """Columns dataset, subject and LATENTS; only phantoms have them."""
+
+    def of_role(self, role: str) -> list[SelectedCase]:
+        """Return the lines of one role."""
+        return [case for case in self.selected if case.role == role]
+
+    @cached_property
+    def _datasets(self) -> dict[str, StoredDataset]:
+        return {name: self.store.dataset(name) for name in self.benchmark.datasets if name in self.store.datasets}
+
+    def image(self, case: SelectedCase) -> npt.NDArray[np.float32]:
+        """Return the benchmark's modalities of a case on its stored extent (M, X, Y, Z)."""
+        dataset = self._datasets[case.dataset]
+        indices = [self.store.spec.modalities.index(name) for name in self.benchmark.modalities]
+        return dataset.read_crop(case.row, indices, (0, 0, 0), dataset.case_info(case.row).extent)
+
+    def hidden(self, case: SelectedCase, image: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        """Return the voxels (X, Y, Z) of a case's face, which no picture may show."""
+        affine = self._datasets[case.dataset].case_info(case.row).affine
+        return face_mask(foreground_of(image), affine, self.store.spec.frame)
+
+    def label(self, case: SelectedCase) -> npt.NDArray[np.uint8]:
+        """Return the stored label of a case on its extent (X, Y, Z)."""
+        dataset = self._datasets[case.dataset]
+        return dataset.read_label(case.row, (0, 0, 0), dataset.case_info(case.row).extent)
+
+    def place(self, case: SelectedCase) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return origin and extent of a case in the template grid."""
+        info = self._datasets[case.dataset].case_info(case.row)
+        return info.origin, info.extent
+
+
+def find_cohort(
+    benchmark: Benchmark,
+    store: Store,
+    people: pd.DataFrame,
+    roles: dict[tuple[str, str], str],
+    latents: pd.DataFrame | None = None,
+) -> Cohort:
+    """Return the cohort of a benchmark; without data its selection is empty."""
+    return Cohort(benchmark, tuple(select_cases(benchmark, people, roles)), people, store, latents)
+
+
+def check_leakage(pretraining: Iterable[SelectedCase], cohort: Cohort) -> None:
+    """Refuse a pre-training that has seen a test subject of the benchmark."""
+    seen = {(case.dataset, case.subject) for case in pretraining if case.role != "test"}
+    if leak := leaking(seen, {(case.dataset, case.subject) for case in cohort.of_role("test")}):
+        raise ScoreError(
+            f"benchmark {cohort.benchmark.name!r}: {len(leak)} test subjects were in the pre-training, first "
+            f"{leak[0][0]}/{leak[0][1]}; pre-train again with this workspace's split, or evaluate another pre-training"
+        )
+
+
+def score_trainings(cohort: Cohort, trainings: Sequence[Finetuning], folder: Path) -> tuple[pd.DataFrame, int]:
+    """Return the long-form scores of finished trainings and how many of them were computed now."""
+    return _gather(
+        [
+            (
+                RowKey(training.benchmark, training.row, training.seed),
+                predictions_digest(training.folder),
+                _scorer(cohort, training),
+            )
+            for training in trainings
+        ],
+        cohort,
+        folder,
+    )
+
+
+Scorer = Callable[[RowKey], pd.DataFrame]
+
+
+def _gather(rows: Sequence[tuple[RowKey, str, Scorer]], cohort: Cohort, folder: Path) -> tuple[pd.DataFrame, int]:
+    test, frames, fresh = cohort.of_role("test"), [], 0
+    for key, predictions, scorer in rows:
+        path = folder / f"{key.benchmark}-{key.row}-seed{key.seed}.parquet".replace(" ", "-")
+        inputs = inputs_digest(key, cohort.benchmark, test, predictions)
+        frame, computed = kept_scores(path, inputs, lambda key=key, scorer=scorer: scorer(key))  # type: ignore[misc]
+        frames.append(frame)
+        fresh += computed
+    return (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()), fresh
+
+
+def _scorer(cohort: Cohort, training: Finetuning) -> Scorer:
+    benchmark, test = cohort.benchmark, cohort.of_role("test")
+
+    def score(key: RowKey) -> pd.DataFrame:
+        if benchmark.kind == "classification":
+            return probability_scores(
+                key, benchmark, test, read_probabilities(training.folder, test, benchmark.classes)
+            )
+        spacing = cohort.store.spec.spacing_mm
+        return segmentation_scores(
+            key, benchmark, test, lambda case: read_regions(training.folder, case), cohort.label, spacing
+        )
+
+    return score
+
+
+def score_baselines(cohort: Cohort, folder: Path) -> tuple[pd.DataFrame, int]:
+    """Return the scores of the baselines that fit the benchmark's kind (and of the ceiling, for phantoms)."""
+    if cohort.benchmark.kind == "segmentation":
+        scorers: dict[str, Scorer] = {baselines.TEMPLATE_OVERLAP: lambda key: _template_scores(key, cohort)}
+        made_from = ""
+    else:
+        scorers = {
+            baselines.MAJORITY: lambda key: _majority_scores(key, cohort),
+            baselines.AGE_SEX_VOLUME: lambda key: _logistic_scores(key, cohort, _simple_features(cohort)),
+        }
+        if cohort.latents is not None:
+            scorers[baselines.CEILING] = lambda key: _logistic_scores(key, cohort, _latent_features(cohort))
+        made_from = _features_digest(cohort)
+    train = sorted(f"{case.dataset}/{case.row}/{case.digest}/{case.target}" for case in cohort.of_role("train"))
+    digest = digest_of([train, made_from])
+    return _gather([(RowKey(cohort.benchmark.name, row, 0), digest, s) for row, s in scorers.items()], cohort, folder)
+
+
+def _features_digest(cohort: Cohort) -> str:
+    columns = [name for name in ("age", "sex") if name in cohort.people]
+    tables = [cohort.people[["dataset", "row", *columns]], *([] if cohort.latents is None else [cohort.latents])]
+    return digest_of([table.astype(str).to_numpy().tolist() for table in tables])
+
+
+def _majority_scores(key: RowKey, cohort: Cohort) -> pd.DataFrame:
+    test = cohort.of_role("test")
+    targets = [case.target for case in cohort.of_role("train")]
+    return probability_scores(
+        key, cohort.benchmark, test, baselines.majority(targets, cohort.benchmark.classes, len(test))
+    )
+
+
+Features = Callable[[Sequence[SelectedCase]], npt.NDArray[np.float64]]
+
+
+def _logistic_scores(key: RowKey, cohort: Cohort, features: Features) -> pd.DataFrame:
+    train, test = cohort.of_role("train"), cohort.of_role("test")
+    targets = [case.target for case in train]
+    found = baselines.logistic(features(train), targets, features(test), cohort.benchmark.classes, key.row)
+    return probability_scores(key, cohort.benchmark, test, found)
+
+
+def _simple_features(cohort: Cohort) -> Features:
+    people = cohort.people.set_index(["dataset", "row"])
+
+    def features(cases: Sequence[SelectedCase]) -> npt.NDArray[np.float64]:
+        lines = people.loc[[(case.dataset, case.row) for case in cases]].copy()
+        spacing = cohort.store.spec.spacing_mm
+        lines["volume_ml"] = [baselines.foreground_ml(cohort.image(case), spacing) for case in cases]
+        return baselines.age_sex_volume_features(lines)
+
+    return features
+
+
+def _latent_features(cohort: Cohort) -> Features:
+    assert cohort.latents is not None
+    if absent := [name for name in ("dataset", "subject", *LATENTS) if name not in cohort.latents]:
+        raise ValueError(f"latents.parquet lacks the columns {absent}; write the phantom cohort again")
+    table = cohort.latents.drop_duplicates(["dataset", "subject"]).set_index(["dataset", "subject"])
+
+    def features(cases: Sequence[SelectedCase]) -> npt.NDArray[np.float64]:
+        keys = pd.MultiIndex.from_tuples([(case.dataset, case.subject) for case in cases])
+        return table.reindex(keys)[list(LATENTS)].to_numpy(dtype=np.float64)
+
+    return features
+
+
+def _template_scores(key: RowKey, cohort: Cohort) -> pd.DataFrame:
+    benchmark, store = cohort.benchmark, cohort.store
+
+    def placed() -> Iterable[baselines.Placed]:
+        for case in cohort.of_role("train"):
+            yield (
+                region_masks(cohort.label(case), benchmark.regions, benchmark.scheme, case.case),
+                cohort.place(case)[0],
+            )
+
+    prior = baselines.fit_template_prior(placed, store.spec.grid)
+    return segmentation_scores(
+        key,
+        benchmark,
+        cohort.of_role("test"),
+        lambda case: prior.predict(*cohort.place(case)),
+        cohort.label,
+        store.spec.spacing_mm,
+    )
+
+
+def make_table(
+    cohort: Cohort,
+    scores: pd.DataFrame,
+    trainings: Sequence[Finetuning],
+    provenance: Sequence[tuple[str, str]],
+    date: str,
+    replicates: int,
+) -> BenchmarkTable:
+    """Return the table of a benchmark; without scores it says `no data` beside the published rows."""
+    lines = summarise(scores, cohort.benchmark, KINDS, replicates=replicates)
+    words = budget(trainings[0].config, len(cohort.of_role("train"))) if trainings else ""
+    return BenchmarkTable(
+        benchmark=cohort.benchmark, lines=tuple(lines), budget=words, provenance=tuple(provenance), date=date
+    )
+
+
+def primary_lines(table: BenchmarkTable) -> list[Line]:
+    """Return the lines of the forest plot: the primary metric of every row, published ones included."""
+    column = primary_metric(table.benchmark)
+    return [line for line in table.lines if (line.metric, line.region) == column and line.estimate is not None]
+
+
+def make_section(
+    table: BenchmarkTable, cohort: Cohort, trainings: Sequence[Finetuning], scores: pd.DataFrame
+) -> TableSection:
+    """Return the report's section of a benchmark: table, forest plot and, for a segmentation, overlays."""
+    pictures: list[Picture] = []
+    if table.has_scores:
+        title = f"{table.benchmark.title}: {heading(*primary_metric(table.benchmark))}"
+        plot = forest_plot(primary_lines(table), title)
+        words = "Point: estimate; bar: 95 % interval over subjects; diamonds: published on other splits"
+        pictures.append(Picture(plot, f"forest plot of {table.benchmark.title}", words))
+        shown = [training for training in trainings if training.row == PRETRAINED]
+        if table.benchmark.kind == "segmentation" and shown:
+            pictures.append(_overlay_picture(cohort, shown[0], scores))
+    return TableSection(table, pictures)
+
+
+def ranked_cases(scores: pd.DataFrame, row: str, seed: int) -> list[tuple[str, str, float]]:
+    """Return (dataset, case, mean Dice over regions) of one training, best first; ties by case."""
+    mine = scores[(scores["row"] == row) & (scores["seed"] == seed) & (scores["metric"] == "dice")]
+    means = mine.groupby(["dataset", "case"])["value"].mean().reset_index()
+    means = means.sort_values(["value", "dataset", "case"], ascending=[False, True, True])
+    return [(str(line.dataset), str(line.case), float(line.value)) for line in means.itertuples()]  # type: ignore[arg-type]
+
+
+def _overlay_picture(cohort: Cohort, training: Finetuning, scores: pd.DataFrame) -> Picture:
+    ranked = ranked_cases(scores, training.row, training.seed)
+    places = dict.fromkeys([0, len(ranked) // 2, len(ranked) - 1])
+    words = dict(zip([0, len(ranked) // 2, len(ranked) - 1], ("best", "median", "worst"), strict=True))
+    by_name = {(case.dataset, case.case): case for case in cohort.of_role("test")}
+    benchmark, shown = cohort.benchmark, []
+    for place in places:
+        dataset, name, value = ranked[place]
+        case = by_name[dataset, name]
+        image = cohort.image(case)
+        # Oedema and whole lesions show best on FLAIR; any other modality where it was not taken.
+        order = sorted(range(len(image)), key=lambda m: (not image[m].any(), benchmark.modalities[m] != "flair"))
+        target = region_masks(cohort.label(case), benchmark.regions, benchmark.scheme, name)
+        shown.append(
+            OverlayCase(
+                f"{words[place]}: {name}\nmean Dice {value:.2f}",
+                np.where(cohort.hidden(case, image), 0, image[order[0]]),
+                target,
+                read_regions(training.folder, case).astype(bool),
+            )
+        )
+    names = [region.name for region in benchmark.regions]
+    title = f"{benchmark.title}, {training.row}, seed {training.seed}"
+    caption = "Test cases of best, median and worst mean Dice: the axial slice with most target voxels"
+    return Picture(overlays(shown, names, title), f"overlays of {benchmark.title}", caption)

@@ -1,0 +1,74 @@
+"""Which voxels of a head show the face, by a plane that falls from the forehead to the jaw.
+
+A rule for pictures, not an anonymisation of data: nothing that is stored is changed. Two cases are known:
+
+- In template (MNI152) millimetres the plane z = 0.92 (y - 93) mm lies below the frontal lobe and above the eyes.
+- In any other frame the same plane is placed by the head itself: its front-to-back length L and its top. In a head of
+  the MNI template's size (L = 220 mm) the two planes agree. A box without a neck or nose moves the plane upwards, so it
+  rather hides some frontal lobe than shows an eye.
+
+A skull-stripped image needs no mask. It is recognised by its volume: adult brains stay below 2.0 litres, the inside of
+the smallest adult head is above 2.5.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Frame = Literal["template", "image", "none"]
+
+SLOPE = 0.92
+TEMPLATE_FRONT_MM = 93.0
+"""Where the plane crosses z = 0 in front of the anterior commissure."""
+HEAD_VOLUME_ML = 2200.0
+DEPTH_SHARE = 0.386
+FRONT_SHARE = 0.932
+"""The plane passes DEPTH_SHARE L below the top of the head at FRONT_SHARE L in front of its back."""
+
+Mask = npt.NDArray[np.bool_]
+
+
+def face_mask(image: npt.NDArray[np.floating], affine: npt.NDArray[np.float64], frame: Frame) -> Mask:
+    """Return the voxels to hide, (X, Y, Z) bool, of an image (M, X, Y, Z) and its voxel -> RAS+ mm affine (4, 4).
+
+    `template`: the affine leads to MNI millimetres. `image`: by the head's own box, nothing when the image is
+    skull-stripped. `none`: nothing.
+    """
+    nothing = np.zeros(image.shape[1:], dtype=bool)
+    if frame == "none":
+        return nothing
+    y, z = _millimetres(nothing.shape, affine)
+    if frame == "template":
+        return z < SLOPE * (y - TEMPLATE_FRONT_MM)
+    foreground = foreground_of(image)
+    if _volume_ml(foreground, affine) < HEAD_VOLUME_ML:
+        return nothing
+    back, front = float(y[foreground].min()), float(y[foreground].max())
+    top, length = float(z[foreground].max()), front - back
+    return top - z > DEPTH_SHARE * length + SLOPE * (FRONT_SHARE * length - (y - back))
+
+
+def foreground_of(image: npt.NDArray[np.floating]) -> Mask:
+    """Return where any channel of (M, X, Y, Z) exceeds a tenth of its 99th percentile of positive voxels."""
+    result = np.zeros(image.shape[1:], dtype=bool)
+    for channel in image:
+        positive = channel[channel > 0]
+        if positive.size:
+            result |= channel > 0.1 * np.percentile(positive[:: max(len(positive) // 100_000, 1)], 99)
+    return result
+
+
+def _millimetres(
+    shape: tuple[int, ...], affine: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return y (to the front) and z (upwards) of every voxel in mm."""
+    i, j, k = np.ogrid[tuple(slice(n) for n in shape)]
+    y, z = (affine[row, 0] * i + affine[row, 1] * j + affine[row, 2] * k + affine[row, 3] for row in (1, 2))
+    return np.broadcast_to(y, shape), np.broadcast_to(z, shape)
+
+
+def _volume_ml(foreground: Mask, affine: npt.NDArray[np.float64]) -> float:
+    return float(foreground.sum()) * abs(float(np.linalg.det(affine[:3, :3]))) / 1000

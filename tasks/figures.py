@@ -1,0 +1,200 @@
+"""Pictures of results as PNG bytes: forest plots, loss curves, overlays of predictions on anatomy."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.summary import Line
+from tasks.tables import heading
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#1f2933"
+MUTED = "#7b8794"
+COLOURS = {"ours": "#1769aa", "baseline": "#7b8794", "ceiling": "#2e7d32", "published": "#b45309"}
+# Colours that people with red-green blindness can tell apart (Okabe and Ito, 2008).
+REGION_COLOURS: tuple[str, ...] = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73")
+CHANCE = {"auroc": 0.5, "balanced_accuracy": 0.5}
+_STYLE: Any = {
+    "font.size": 9, "font.family": "DejaVu Sans", "text.color": INK, "axes.labelcolor": INK,
+    "axes.edgecolor": "#cbd2d9", "xtick.color": INK, "ytick.color": INK,
+    "axes.spines.top": False, "axes.spines.right": False,
+}  # fmt: skip
+
+
+def _png(figure: Figure, dpi: int = 110) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def forest_plot(lines: Sequence[Line], title: str) -> bytes:
+    """Return a forest plot: one row a line (all of one metric and region), point and 95 % interval; PNG.
+
+    Published numbers are open diamonds without an interval. Raises ValueError when no line has a number.
+    """
+    shown = [line for line in lines if line.estimate is not None]
+    if not shown:
+        raise ValueError(f"forest plot {title!r}: no line has a number; draw it once there are scores")
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 0.9 + 0.42 * len(shown)), layout="constrained")
+        axes = figure.add_subplot()
+        _draw_forest(axes, shown)
+        axes.set_title(title, loc="left", fontweight="bold", fontsize=10)
+        return _png(figure)
+
+
+def _draw_forest(axes: Axes, lines: Sequence[Line]) -> None:
+    metric = lines[0].metric
+    places = np.arange(len(lines))[::-1]
+    for place, line in zip(places, lines, strict=True):
+        colour = COLOURS.get(line.kind, INK)
+        estimate = float(line.estimate or 0.0)
+        if line.low is not None and line.high is not None:
+            axes.plot([line.low, line.high], [place, place], color=colour, lw=2.2, solid_capstyle="round", alpha=0.75)
+        open_marker = line.kind == "published"
+        axes.plot(
+            estimate, place, "D" if open_marker else "o", ms=6.5, color=colour, mfc="white" if open_marker else colour
+        )
+        text = f"{estimate:.1f}" if metric == "hd95" else f"{estimate:.3f}"
+        axes.annotate(text, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8.5, color=colour)
+    if metric in CHANCE:
+        axes.axvline(CHANCE[metric], color=MUTED, lw=1, ls=(0, (4, 3)), zorder=0)
+        axes.annotate(
+            "chance", (CHANCE[metric], len(lines) - 0.45), fontsize=7.5, color=MUTED, ha="center", va="bottom"
+        )
+    if metric != "hd95":
+        left, right = axes.get_xlim()
+        axes.set_xlim(max(left, -0.02), min(right, 1.02))
+    axes.set_ylim(-0.6, len(lines) - 0.3)
+    axes.set_yticks(places, [f"{line.row} (published)" if line.kind == "published" else line.row for line in lines])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="#e4e7eb", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(f"{heading(metric, lines[0].region)}, 95 % interval over subjects")
+
+
+def loss_curves(records: Sequence[Mapping[str, Any]], title: str) -> bytes:
+    """Return the losses of a training against its step, one panel a loss; PNG.
+
+    `records` are lines of metrics.jsonl: kind, step and a dict `losses` (train) or `metrics` (val). Raises ValueError
+    without a number.
+    """
+    series = loss_series(records)
+    if not series:
+        raise ValueError(f"loss curves {title!r}: metrics.jsonl has no finite loss yet")
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    names = sorted(series, key=lambda name: (name != "loss", name))
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(3.1 * columns + 0.4, 2.3 * rows + 0.4), layout="constrained")
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10)
+        for k, name in enumerate(names):
+            axes = figure.add_subplot(rows, columns, k + 1)
+            for kind, colour in (("train", COLOURS["ours"]), ("val", COLOURS["published"])):
+                _draw_series(axes, series[name].get(kind, []), kind, colour)
+            axes.set_title(name, loc="left", fontsize=9)
+            axes.set_xlabel("optimiser step")
+            axes.grid(color="#e4e7eb", lw=0.8)
+            if len(series[name]) > 1:
+                axes.legend(frameon=False, fontsize=8)
+        return _png(figure)
+
+
+def loss_series(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Return the finite numbers of metrics.jsonl as name -> kind (train, val) -> (step, value), in order."""
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for record in records:
+        kind = str(record.get("kind", "train"))
+        for name, value in {**dict(record.get("losses") or {}), **dict(record.get("metrics") or {})}.items():
+            if isinstance(value, int | float) and np.isfinite(value):
+                found.setdefault(name, {}).setdefault(kind, []).append((int(record["step"]), float(value)))
+    return found
+
+
+def _draw_series(axes: Axes, points: Sequence[tuple[int, float]], label: str, colour: str) -> None:
+    if not points:
+        return
+    steps, values = np.array(points).T
+    width = max(1, len(values) // 20)
+    if width > 1:
+        axes.plot(steps, values, color=colour, lw=0.6, alpha=0.3)
+        smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+        axes.plot(steps[width - 1 :], smooth, color=colour, lw=1.6, label=label)
+    else:
+        axes.plot(steps, values, color=colour, lw=1.6, marker="o" if len(values) < 4 else "", ms=4, label=label)
+
+
+@dataclass(frozen=True)
+class OverlayCase:
+    """One case of an overlay picture."""
+
+    title: str
+    image: npt.NDArray[np.float32]
+    """(X, Y, Z) in RAS+ order."""
+    target: npt.NDArray[np.bool_]
+    """(R, X, Y, Z)."""
+    prediction: npt.NDArray[np.bool_]
+    """(R, X, Y, Z)."""
+
+
+def overlays(cases: Sequence[OverlayCase], regions: Sequence[str], title: str) -> bytes:
+    """Return axial slices with the outlines of target (solid) and prediction (dashed) by region; PNG.
+
+    The slice is the one with most target voxels (or most predicted ones, when the target is empty). Left is left
+    (neurological convention), as in the mosaics.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    if not cases:
+        raise ValueError(f"overlay {title!r}: no case to draw")
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(2.7 * len(cases), 3.75), layout="constrained")
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10)
+        for k, case in enumerate(cases):
+            _draw_overlay(figure.add_subplot(1, len(cases), k + 1), case)
+        handles = [Line2D([], [], color=c, lw=2, label=n) for n, c in zip(regions, REGION_COLOURS, strict=False)]
+        handles += [
+            Line2D([], [], color=INK, lw=1.6, label="target"),
+            Line2D([], [], color=INK, lw=1.6, ls=(0, (3, 2)), label="prediction"),
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
+        return _png(figure, 130)
+
+
+def _draw_overlay(axes: Axes, case: OverlayCase) -> None:
+    chosen = case.target if case.target.any() else case.prediction
+    counts = chosen.any(axis=0).sum(axis=(0, 1))
+    z = int(counts.argmax()) if counts.any() else case.image.shape[2] // 2
+
+    def flat(volume: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        return np.asarray(volume[:, :, z].T, dtype=np.float64)
+
+    slice_ = flat(case.image)
+    top = float(np.percentile(slice_[slice_ > 0], 99.5)) if (slice_ > 0).any() else 1.0
+    axes.imshow(slice_, cmap="gray", vmin=0, vmax=top, origin="lower", interpolation="bilinear")
+    for masks, style in ((case.target, "solid"), (case.prediction, "dashed")):
+        for mask, colour in zip(masks, REGION_COLOURS, strict=False):
+            outline = flat(mask)
+            if outline.any():
+                axes.contour(outline, levels=[0.5], colors=[colour], linewidths=1.3, linestyles=style)
+    axes.set_title(case.title, fontsize=8.5)
+    axes.annotate("L", (0.02, 0.5), xycoords="axes fraction", color="white", fontsize=8, va="center")
+    axes.annotate(f"z = {z}", (0.98, 0.02), xycoords="axes fraction", color="white", fontsize=7, ha="right")
+    axes.set_axis_off()

@@ -1,0 +1,90 @@
+"""Receipts say that a case is safely in the store, or why it is not; attempts say that a worker began one.
+
+Both are whole small objects, created by one writer each, so they need no lock on disk or on S3.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections import Counter
+from collections.abc import Iterable
+
+from pydantic import ValidationError
+
+from infra import storage
+from models.records import PlannedCase, Receipt
+from models.store_layout import BUILD
+
+MAX_ATTEMPTS = 2
+"""Under one lease: a case that was begun twice and has no receipt killed its worker twice."""
+MAX_INTERRUPTED = 8
+"""Over all leases: attempts that ended with the death of the whole flow say little about the case."""
+
+
+def receipt_url(url: str, dataset: str, row: int) -> str:
+    """Return where the receipt of a row lies."""
+    return storage.join(url, BUILD, "receipts", dataset, f"{row:08d}.json")
+
+
+def write_receipt(url: str, receipt: Receipt) -> None:
+    """Write the receipt of a row; the case counts from here on."""
+    storage.write_bytes(receipt_url(url, receipt.dataset, receipt.row), receipt.model_dump_json().encode())
+
+
+def read_receipt(url: str, planned: PlannedCase, spec_digest: str) -> Receipt | None:
+    """Return the receipt of a planned row if it was made from the same source files with the same spec."""
+    try:
+        receipt = Receipt.model_validate_json(storage.read_bytes(receipt_url(url, planned.dataset, planned.row)))
+    except (FileNotFoundError, ValidationError):
+        return None
+    same = receipt.files == planned.files and receipt.spec_digest == spec_digest and receipt.case == planned.case
+    return receipt if same else None
+
+
+def receipt_rows(url: str, datasets: Iterable[str]) -> set[tuple[str, int]]:
+    """Return dataset and row of every receipt in a store, from listings alone."""
+    found = set()
+    for dataset in set(datasets):
+        for name in storage.listdir(storage.join(url, BUILD, "receipts", dataset)):
+            stem = name.removesuffix(".json")
+            if name.endswith(".json") and stem.isdigit():
+                found.add((dataset, int(stem)))
+    return found
+
+
+def delete_receipt(url: str, planned: PlannedCase) -> None:
+    """Forget what happened to a row, so that it is tried again."""
+    storage.delete(receipt_url(url, planned.dataset, planned.row))
+
+
+def claim_attempt(url: str, token: str, planned: PlannedCase) -> bool:
+    """Leave a marker before a case is begun; False when it was begun MAX_ATTEMPTS times under this lease."""
+    for number in range(1, MAX_ATTEMPTS + 1):
+        target = storage.join(url, BUILD, "attempts", token, f"{planned.dataset}~{planned.row}~{number}.json")
+        nonce = json.dumps({"case": planned.case, "nonce": uuid.uuid4().hex}).encode()
+        # A creation whose answer was lost is reported as refused; the nonce tells.
+        if storage.create_exclusive(target, nonce) or storage.read_bytes(target) == nonce:
+            return True
+    return False
+
+
+def interrupted(url: str) -> Counter[tuple[str, int]]:
+    """Return how often each row was begun under earlier leases that published nothing after."""
+    counts: Counter[tuple[str, int]] = Counter()
+    folder = storage.join(url, BUILD, "attempts")
+    for token in storage.listdir(folder):
+        for name in storage.listdir(storage.join(folder, token)):
+            dataset, _, rest = name.partition("~")
+            counts[dataset, int(rest.partition("~")[0])] += 1
+    return counts
+
+
+def clear_attempts(url: str) -> None:
+    """Delete all attempt markers; called when nothing is left to do."""
+    storage.delete(storage.join(url, BUILD, "attempts"))
+
+
+def empty_receipt(planned: PlannedCase, spec_digest: str, reason: str, detail: str) -> Receipt:
+    """Return the receipt of a quarantined case."""
+    return Receipt(**planned.model_dump(), spec_digest=spec_digest, status="quarantined", reason=reason, detail=detail)

@@ -1,0 +1,249 @@
+"""Scores of predictions: Dice and HD95 by region (MONAI), classification metrics (scikit-learn), kept in long form.
+
+Rules for empty masks, per region of a case:
+
+| target | prediction | Dice | HD95 |
+|---|---|---|---|
+| empty | empty | 1 | undefined, `both empty` |
+| empty | not empty | 0 | undefined, `target empty` |
+| not empty | empty | 0 | undefined, `prediction empty` |
+
+An undefined HD95 is NaN with its note: left out of means and counted beside them. HD95 is the larger of the two
+directed 95th percentiles of surface distances in millimetres, as MONAI defines it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.storage import write_bytes
+from models.config import Region
+from models.records import SelectedCase, digest_of
+from tasks.benchmarks import Benchmark, scheme_labels
+
+COLUMNS: tuple[str, ...] = (
+    "benchmark", "row", "seed", "dataset", "case", "subject", "region", "metric", "value", "target", "note",
+)  # fmt: skip
+RULES_VERSION = 1
+"""Raised when a rule above changes, so that kept scores are computed again."""
+
+
+class ScoreError(ValueError):
+    """Predictions or labels that cannot be scored: wrong shape, unknown label, not finite, missing case."""
+
+
+@dataclass(frozen=True)
+class RowKey:
+    """Whose scores these are."""
+
+    benchmark: str
+    row: str
+    seed: int
+
+
+def region_masks(
+    label: npt.NDArray[Any], regions: Sequence[Region], scheme: str, case: str = ""
+) -> npt.NDArray[np.bool_]:
+    """Return the mask (R, X, Y, Z) of each region; refuses label values that the scheme does not know."""
+    found = {int(value) for value in np.unique(label)}
+    if unknown := found - scheme_labels(scheme):
+        raise ScoreError(
+            f"case {case}: label values {sorted(unknown)} are outside scheme {scheme!r} "
+            f"(it knows {sorted(scheme_labels(scheme))}); check the label scheme of the dataset"
+        )
+    return np.stack([np.isin(label, region.labels) for region in regions])
+
+
+def dice(prediction: npt.NDArray[np.bool_], target: npt.NDArray[np.bool_]) -> list[float]:
+    """Return the Dice of each region of two masks (R, X, Y, Z); empty masks as the module's table says."""
+    import torch
+    from monai.metrics import compute_dice
+
+    tensors = [torch.from_numpy(np.ascontiguousarray(mask, dtype=np.float32))[None] for mask in (prediction, target)]
+    return [float(value) for value in compute_dice(*tensors, include_background=True, ignore_empty=False)[0]]
+
+
+def hd95(prediction: npt.NDArray[np.bool_], target: npt.NDArray[np.bool_], spacing_mm: float) -> tuple[float, str]:
+    """Return the HD95 of one region (X, Y, Z) in mm and a note; NaN with the reason when a mask is empty."""
+    empty = (not target.any(), not prediction.any())
+    if any(empty):
+        return float("nan"), {(True, True): "both empty", (True, False): "target empty"}.get(empty, "prediction empty")
+    import torch
+    from monai.metrics import compute_hausdorff_distance
+
+    # Voxels outside the union's box (plus a margin for its surface) cannot change a surface distance.
+    box = tuple(_span(prediction | target, axis) for axis in range(3))
+    tensors = [torch.from_numpy(np.pad(mask[box], 1).astype(np.float32))[None, None] for mask in (prediction, target)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.6 warns about its own call of get_mask_edges
+        distance = compute_hausdorff_distance(
+            *tensors, include_background=True, percentile=95, spacing=[spacing_mm] * 3
+        )
+    return float(distance[0, 0]), ""
+
+
+def _span(mask: npt.NDArray[np.bool_], axis: int) -> slice:
+    hit = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+    return slice(int(hit[0]), int(hit[-1]) + 1)
+
+
+def score_case(
+    prediction: npt.NDArray[Any], label: npt.NDArray[Any], benchmark: Benchmark, spacing_mm: float, case: str
+) -> list[dict[str, Any]]:
+    """Return the Dice and HD95 entries of one case: region, metric, value, note.
+
+    `prediction` is (R, X, Y, Z) with 0 and 1 in the order of the benchmark's regions, `label` (X, Y, Z).
+    """
+    wanted = (len(benchmark.regions), *label.shape)
+    if prediction.shape != wanted:
+        raise ScoreError(
+            f"case {case}: the prediction has shape {prediction.shape}, the stored label needs {wanted} "
+            "(regions, x, y, z on the stored extent); predict again from this store"
+        )
+    if prediction.dtype.kind == "f" and not np.isfinite(prediction).all():
+        raise ScoreError(f"case {case}: the prediction has NaN or infinite values; masks of 0 and 1 are needed")
+    if not np.isin(prediction, (0, 1)).all():
+        raise ScoreError(f"case {case}: the prediction has values other than 0 and 1; threshold it first")
+    masks, predicted = region_masks(label, benchmark.regions, benchmark.scheme, case), prediction.astype(bool)
+    entries: list[dict[str, Any]] = []
+    for index, (region, overlap) in enumerate(zip(benchmark.regions, dice(predicted, masks), strict=True)):
+        distance, note = hd95(predicted[index], masks[index], spacing_mm)
+        entries.append({"region": region.name, "metric": "dice", "value": overlap, "note": ""})
+        entries.append({"region": region.name, "metric": "hd95", "value": distance, "note": note})
+    return entries
+
+
+def segmentation_scores(
+    key: RowKey,
+    benchmark: Benchmark,
+    cases: Iterable[SelectedCase],
+    predict: Callable[[SelectedCase], npt.NDArray[Any]],
+    label: Callable[[SelectedCase], npt.NDArray[Any]],
+    spacing_mm: float,
+) -> pd.DataFrame:
+    """Return the long-form scores of all cases; `predict` and `label` read one case each."""
+    rows = [
+        {**_identity(key, case), "target": "", **entry}
+        for case in cases
+        for entry in score_case(predict(case), label(case), benchmark, spacing_mm, case.case)
+    ]
+    return _frame(rows)
+
+
+def probability_scores(
+    key: RowKey, benchmark: Benchmark, cases: Sequence[SelectedCase], probabilities: npt.NDArray[np.float64]
+) -> pd.DataFrame:
+    """Return one entry a case and class: metric `probability`, region = class name, target = the true class.
+
+    Kept case by case so that a bootstrap over subjects can recompute every metric. `probabilities` is (N, K).
+    """
+    wanted = (len(cases), len(benchmark.classes))
+    if probabilities.shape != wanted:
+        raise ScoreError(
+            f"{key.benchmark}: probabilities have shape {probabilities.shape}, need {wanted} (cases, classes)"
+        )
+    for case, line in zip(cases, probabilities, strict=True):
+        if not np.isfinite(line).all() or line.min() < 0 or abs(line.sum() - 1) > 1e-3:
+            raise ScoreError(
+                f"case {case.case}: probabilities {line.tolist()} are not finite numbers from 0 to 1 with sum 1; "
+                "the training has diverged or the file is damaged"
+            )
+        if case.target not in benchmark.classes:
+            raise ScoreError(f"case {case.case}: target {case.target!r} is not among the classes {benchmark.classes}")
+    return _frame(
+        [
+            {**_identity(key, case), "region": name, "metric": "probability", "value": float(p), "target": case.target}
+            for case, line in zip(cases, probabilities, strict=True)
+            for name, p in zip(benchmark.classes, line, strict=True)
+        ]
+    )
+
+
+def classification_metrics(target: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Return accuracy, balanced accuracy, AUROC (last class positive; macro one-vs-rest for more) and macro F1.
+
+    `target` (N,) holds class indices, `probabilities` is (N, K). AUROC and balanced accuracy are NaN when a class is
+    absent from the targets.
+    """
+    from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
+
+    n_classes = probabilities.shape[1]
+    predicted = probabilities.argmax(axis=1)
+    labels = list(range(n_classes))
+    complete = set(target.tolist()) == set(labels)
+    score = probabilities[:, 1] if n_classes == 2 else probabilities / probabilities.sum(axis=1, keepdims=True)
+    more = {} if n_classes == 2 else {"multi_class": "ovr", "average": "macro", "labels": labels}
+    return {
+        "accuracy": float(accuracy_score(target, predicted)),
+        "balanced_accuracy": float(balanced_accuracy_score(target, predicted)) if complete else float("nan"),
+        "auroc": float(roc_auc_score(target, score, **more)) if complete else float("nan"),
+        "f1": float(f1_score(target, predicted, labels=labels, average="macro", zero_division=0)),
+    }
+
+
+def _identity(key: RowKey, case: SelectedCase) -> dict[str, Any]:
+    return {
+        "benchmark": key.benchmark,
+        "row": key.row,
+        "seed": key.seed,
+        "dataset": case.dataset,
+        "case": case.case,
+        "subject": case.subject,
+        "note": "",
+    }
+
+
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    if not rows:
+        raise ScoreError("nothing to score: the test set has no case")
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def inputs_digest(key: RowKey, benchmark: Benchmark, cases: Sequence[SelectedCase], predictions: str) -> str:
+    """Return the digest of everything that decides the scores of one row."""
+    return digest_of(
+        {
+            "key": [key.benchmark, key.row, key.seed],
+            "benchmark": benchmark.content_digest(),
+            "cases": [case.model_dump(mode="json") for case in cases],
+            "predictions": predictions,
+            "rules": RULES_VERSION,
+        }
+    )
+
+
+def kept_scores(path: Path, inputs: str, compute: Callable[[], pd.DataFrame]) -> tuple[pd.DataFrame, bool]:
+    """Return scores and whether they were computed now: read from `path` when it was made from the same `inputs`."""
+    if path.exists():
+        table = pq.read_table(path)
+        if (table.schema.metadata or {}).get(b"inputs") == inputs.encode():
+            return _from_table(table), False
+    frame = compute()
+    write_scores(frame, path, inputs)
+    return frame, True
+
+
+def write_scores(frame: pd.DataFrame, path: Path, inputs: str) -> None:
+    """Write long-form scores as one Parquet file that names the digest of its inputs."""
+    table = pa.Table.from_pandas(frame[list(COLUMNS)], preserve_index=False)
+    table = table.replace_schema_metadata({b"inputs": inputs.encode(), b"columns": json.dumps(COLUMNS).encode()})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(str(path), buffer.getvalue())
+
+
+def _from_table(table: pa.Table) -> pd.DataFrame:
+    return table.replace_schema_metadata(None).to_pandas()

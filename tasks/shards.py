@@ -1,0 +1,134 @@
+"""What happens to a store as a whole: folding receipts into published rows, and cleaning after a killed writer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from infra import storage
+from models.records import PlannedCase, PreprocessSpec, Receipt
+from models.store import digest_of_cases, read_cases
+from models.store_writer import StoreWriter, open_writer, read_attributes
+from tasks import plan as plans
+from tasks import receipts
+
+CASES_SCHEMA = pa.schema(
+    [
+        ("dataset", pa.string()),
+        ("row", pa.int64()),
+        ("case", pa.string()),
+        ("subject", pa.string()),
+        ("session", pa.string()),
+        ("label_scheme", pa.string()),
+        ("split", pa.string()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("digest", pa.string()),
+        ("modalities", pa.list_(pa.string())),
+        ("has_label", pa.bool_()),
+        ("extent", pa.list_(pa.int32())),
+        ("qc", pa.string()),
+        ("fingerprint", pa.list_(pa.float32())),
+        ("files", pa.string()),
+        ("seconds", pa.float64()),
+    ]
+)
+FROM_CATALOG = ("subject", "session", "label_scheme", "split")
+"""Columns that follow the catalog without a new row: no voxel depends on them."""
+
+Row = tuple[str, int]
+
+
+def published(url: str, columns: Sequence[str] = ("dataset", "row", "status")) -> dict[Row, dict[str, Any]]:
+    """Return some columns of cases.parquet by dataset and row; empty before the first finalise."""
+    try:
+        table = read_cases(url, list(columns))
+    except FileNotFoundError:
+        return {}
+    return {(line["dataset"], line["row"]): line for line in table.to_pylist()}
+
+
+def line_of(receipt: Receipt) -> dict[str, Any]:
+    """Return the line of cases.parquet that a receipt becomes."""
+    body = receipt.model_dump(mode="json", exclude={"spec_digest", "geometry"})
+    return {
+        **body,
+        "qc": json.dumps(receipt.qc, sort_keys=True, allow_nan=False),
+        "files": json.dumps(body["files"], sort_keys=True),
+    }
+
+
+def fold(lines: Iterable[dict[str, Any]], current: Iterable[PlannedCase]) -> list[dict[str, Any]]:
+    """Retire all but the newest line of a case and take over what the catalog corrected; by dataset and row."""
+    ordered = sorted(lines, key=lambda line: (line["dataset"], line["row"]))
+    newest = {(line["dataset"], line["case"]): line["row"] for line in ordered}
+    corrections = {(case.dataset, case.row): case for case in current}
+    folded = []
+    for line in ordered:
+        out = dict(line)
+        if line["row"] != newest[line["dataset"], line["case"]]:
+            out["status"] = "retired"
+        if (case := corrections.get((line["dataset"], line["row"]))) is not None:
+            out.update({name: getattr(case, name) for name in FROM_CATALOG})
+        folded.append(out)
+    return folded
+
+
+def finalise(url: str, current: Sequence[PlannedCase]) -> str:
+    """Publish every row that has a receipt and return the store digest; writes nothing when nothing changed.
+
+    Order: small arrays, cases.parquet, the finalised attribute. Only the holder of the lease may call this.
+    """
+    writer = open_writer(url)
+    known = plans.read_plans(url)
+    before = published(url, CASES_SCHEMA.names)
+    fresh = _unfolded(url, known, before, writer.spec)
+    lines = {**before, **{(r.dataset, r.row): line_of(r) for r in fresh}}
+    folded = fold(lines.values(), current)
+    table = pa.Table.from_pylist(folded, schema=CASES_SCHEMA)
+    digest = digest_of_cases(table, writer.spec.content_digest())
+    finalised = read_attributes(url)["finalised"]
+    if finalised is None or fresh or folded != list(before.values()) or finalised["digest"] != digest:
+        _write_small(writer, fresh, known)
+        writer.publish(table, digest)
+    return digest
+
+
+def _unfolded(
+    url: str, known: Sequence[PlannedCase], before: dict[Row, dict[str, Any]], spec: PreprocessSpec
+) -> list[Receipt]:
+    """Return the receipts that cases.parquet does not hold yet; quarantined rows are looked at again."""
+    digest = spec.content_digest()
+    there = receipts.receipt_rows(url, (case.dataset for case in known))
+    fresh = []
+    for case in known:
+        row = (case.dataset, case.row)
+        line = before.get(row)
+        if row not in there or (line is not None and line["status"] != "quarantined"):
+            continue
+        receipt = receipts.read_receipt(url, case, digest)
+        if receipt is not None and (line is None or receipt.status == "stored" or receipt.reason != line["reason"]):
+            fresh.append(receipt)
+    return fresh
+
+
+def _write_small(writer: StoreWriter, fresh: Sequence[Receipt], known: Sequence[PlannedCase]) -> None:
+    for dataset in sorted({case.dataset for case in known}):
+        names = {case.row: case.case for case in known if case.dataset == dataset}
+        writer.write_small(dataset, [r for r in fresh if r.dataset == dataset], names)
+
+
+def clean_partials(url: str) -> int:
+    """Delete what a killed process left half-written on a local disk; returns how many files. S3 leaves nothing."""
+    if not storage.is_local(url):
+        return 0
+    removed = 0
+    for pattern in ("*.partial", ".*.tmp"):
+        for path in storage.local_path(url).rglob(pattern):
+            path.unlink(missing_ok=True)
+            removed += 1
+    return removed

@@ -1,0 +1,161 @@
+"""Which subjects train, validate and test: by subject, stratified, seeded, kept in files with digests.
+
+One split covers all datasets of a workspace, so that a test subject never enters pre-training either.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from infra.storage import write_bytes
+from models.records import digest_of
+
+ROLES: tuple[str, str, str] = ("train", "val", "test")
+STRATIFY: tuple[str, ...] = ("dataset", "label_scheme", "diagnosis", "control_group", "site")
+"""Default strata, most important first: absent columns are left out."""
+
+
+class SplitError(ValueError):
+    """A split that breaks a rule: a subject in two roles, an empty role, a file that was changed."""
+
+
+def make_split(
+    cases: pd.DataFrame,
+    seed: int,
+    shares: tuple[float, float, float] = (0.7, 0.1, 0.2),
+    stratify: Sequence[str] = STRATIFY,
+    existing: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Return one row a subject: dataset, subject, split (train, val or test).
+
+    `cases` has the columns dataset and subject and any of `stratify`; several cases of a subject count once (first
+    value). Subjects are sorted by stratum, shuffled inside it, and each is given to the role that is furthest behind
+    its share, so that shares hold in every prefix and hence nearly in every stratum. Subjects of `existing` keep their
+    role: growing a cohort moves nobody from test to train. Raises SplitError for bad shares or an empty role.
+    """
+    _check_shares(shares)
+    columns = [name for name in stratify if name in cases.columns]
+    subjects = cases.drop_duplicates(["dataset", "subject"]).copy()
+    subjects = subjects.sort_values(["dataset", "subject"], kind="stable").reset_index(drop=True)
+    kept = {} if existing is None else _as_dict(existing)
+    strata = subjects[columns].astype(str) if columns else pd.DataFrame({"all": ["all"] * len(subjects)})
+    order = strata.assign(_draw=np.random.default_rng(seed).permutation(len(subjects)))
+    queue = order.sort_values([*strata.columns, "_draw"], kind="stable").index
+    pairs = [(str(d), str(s)) for d, s in subjects[["dataset", "subject"]].itertuples(index=False)]
+    counts = np.zeros(3)
+    for name in kept.values():
+        counts[ROLES.index(name)] += 1
+    assigned = dict(kept)
+    for pair in (pairs[int(index)] for index in queue):
+        if pair not in assigned:
+            role = int(np.argmax(np.asarray(shares) * (counts.sum() + 1) - counts))
+            counts[role] += 1
+            assigned[pair] = ROLES[role]
+    rows = [(dataset, subject, role_name) for (dataset, subject), role_name in sorted(assigned.items())]
+    split = pd.DataFrame(rows, columns=["dataset", "subject", "split"])
+    check_split(split, shares)
+    return split
+
+
+def _check_shares(shares: tuple[float, float, float]) -> None:
+    if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise SplitError(f"shares of train, val and test must be at least 0 and sum to 1, got {shares}")
+
+
+def _as_dict(split: pd.DataFrame) -> dict[tuple[str, str], str]:
+    return {(str(d), str(s)): str(r) for d, s, r in split[["dataset", "subject", "split"]].itertuples(index=False)}
+
+
+def check_split(split: pd.DataFrame, shares: tuple[float, float, float] = (1, 1, 1)) -> None:
+    """Refuse a split with a subject in two roles, an unknown role, or an empty role whose share is above 0."""
+    if unknown := set(split["split"]) - set(ROLES):
+        raise SplitError(f"unknown roles in the split: {sorted(unknown)}; use {', '.join(ROLES)}")
+    roles = split.groupby(["dataset", "subject"])["split"].nunique()
+    if (roles > 1).any():
+        dataset, subject = roles[roles > 1].index[0]
+        raise SplitError(f"subject {subject!r} of {dataset!r} is in {roles.max()} roles; a subject has one role")
+    for role, share in zip(ROLES, shares, strict=True):
+        if share > 0 and not (split["split"] == role).any():
+            raise SplitError(f"no subject in role {role!r}: {len(split)} subjects are too few for shares {shares}")
+
+
+def split_digest(split: pd.DataFrame) -> str:
+    """Return the SHA-256 of the sorted (dataset, subject, role) triples; row order does not matter."""
+    return digest_of(sorted([d, s, r] for (d, s), r in _as_dict(split).items()))
+
+
+def write_split(split: pd.DataFrame, path: Path, provenance: dict[str, Any] | None = None) -> str:
+    """Write `<path>` (Parquet) and `<path>.json` (digest, counts, provenance); return the digest."""
+    check_split(split, (1, 0, 0))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = split_digest(split)
+    write_bytes(str(path), split.to_parquet(index=False))
+    counts = {role: int((split["split"] == role).sum()) for role in ROLES}
+    record = {"digest": digest, "subjects": counts, **(provenance or {})}
+    write_bytes(str(path.with_suffix(".json")), json.dumps(record, indent=1, sort_keys=True).encode())
+    return digest
+
+
+def read_split(path: Path) -> tuple[pd.DataFrame, str]:
+    """Return a written split and its digest; raises SplitError when the table no longer matches its digest."""
+    split = pd.read_parquet(path)
+    said = json.loads(path.with_suffix(".json").read_text())["digest"]
+    if (found := split_digest(split)) != said:
+        raise SplitError(
+            f"{path}: the split's digest is {found[:12]} but its json says {said[:12]}: "
+            "the table was changed after it was written; restore it or write a split of another name"
+        )
+    check_split(split, (1, 0, 0))
+    return split, said
+
+
+def with_phenotypes(cases: pd.DataFrame, phenotypes: pd.DataFrame) -> pd.DataFrame:
+    """Return the cases with the phenotype columns of their subject and session.
+
+    Where the phenotype table has no row for the session, the subject's first row is used. Case columns win.
+    """
+    extra = [c for c in phenotypes.columns if c not in cases.columns]
+    by_session = phenotypes.drop_duplicates(["dataset", "subject", "session"])
+    by_subject = phenotypes.drop_duplicates(["dataset", "subject"])
+    merged = cases.merge(
+        by_session[["dataset", "subject", "session", *extra]], "left", ["dataset", "subject", "session"]
+    )
+    fallback = cases[["dataset", "subject"]].merge(
+        by_subject[["dataset", "subject", *extra]], "left", ["dataset", "subject"]
+    )
+    for column in extra:
+        merged[column] = merged[column].where(merged[column].notna(), fallback[column].to_numpy())
+    return merged
+
+
+def ensure_split(
+    path: Path,
+    cases: pd.DataFrame,
+    seed: int,
+    shares: tuple[float, float, float] = (0.7, 0.1, 0.2),
+    stratify: Sequence[str] = STRATIFY,
+) -> tuple[pd.DataFrame, str]:
+    """Return the split at `path`, written when absent and extended by the subjects that it does not know yet."""
+    existing = read_split(path)[0] if path.exists() else None
+    known = set() if existing is None else set(_as_dict(existing))
+    wanted = set(zip(cases["dataset"].astype(str), cases["subject"].astype(str), strict=True))
+    if existing is not None and wanted <= known:
+        return existing, split_digest(existing)
+    split = make_split(cases, seed, shares, stratify, existing)
+    return split, write_split(split, path, {"seed": seed, "shares": list(shares), "stratify": list(stratify)})
+
+
+def roles(split: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """Return (dataset, subject) -> train, val or test."""
+    return _as_dict(split)
+
+
+def leaking(pretraining: Iterable[tuple[str, str]], test: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the (dataset, subject) pairs of a test set that a pre-training has seen, sorted."""
+    return sorted(set(pretraining) & set(test))

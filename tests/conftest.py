@@ -1,0 +1,178 @@
+"""Shared by all tests: a private environment set before Prefect is imported, servers on loopback, strict skips."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# pytest puts `tests/` first on sys.path, where the folders `infra`, `flows`, ... would pass for the packages.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from infra.server import ServerInfo, connect, stop_server, without_prefect
+from infra.settings import Settings, private_environment
+
+THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+ALLOWED_SKIPS = ("needs a CUDA device",)
+"""Starts of skip reasons that do not fail a run with BRAINLOOM_EXPECT_NO_SKIPS=1."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Isolate the tests from the caller's Prefect profile, settings, credentials and thread counts."""
+    home = tempfile.mkdtemp(prefix="brainloom-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
+    kept = {name: value for name, value in without_prefect(os.environ).items() if _is_foreign_free(name)}
+    os.environ.clear()
+    os.environ.update(kept)
+    os.environ.update(private_environment())
+    os.environ.update(dict.fromkeys(THREAD_LIMITS, "1"))
+    os.environ.update({"PREFECT_HOME": home, "MPLBACKEND": "Agg", "BRAINLOOM_STATE_DIR": f"{home}/state"})
+
+
+def _is_foreign_free(name: str) -> bool:
+    return name == "BRAINLOOM_EXPECT_NO_SKIPS" or not name.startswith(("BRAINLOOM_", "AWS_", "FSSPEC_"))
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerInfo]:
+    """Return one real Prefect server for the whole session; this process is connected to it."""
+    settings = Settings(state_dir=tmp_path_factory.mktemp("prefect"))
+    before = dict(os.environ)
+    try:
+        yield connect(settings)
+    finally:
+        if "prefect" in sys.modules:
+            from prefect.logging.handlers import APILogHandler
+
+            APILogHandler.flush()  # the rest of the flow runs' logs, while there is a server
+        stop_server(settings)
+        os.environ.clear()
+        os.environ.update(before)
+        if "prefect" in sys.modules:
+            from prefect.context import refresh_global_settings_context
+
+            refresh_global_settings_context()
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Return the environment of a real S3 server (SeaweedFS) on loopback, with the bucket `brainloom`."""
+    folder = tmp_path_factory.mktemp("s3")
+    key, secret = secrets.token_hex(8), secrets.token_hex(16)
+    identity = {"name": "tests", "credentials": [{"accessKey": key, "secretKey": secret}], "actions": ["Admin"]}
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    ports = dict(zip(("master", "volume", "filer", "s3"), _free_ports(), strict=True))
+    command = [
+        Path(sys.executable).with_name("weed"),
+        "server",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        f"-dir={folder}",
+    ]
+    command += [f"-{name}.port={port}" for name, port in ports.items()]
+    command += [f"-{name}.port.grpc={port + 10000}" for name, port in ports.items()]
+    command += ["-s3", f"-s3.config={folder / 's3.json'}", "-master.telemetry=false", "-volume.max=20"]
+    environment = {
+        "FSSPEC_S3_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
+        "AWS_ACCESS_KEY_ID": key,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    with (folder / "weed.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            _make_bucket(process, folder / "weed.log")
+        yield environment
+    finally:
+        # Nothing in it is kept, and its orderly end takes 15 s.
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def s3_url(s3_endpoint: dict[str, str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """Return an empty `s3://` folder on the real S3 server; its endpoint and keys are in the environment."""
+    for name, value in s3_endpoint.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://brainloom/{request.node.name.replace('[', '-').rstrip(']')}-{secrets.token_hex(4)}"
+
+
+def _free_ports() -> list[int]:
+    """Return four ports of 127.0.0.1 that are free, and free again 10,000 above (for gRPC)."""
+    found: list[int] = []
+    while len(found) < 4:
+        port = 20000 + secrets.randbelow(20000)
+        if port not in found and _is_free(port) and _is_free(port + 10000):
+            found.append(port)
+    return found
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _make_bucket(process: subprocess.Popen[bytes], log: Path) -> None:
+    from infra.storage import StorageError, filesystem, join, write_bytes
+
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            filesystem("s3://brainloom")[0].mkdir("brainloom")
+            # A bucket exists before the volume server can take data.
+            write_bytes(join("s3://brainloom", "ready"), b"yes")
+            return
+        except (OSError, StorageError) as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+                raise RuntimeError(f"SeaweedFS did not come up ({error}); its log ends with:\n{tail}") from error
+            time.sleep(0.3)
+
+
+def unexpected_skip(reason: str) -> bool:
+    """Say whether a skip must fail: where all tools are installed a skip hides a test that should have run."""
+    return os.environ.get("BRAINLOOM_EXPECT_NO_SKIPS") == "1" and not reason.startswith(ALLOWED_SKIPS)
+
+
+def _fail_unexpected_skip(report: Any) -> None:
+    if report.skipped and not hasattr(report, "wasxfail"):
+        where = report.longrepr
+        reason = where[2].removeprefix("Skipped: ") if isinstance(where, tuple) else str(where)
+        if unexpected_skip(reason):
+            report.outcome = "failed"
+            report.longrepr = f"unexpected skip (BRAINLOOM_EXPECT_NO_SKIPS=1): {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """Turn an unexpected skip of a test into a failure."""
+    report = yield
+    _fail_unexpected_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Iterator[None]:
+    """Turn an unexpected skip of a whole module into a failure."""
+    report = yield
+    _fail_unexpected_skip(report)
+    return report

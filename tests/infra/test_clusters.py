@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import dask
+import pytest
+
+from infra.clusters import ClusterError, cluster_options, describe_cluster
+from infra.settings import Settings
+
+
+def test_local_options_are_plain_data_for_the_task_runner(tmp_path: Path) -> None:
+    from prefect_dask import DaskTaskRunner
+
+    options = cluster_options(Settings(state_dir=tmp_path, workers=3, worker_memory="1GiB"))
+    assert json.loads(json.dumps(options)) == options
+    assert options["cluster_kwargs"]["n_workers"] == 3
+    assert options["cluster_kwargs"]["threads_per_worker"] == 1
+    assert options["cluster_kwargs"]["memory_limit"] == 2**30
+    assert DaskTaskRunner(**options).duplicate() == DaskTaskRunner(**options)
+
+
+def test_dask_is_configured() -> None:
+    cluster_options(Settings())
+    assert dask.config.get("distributed.worker.daemon") is True
+    assert dask.config.get("distributed.worker.memory.spill") is False
+    assert dask.config.get("distributed.scheduler.allowed-failures") > 3
+
+
+def test_address_options() -> None:
+    settings = Settings(cluster="address", cluster_address="tcp://10.0.0.5:8786")
+    assert cluster_options(settings) == {"address": "tcp://10.0.0.5:8786"}
+    assert describe_cluster(settings) == "Dask scheduler at tcp://10.0.0.5:8786"
+
+
+def test_cuda_without_its_extra_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dask_cuda", None)
+    with pytest.raises(ClusterError, match=r"pip install 'brainloom\[cuda\]'.*BRAINLOOM_CLUSTER=local"):
+        cluster_options(Settings(cluster="cuda"))
+
+
+def test_description_of_the_local_cluster() -> None:
+    line = describe_cluster(Settings(workers=2, worker_memory="3GiB"))
+    assert line == "local cluster, 2 worker processes with 1 thread and 3.0 GiB each"
+
+
+def test_a_local_cluster_starts_with_these_options_on_loopback(tmp_path: Path) -> None:
+    from distributed import Client
+
+    options = cluster_options(Settings(state_dir=tmp_path, workers=1, worker_memory="1GiB"))
+    module, name = options["cluster_class"].rsplit(".", 1)
+    with getattr(import_module(module), name)(**options["cluster_kwargs"]) as cluster, Client(cluster) as client:
+        assert cluster.scheduler_address.startswith("tcp://127.0.0.1:")
+        assert client.submit(dask.config.get, "distributed.worker.memory.spill").result(timeout=60) is False
+        (worker,) = client.scheduler_info()["workers"].values()
+        assert (worker["nthreads"], worker["memory_limit"]) == (1, 2**30)

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from infra.deploy import DeployError, deploy, find_project, start_worker, stop_worker
+from infra.server import ServerError, ServerInfo, connect, request_json
+from infra.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+
+FLOW = """
+import os, sys
+from pathlib import Path
+from prefect import flow
+
+@flow(name="throw-away")
+def throw_away(path: str, fail: bool = False) -> None:
+    if fail:
+        raise ValueError("asked to fail")
+    Path(path).write_text(f"{Path.cwd()} {sys.flags.safe_path} {os.environ['PREFECT_API_URL']}")
+"""
+
+PROJECT = """
+name: throw-away
+deployments:
+  - name: small
+    entrypoint: throw_away_module.throw_away
+    work_pool: {name: tests-pool}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "prefect.yaml").write_text(PROJECT)
+    return tmp_path
+
+
+def test_our_deployments_name_modules_under_flows() -> None:
+    content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    names = [deployment["name"] for deployment in content["deployments"]]
+    assert len(names) == len(set(names))
+    assert {"catalog", "preprocess", "nightly-ingest", "pretrain", "evaluate", "benchmark"} <= set(names)
+    for deployment in content["deployments"]:
+        package, module, function = deployment["entrypoint"].split(".")
+        assert package == "flows"
+        assert module.isidentifier()
+        assert function.isidentifier()
+        assert deployment["work_pool"]["name"] == Settings().work_pool
+        assert deployment["description"]
+
+
+def test_only_the_nightly_ingest_has_a_schedule() -> None:
+    content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    scheduled = [deployment for deployment in content["deployments"] if deployment.get("schedules")]
+    assert [deployment["name"] for deployment in scheduled] == ["nightly-ingest"]
+    assert scheduled[0]["schedules"][0]["cron"] == "0 2 * * *"
+
+
+def test_the_version_is_the_installed_one() -> None:
+    import prefect
+
+    content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    assert content["prefect-version"] == prefect.__version__
+
+
+@pytest.mark.full
+def test_every_entrypoint_is_a_flow() -> None:
+    from prefect import Flow
+
+    for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
+        module, name = deployment["entrypoint"].rsplit(".", 1)
+        assert importlib.util.find_spec(module), f"{module} of deployment {deployment['name']} is missing"
+        assert isinstance(getattr(importlib.import_module(module), name), Flow)
+
+
+def test_a_folder_without_prefect_yaml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DeployError, match=rf"no prefect\.yaml in {tmp_path}; run this in a checkout"):
+        find_project(tmp_path)
+
+
+def test_the_checkout_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_project() == ROOT
+
+
+def test_without_a_server_nothing_is_deployed(project: Path) -> None:
+    settings = Settings(state_dir=project / "state")
+    with pytest.raises(ServerError, match="no Prefect server runs; start it with `brainloom up`"):
+        deploy(settings, project)
+    with pytest.raises(ServerError, match="no Prefect server runs"):
+        start_worker(settings)
+    assert stop_worker(settings) is False
+
+
+@pytest.fixture
+def deployed(
+    prefect_server: ServerInfo, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Settings, list[str]]]:
+    code = project / "code"
+    code.mkdir()
+    (code / "throw_away_module.py").write_text(FLOW)
+    monkeypatch.setenv("PYTHONPATH", str(code))
+    settings = Settings(api_url=prefect_server.api_url, state_dir=project / "state", work_pool="tests-pool")
+    yield settings, deploy(settings, project)
+    stop_worker(settings)
+
+
+@pytest.mark.full
+def test_deploying_twice_updates(deployed: tuple[Settings, list[str]], project: Path) -> None:
+    settings, names = deployed
+    assert names == ["throw-away/small"]
+    assert deploy(settings, project) == names
+    found = request_json(f"{settings.api_url}/deployments/name/throw-away/small")
+    assert found["entrypoint"] == "throw_away_module.throw_away"
+    assert found["work_pool_name"] == "tests-pool"
+
+
+@pytest.mark.full
+def test_a_missing_module_fails_with_prefects_words(deployed: tuple[Settings, list[str]], project: Path) -> None:
+    (project / "prefect.yaml").write_text(PROJECT.replace("throw_away_module", "no_such_module"))
+    with pytest.raises(DeployError, match=r"(?s)`prefect deploy --all` failed in .*no_such_module"):
+        deploy(deployed[0], project)
+
+
+@pytest.mark.full
+def test_a_deployment_runs_on_a_real_worker(deployed: tuple[Settings, list[str]], project: Path) -> None:
+    from prefect.deployments import run_deployment
+
+    settings, (name,) = deployed
+    assert connect(settings).api_url == settings.api_url
+    pid = start_worker(settings)
+    assert start_worker(settings) == pid
+    target = project / "written.txt"
+    flow_run = run_deployment(name, parameters={"path": str(target)}, timeout=150, poll_interval=1)
+    assert flow_run.state.is_completed(), (settings.server_dir / "worker.log").read_text()
+    assert target.read_text() == f"{project} True {settings.api_url}"
+    failed = run_deployment(name, parameters={"path": str(target), "fail": True}, timeout=150, poll_interval=1)
+    assert failed.state.is_failed()
+    assert stop_worker(settings) is True
+    assert stop_worker(settings) is False

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra.detached import Detached
+
+STUBBORN = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+print("child", child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Detached:
+    return Detached(tmp_path / "home", "thing", marker="thing-marker")
+
+
+def _until_printed(process: Detached, text: str) -> str:
+    while text not in (found := process.log.read_text()) or not found.endswith("\n"):
+        assert process.pid() is not None, process.log_tail()
+        os.sched_yield()
+    return found
+
+
+def _ended(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_stop_ends_the_process_and_the_sessions_of_its_children(process: Detached) -> None:
+    pid = process.start([sys.executable, "-c", STUBBORN, "thing-marker"], os.environ)
+    child = int(_until_printed(process, "child").split()[-1])
+    assert process.pid() == pid
+    assert os.getsid(pid) == pid
+    assert process.stop(wait_s=0.5) is True
+    assert _ended(child)
+    assert _ended(pid)
+    assert process.pid() is None
+    assert process.stop() is False
+
+
+def test_another_process_with_the_recorded_pid_is_left_alone(process: Detached) -> None:
+    process.folder.mkdir()
+    (process.folder / "thing.pid").write_text(str(os.getpid()))
+    assert process.pid() is None
+    assert process.stop() is False
+
+
+@pytest.mark.parametrize("content", ["", "not a pid", "999999999"])
+def test_a_stale_or_broken_pid_file_means_not_running(process: Detached, content: str) -> None:
+    process.folder.mkdir()
+    (process.folder / "thing.pid").write_text(content)
+    assert process.pid() is None
+
+
+def test_a_process_that_ends_at_once_leaves_its_log(process: Detached) -> None:
+    pid = process.start([sys.executable, "-c", "raise SystemExit('no luck')", "thing-marker"], os.environ)
+    psutil.Process(pid).wait(30)
+    assert process.pid() is None
+    assert process.log_tail() == "no luck"

@@ -1,0 +1,86 @@
+"""The entry point: several trainings in one process, exit codes, reasons of failure, lean imports."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from training_phantoms import make_training, write_blobs
+
+from models.distributed import World
+from models.records import SelectedCase
+from models.state import Stopped
+from models.train import EXIT_STOPPED, StopFlag, main, run_training
+
+WORLD = World(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def blobs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[SelectedCase]]:
+    url = str(tmp_path_factory.mktemp("entry") / "blobs.zarr")
+    return url, write_blobs(url)
+
+
+@pytest.fixture
+def signals() -> object:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_trainings_run_one_after_another_and_finished_ones_are_skipped(
+    blobs: tuple[str, list[SelectedCase]], tmp_path: Path, signals: object
+) -> None:
+    for name in ("a", "b"):
+        make_training(tmp_path / name, *blobs, epochs=1)
+    arguments = [part for name in ("a", "b") for part in ("--config", str(tmp_path / name / "run.json"))]
+    assert main(arguments) == 0
+    digests = [json.loads((tmp_path / name / "done.json").read_text())["weights_digest"] for name in ("a", "b")]
+    assert digests[0] == digests[1], "a training must not depend on the one before it in the same process"
+    times = [(tmp_path / name / "weights.safetensors").stat().st_mtime_ns for name in ("a", "b")]
+    assert main(arguments) == 0
+    assert [(tmp_path / name / "weights.safetensors").stat().st_mtime_ns for name in ("a", "b")] == times
+
+
+def test_sigterm_ends_with_143_and_a_checkpoint(
+    blobs: tuple[str, list[SelectedCase]], tmp_path: Path, signals: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_training(tmp_path / "a", *blobs)
+    monkeypatch.setattr("models.trainer.append_metrics", lambda *_: signal.raise_signal(signal.SIGTERM))
+    assert main(["--config", str(tmp_path / "a" / "run.json")]) == EXIT_STOPPED
+    assert list((tmp_path / "a" / "checkpoints").glob("*.pt"))
+    assert not (tmp_path / "a" / "failure.json").exists()
+
+
+def test_a_training_told_to_stop_before_it_starts_does_not_start(
+    blobs: tuple[str, list[SelectedCase]], tmp_path: Path
+) -> None:
+    make_training(tmp_path / "a", *blobs)
+    stop = StopFlag()
+    stop.is_set = True
+    with pytest.raises(Stopped, match="stopped before its first step"):
+        run_training(tmp_path / "a" / "run.json", WORLD, stop)
+
+
+def test_a_failure_of_its_own_leaves_its_reason(blobs: tuple[str, list[SelectedCase]], tmp_path: Path) -> None:
+    make_training(tmp_path / "a", *blobs, init_from=str(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match=r"has no done\.json"):
+        run_training(tmp_path / "a" / "run.json", WORLD, StopFlag())
+    reason = json.loads((tmp_path / "a" / "failure.json").read_text())
+    assert reason["type"] == "NotFinishedError"
+    assert "run it to its end before using it" in reason["message"]
+
+
+def test_the_entry_point_imports_neither_prefect_nor_dask() -> None:
+    code = (
+        "import sys, models.train\n"
+        "heavy = {'prefect', 'prefect_dask', 'dask', 'distributed', 'nilearn', 'sklearn', 'pandas', 'matplotlib'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
