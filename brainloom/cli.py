@@ -39,7 +39,11 @@ Deployment = Annotated[
 # Verb of the shell -> where its flow and its parameters live.
 FLOWS: dict[str, tuple[str, str, str]] = {
     "catalog": ("flows.catalog", "CatalogParams", "List the scans at the sources, with why any was left out."),
-    "preprocess": ("flows.preprocess", "PreprocessParams", "Turn catalogued scans into voxels of a sharded Zarr store."),
+    "preprocess": (
+        "flows.preprocess",
+        "PreprocessParams",
+        "Turn catalogued scans into voxels of a Zarr store.",
+    ),
     "ingest": ("flows.ingest", "IngestParams", "Catalog, then preprocess: what the nightly schedule runs."),
     "pretrain": ("flows.pretrain", "PretrainParams", "Pre-train a network on a store under torchrun."),
     "evaluate": ("flows.evaluate", "EvaluateParams", "Fine-tune on benchmarks and write the tables."),
@@ -101,13 +105,21 @@ def phantom(
     processes: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
 ) -> None:
     """Write a phantom cohort made from real anatomy: NIfTI in a BIDS tree and in the BrainMVP-16k layout."""
-    from tasks.phantom import PhantomConfig, write_cohort  # imports nilearn
+    from flows.progress import Progress  # keeps `--help` fast
+    from tasks.phantom import PhantomConfig, write_cohort
 
     config = PhantomConfig(
         bids_subjects=subjects, datalist_subjects=subjects, seed=seed, spacing_mm=spacing_mm, broken=broken
     )
-    paths = write_cohort(config, out, progress=None, processes=processes)
-    Console().print(paths)
+    with Progress("phantom", 0, "subjects") as progress:
+
+        def show(done: int, total: int) -> None:
+            progress.total = total
+            progress.update(done)
+
+        paths = write_cohort(config, out, progress=show, processes=processes)
+    for name in ("bids", "datalist", "broken"):
+        typer.echo(f"{name:9s}{getattr(paths, name)}")
 
 
 @app.command()

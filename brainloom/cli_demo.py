@@ -38,7 +38,7 @@ def demo(
     if preset not in PRESETS:
         raise typer.BadParameter(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}", param_hint="--preset")
     params = PRESETS[preset](workspace.resolve())
-    if seed is not None:
+    if seed is not None and params.phantom is not None:
         params = params.model_copy(update={"phantom": params.phantom.replace(seed=seed)})
     result = start(benchmark, params=params)
     _print_result(result, server.ui_url, time.monotonic() - begin)

@@ -26,7 +26,8 @@ def up(
     connect(settings)
     console.print(f"Prefect UI: [bold]{server.ui_url}[/]")
     if worker:
-        from infra.deploy import deploy as register, start_worker
+        from infra.deploy import deploy as register
+        from infra.deploy import start_worker
 
         for name in register(settings):
             console.print(f"deployment: {name}")

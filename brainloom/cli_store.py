@@ -24,7 +24,7 @@ def info(store: Url, as_json: Annotated[bool, typer.Option("--json", help="Machi
     counts = frame.value_counts(["dataset", "status"]).sort_index()
     digest = store_digest(store)
     if as_json:
-        rows = {f"{dataset}/{status}": int(n) for (dataset, status), n in counts.items()}  # type: ignore[misc]
+        rows = {f"{dataset}/{status}": int(n) for (dataset, status), n in counts.items()}
         typer.echo(json.dumps({"store": store, "spec": opened.spec.model_dump(), "digest": digest, "cases": rows}))
         return
     spec = opened.spec
@@ -32,7 +32,7 @@ def info(store: Url, as_json: Annotated[bool, typer.Option("--json", help="Machi
     console.print(f"[bold]{store}[/]  spec {spec.name}, {spec.spacing_mm:g} mm, grid {'x'.join(map(str, spec.grid))}")
     console.print(f"digest {digest}")
     table = Table("dataset", "status", "cases")
-    for (dataset, status), n in counts.items():  # type: ignore[misc]
+    for (dataset, status), n in counts.items():
         table.add_row(dataset, status, str(n))
     console.print(table)
 
@@ -60,10 +60,14 @@ def show(
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")] = Path("mosaic.png"),
 ) -> None:
     """Write the tri-planar mosaic of one case."""
-    from tasks.qc import case_mosaic  # imports matplotlib
+    from models.store import open_store  # keeps `--help` fast
+    from tasks.qc import mosaic_of
 
-    dataset, _, name = case.partition("/")
-    if not name:
-        raise typer.BadParameter(f"expected `dataset/case`, got {case!r}")
-    out.write_bytes(case_mosaic(store, dataset, name))
+    opened = open_store(store)
+    rows = {
+        f"{line['dataset']}/{line['case']}": line for line in opened.cases().to_pylist() if line["status"] == "stored"
+    }
+    if case not in rows:
+        raise typer.BadParameter(f"no stored case {case!r} in {store}; for example {next(iter(rows), 'none')!r}")
+    out.write_bytes(mosaic_of(opened, rows[case]["dataset"], rows[case]["row"]))
     typer.echo(str(out))

@@ -7,6 +7,7 @@ the future is asked here, the task run is marked, and the batch's cases without 
 from __future__ import annotations
 
 import logging
+import queue
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from models.records import PlannedCase
 from tasks.preprocess import preprocess_batch_task
 
 TASK_RUNS_MAX = 400
-"""Case batches of one flow run: from about 500 task runs on the UI's graph is of no use, from 10,000 events are lost."""
+"""Case batches of one flow run: beyond 500 task runs the UI's graph is of no use, beyond 10,000 events are lost."""
 TICK_SECONDS = 1.0
 ROUNDS = 3
 """How often cases without a receipt are submitted again after their workers died."""
@@ -82,15 +83,20 @@ class BatchRunner:
         self, batches: Sequence[Sequence[PlannedCase]], on_tick: Callable[[], None]
     ) -> Iterator[tuple[Sequence[PlannedCase], BaseException | None]]:
         """Submit batches and yield each with its error as it ends."""
-        waiting = {future.wrapped_future: (future, batch) for batch in batches for future in [self._submit(batch)]}
-        while waiting:
+        ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+        futures = [self._submit(batch) for batch in batches]
+        for index, future in enumerate(futures):
+            # A worker's death ends a future too, while Prefect's own waiting would go on for ever.
+            future.wrapped_future.add_done_callback(lambda _, index=index: ended.put(index))
+        left = len(futures)
+        while left:
             try:
-                done = distributed.wait(list(waiting), timeout=TICK_SECONDS, return_when="FIRST_COMPLETED").done
-            except TimeoutError:
-                done = set()
-            for dask_future in done:
-                future, batch = waiting.pop(dask_future)
-                yield batch, _outcome(future)
+                index = ended.get(timeout=TICK_SECONDS)
+            except queue.Empty:
+                on_tick()
+                continue
+            left -= 1
+            yield batches[index], _outcome(futures[index])
             on_tick()
 
     def _submit(self, batch: Sequence[PlannedCase]) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 from prefect import flow, runtime, task
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.artifacts import publish_markdown, publish_table
+from flows.artifacts import pictures_allowed, publish_markdown, publish_table
 from flows.progress import Progress
 from tasks.catalog import CatalogResult, build_catalog, write_catalog
 from tasks.catalog_report import catalog_report, left_out_table
@@ -61,10 +62,13 @@ def run_name(params: CatalogParams) -> str:
 @task(name="find scans", cache_policy=NO_CACHE)
 def find_all(sources: list[SourceConfig]) -> CatalogResult:
     """Build the catalog with a progress display; see tasks.catalog.build_catalog."""
-    with Progress("catalog", 0, "scans") as progress:
+    with ExitStack() as stack:
+        progress: Progress | None = None
 
         def show(done: int, total: int) -> None:
-            progress.total = total
+            # Only when all sources are listed is it known how many scans there are.
+            nonlocal progress
+            progress = progress or stack.enter_context(Progress("catalog", total, "scans"))
             progress.update(done)
 
         return build_catalog(sources, on_progress=show)
@@ -93,7 +97,8 @@ def refuse_left_out(result: CatalogResult) -> None:
 def catalog(params: CatalogParams) -> dict[str, Any]:
     """Find the scans of all sources and write the catalog into the workspace; unchanged sources rewrite nothing."""
     result = find_all(params.sources)
-    publish_markdown("catalog", catalog_report(result), "What was found at the sources")
+    page = catalog_report(result, name_files=pictures_allowed())
+    publish_markdown("catalog", page, "What was found at the sources")
     publish_table("catalog-left-out", left_out_table(result.scans), "Files that were left out, with the reason")
     if params.strict:
         refuse_left_out(result)

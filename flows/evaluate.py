@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from flows.artifacts import png_markdown, publish_markdown, publish_table
 from flows.progress import Progress
 from infra.storage import write_bytes
+from models.records import digest_of
 from models.schedule import plan_steps
 from models.selection import read_selection
 from models.store import open_store
@@ -129,28 +132,62 @@ def evaluate(params: EvaluateParams) -> dict[str, Any]:
     for name in params.benchmarks:
         find_benchmark(name)
     workspace = Path(params.workspace).resolve()
-    date = datetime.now(UTC).date().isoformat()
     made, cohorts = _read_workspace(params, workspace)
     present = [cohort for cohort in cohorts if cohort.selected]
     trainings = _prepare(params, workspace, made, present)
     trained = fine_tune(list(trainings), params.lanes) if trainings else 0
     scores, computed = _score_all(present, trainings, workspace / "scores")
+    inputs = _inputs(params, made, trainings, cohorts)
+    kept = finetune.read_json(workspace / "report" / "evaluation.json") or {}
+    if kept.get("inputs") != inputs or not (workspace / "report" / "index.html").exists():
+        kept = {"inputs": inputs, **_write_results(params, made, cohorts, trainings, scores)}
+        write_bytes(str(workspace / "report" / "evaluation.json"), json.dumps(kept, indent=1).encode())
+    _publish([BenchmarkTable.model_validate(table) for table in kept["tables"]], workspace / "tables")
+    return {
+        "report": str(workspace / "report" / "index.html"),
+        "tables": kept["digests"],
+        "trained": trained,
+        "scored": computed,
+        "no_data": kept["no_data"],
+    }
+
+
+def _inputs(params: EvaluateParams, made: Made, trainings: Sequence[Finetuning], cohorts: Sequence[Cohort]) -> str:
+    """Return the digest of everything that decides tables and report."""
+    scores = made.workspace / "scores.parquet"
+    return digest_of(
+        {
+            "params": params.model_dump(mode="json", exclude={"workspace", "lanes"}),
+            "provenance": provenance(made, trainings),
+            "benchmarks": [benchmark.content_digest() for benchmark in BENCHMARKS.values()],
+            "cases": [[case.model_dump(mode="json") for case in cohort.selected] for cohort in cohorts],
+            "scores": hashlib.sha256(scores.read_bytes()).hexdigest() if scores.exists() else "",
+        }
+    )
+
+
+def _write_results(
+    params: EvaluateParams, made: Made, cohorts: Sequence[Cohort], trainings: Sequence[Finetuning], scores: pd.DataFrame
+) -> dict[str, Any]:
+    """Write tables, pictures and the report; return what the next flow run needs to show them again."""
+    date = datetime.now(UTC).date().isoformat()
     facts = provenance(made)[:3]
     sections: dict[str, TableSection] = {}
     for cohort in cohorts:
-        mine = [one for one in trainings if one.benchmark == cohort.benchmark.name]
-        part = scores[scores["benchmark"] == cohort.benchmark.name] if len(scores) else scores
+        name = cohort.benchmark.name
+        mine = [one for one in trainings if one.benchmark == name]
+        part = scores[scores["benchmark"] == name] if len(scores) else scores
         table = make_table(cohort, part, mine, facts, date, params.replicates)
-        sections[cohort.benchmark.name] = make_section(table, cohort, mine, part)
-    shown, absent = _publish(sections, workspace / "tables")
+        sections[name] = make_section(table, cohort, mine, part)
+        write_section(sections[name], made.workspace / "tables")
+    shown = [section for section in sections.values() if section.table.has_scores]
+    absent = [section for section in sections.values() if not section.table.has_scores]
     others = [_absent_section(name, made, date) for name in BENCHMARKS if name not in sections]
     page = report_content(made, trainings, shown, [*absent, *others], date)
-    report = write_report(page, workspace / "report" / "index.html")
+    write_report(page, made.workspace / "report" / "index.html")
     return {
-        "report": str(report),
-        "tables": {name: section.table.digest for name, section in sections.items()},
-        "trained": trained,
-        "scored": computed,
+        "tables": [section.table.model_dump(mode="json") for section in sections.values()],
+        "digests": {name: section.table.digest for name, section in sections.items()},
         "no_data": [section.table.benchmark.name for section in absent],
     }
 
@@ -211,26 +248,29 @@ def _score_all(cohorts: Sequence[Cohort], trainings: Sequence[Finetuning], folde
     return scores, computed
 
 
-def _publish(sections: dict[str, TableSection], folder: Path) -> tuple[list[TableSection], list[TableSection]]:
-    """Write and publish every table; return the sections with scores and those without data."""
-    for name, section in sections.items():
-        write_table(section.table, folder)
-        pictures = "\n\n".join(png_markdown(picture.png, picture.alt) for picture in section.pictures)
-        publish_markdown(f"benchmark-{name}", f"{tables.to_markdown(section.table)}\n{pictures}", "Benchmark table")
-        publish_table(f"scores-{name}", tables.artifact_rows(section.table), section.table.benchmark.title)
-    shown = [section for section in sections.values() if section.table.has_scores]
-    return shown, [section for section in sections.values() if not section.table.has_scores]
+def _publish(found: Sequence[BenchmarkTable], folder: Path) -> None:
+    """Publish every table with its pictures as artifacts of this flow run."""
+    for table in found:
+        name = table.benchmark.name
+        pictures = [png_markdown(path.read_bytes(), path.stem) for path in sorted(folder.glob(f"{name}.*.png"))]
+        publish_markdown(f"benchmark-{name}", "\n\n".join([tables.to_markdown(table), *pictures]), "Benchmark table")
+        publish_table(f"scores-{name}", tables.artifact_rows(table), table.benchmark.title)
 
 
-def write_table(table: BenchmarkTable, folder: Path) -> None:
-    """Write `<benchmark>.md`, `.csv` and `.tex`."""
+def write_section(section: TableSection, folder: Path) -> None:
+    """Write `<benchmark>.md`, `.csv`, `.tex` and its pictures `<benchmark>.<k>.png`."""
     folder.mkdir(parents=True, exist_ok=True)
+    name, table = section.table.benchmark.name, section.table
     for suffix, text in (
         ("md", tables.to_markdown(table)),
         ("csv", tables.to_csv(table)),
         ("tex", tables.to_latex(table)),
     ):
-        write_bytes(str(folder / f"{table.benchmark.name}.{suffix}"), text.encode("utf-8"))
+        write_bytes(str(folder / f"{name}.{suffix}"), text.encode("utf-8"))
+    for stale in folder.glob(f"{name}.*.png"):
+        stale.unlink()
+    for k, picture in enumerate(section.pictures):
+        write_bytes(str(folder / f"{name}.{k}.png"), picture.png)
 
 
 def _absent_section(name: str, made: Made, date: str) -> TableSection:

@@ -13,7 +13,6 @@ from typing import Any
 from prefect import flow, runtime
 from prefect_dask import DaskTaskRunner
 from pydantic import BaseModel, ConfigDict, Field
-from tasks.qc import qc_page, quarantine_table
 
 from flows.artifacts import publish_markdown, publish_table
 from flows.batches import BatchRunner, split_batches
@@ -22,11 +21,12 @@ from infra import storage
 from infra.clusters import cluster_options, describe_cluster
 from infra.settings import Settings
 from models.records import SPECS, PlannedCase, Reason, Scan, find_spec
-from models.store import StoreWriter, create_or_open, open_store
+from models.store import StoreWriter, create_or_open
 from tasks import plan as plans
 from tasks import receipts, shards
 from tasks.catalog import read_catalog
 from tasks.lease import Lease
+from tasks.qc import qc_page, quarantine_table
 
 _log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def preprocess(params: PreprocessParams) -> dict[str, Any]:
         digest = shards.finalise(writer.url, work.current)
         if not failures:
             receipts.clear_attempts(writer.url)
-    return report(writer.url, work, failures, digest, params.max_quarantined_share)
+    return report(writer.url, work, failures, digest, params)
 
 
 def usable_scans(scans: Sequence[Scan], params: PreprocessParams) -> list[Scan]:
@@ -238,12 +238,12 @@ def _refuse(writer: StoreWriter, work: Work) -> list[PlannedCase]:
     return cases
 
 
-def report(url: str, work: Work, failures: list[str], digest: str, allowed_share: float) -> dict[str, Any]:
+def report(url: str, work: Work, failures: list[str], digest: str, params: PreprocessParams) -> dict[str, Any]:
     """Publish the QC page and the quarantine table; raises PreprocessError for failures or too much quarantine."""
     lines = shards.published(url, ("dataset", "row", "case", "status", "reason", "detail"))
     mine = [line for case in work.current if (line := lines.get((case.dataset, case.row)))]
     status = Counter(line["status"] for line in mine)
-    table = quarantine_table(open_store(url).cases())
+    table = quarantine_table(url, params.catalog)
     publish_markdown("qc", qc_page(url), f"Quality of {_store_name(url)}")
     publish_table("quarantine", table, "Cases that could not be preprocessed, with the reason")
     share = status["quarantined"] / max(1, len(work.current))
@@ -252,7 +252,7 @@ def report(url: str, work: Work, failures: list[str], digest: str, allowed_share
             f"{len(failures)} case batches failed, {status['stored']} cases are stored and stay; "
             f"start the flow again to continue: {'; '.join(failures[:5])}"
         )
-    if share > allowed_share:
+    if share > params.max_quarantined_share:
         named = "\n".join(
             f"  {line['dataset']}/{line['case']}: {line['reason']} ({line['detail']})"
             for line in mine
@@ -260,7 +260,7 @@ def report(url: str, work: Work, failures: list[str], digest: str, allowed_share
         )
         raise PreprocessError(
             f"{status['quarantined']} of {len(work.current)} cases ({share:.1%}) are in quarantine, "
-            f"{allowed_share:.1%} are allowed; finished work stays:\n{named}"
+            f"{params.max_quarantined_share:.1%} are allowed; finished work stays:\n{named}"
         )
     return {
         "store": url,

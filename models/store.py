@@ -144,7 +144,6 @@ class StoredDataset:
 
     @cached_property
     def _small(self) -> dict[str, np.ndarray]:
-        _guard_fork()
         return {name: np.asarray(getattr(self, name)[:]) for name in ("present", "extent", "affine", "origin")}
 
     def case_info(self, row: int) -> StoredCase:
@@ -199,6 +198,7 @@ class StoredDataset:
         return image, label
 
     def _stored(self, row: int) -> dict[str, Any]:
+        _guard_fork()
         line = self._lines.get(row)
         if line is None or line["status"] != "stored":
             status = line["status"] if line else "not published"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import warnings
 from typing import Any
 
 import numpy as np
@@ -118,16 +117,7 @@ class StoreWriter:
         pq.write_table(table, sink, compression="zstd")
         storage.write_bytes(storage.join(self.url, CASES), sink.getvalue())
         stored = table.column("status").to_pylist().count("stored")
-        for dataset in dataset_names(self.url):
-            self._consolidate(dataset)
         _write_attributes(self.url, self.spec, {"digest": digest, "rows": table.num_rows, "stored": stored})
-
-    def _consolidate(self, dataset: str) -> None:
-        """Write the dataset's metadata in one object: xarray opens it with one read, at the published length."""
-        with warnings.catch_warnings():
-            # Consolidated metadata are an extension of Zarr v3; readers that do not know it lose nothing.
-            warnings.filterwarnings("ignore", message="Consolidated metadata")
-            zarr.consolidate_metadata(storage.zarr_store(self.url, "r+"), path=dataset, zarr_format=3)
 
     def _small_value(self, name: str, geometry: CaseGeometry, extent: Shape3, modalities: tuple[str, ...]) -> Any:
         if name == "present":
@@ -223,6 +213,22 @@ def read_attributes(url: str) -> dict[str, Any]:
 def _write_attributes(url: str, spec: PreprocessSpec, finalised: dict[str, Any] | None) -> None:
     body = spec.model_dump(mode="json")
     attributes = {"schema": SCHEMA, "spec": body, "spec_digest": digest_of(body), "finalised": finalised}
-    # One atomic replacement of the whole object; zarr's own update would read, change and write.
-    metadata = {"zarr_format": 3, "node_type": "group", "attributes": {ATTRIBUTE: attributes}}
+    # One atomic replacement of the whole object; zarr's own update would read, change and write, and its own
+    # consolidation would stumble over what lies beside the arrays.
+    metadata: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": {ATTRIBUTE: attributes}}
+    if finalised is not None:
+        inline = {"kind": "inline", "must_understand": False, "metadata": _published_metadata(url)}
+        metadata["consolidated_metadata"] = inline
     storage.write_json(storage.join(url, "zarr.json"), metadata)
+
+
+def _published_metadata(url: str) -> dict[str, Any]:
+    """Return all metadata documents by path: with them xarray opens the store in one read, at its published length."""
+    found = {}
+    for dataset in dataset_names(url):
+        paths = [dataset, *(f"{dataset}/{name}" for name in storage.listdir(storage.join(url, dataset)))]
+        for path in paths:
+            document = storage.join(url, path, "zarr.json")
+            if storage.exists(document):
+                found[path] = storage.read_json(document)
+    return found

@@ -85,13 +85,19 @@ def storage_root(root: str) -> str:
 
 def read_headers(scans: Sequence[Scan], on_progress: Callable[[int, int], None] | None = None) -> list[Scan]:
     """Return the scans with size, identity, shape, spacing and type; bad headers become `left out`. Order is kept."""
+    tell = on_progress or _silent
     result = []
+    tell(0, len(scans))
     with ThreadPoolExecutor(HEADER_THREADS, thread_name_prefix="headers") as pool:
         for number, scan in enumerate(pool.map(with_header, scans), start=1):
             result.append(scan)
-            if on_progress is not None and (number % 100 == 0 or number == len(scans)):
-                on_progress(number, len(scans))
+            if number % 100 == 0 or number == len(scans):
+                tell(number, len(scans))
     return result
+
+
+def _silent(done: int, total: int) -> None:
+    """Say nothing."""
 
 
 def with_header(scan: Scan) -> Scan:
@@ -139,7 +145,14 @@ def sort_scans(scans: Iterable[Scan]) -> list[Scan]:
     ranks = {name: rank for rank, name in enumerate(CHANNEL_ORDER)}
 
     def key(scan: Scan) -> tuple[Any, ...]:
-        return scan.dataset, scan.case, ranks.get(scan.modality, len(ranks)), scan.modality, scan.path, scan.status != "ok"
+        return (
+            scan.dataset,
+            scan.case,
+            ranks.get(scan.modality, len(ranks)),
+            scan.modality,
+            scan.path,
+            scan.status != "ok",
+        )
 
     return sorted(scans, key=key)
 

@@ -43,8 +43,11 @@ def _combination(found: set[str]) -> str:
     return " ".join(name for name in CHANNEL_ORDER if name in found)
 
 
-def catalog_report(result: CatalogResult) -> str:
-    """Return the catalog in Markdown: counts, grids, cases by modality combination, what was left out and why."""
+def catalog_report(result: CatalogResult, name_files: bool = True) -> str:
+    """Return the catalog in Markdown: counts, grids, cases by modality combination, what was left out and why.
+
+    Without `name_files` no file and no case is named, so the page can be shown where subject ids must not be.
+    """
     report = result.report
     lines = [
         f"**{report['cases']:,} cases, {report['scans']:,} scans, {report['labels']:,} labels** "
@@ -59,11 +62,23 @@ def catalog_report(result: CatalogResult) -> str:
         *markdown_table(modality_combinations(result.scans)),
     ]
     missing = left_out_table(result.scans)
+    if missing and not name_files:
+        lines += ["", "### Left out", "", *markdown_table(_reason_rows(result))]
+        missing = []
     if missing:
         lines += ["", "### Left out", "", *markdown_table(missing[:SHOWN])]
     if len(missing) > SHOWN:
         lines += ["", f"... and {len(missing) - SHOWN:,} more; see `{CATALOG_FILE}`."]
     return "\n".join([*lines, "", f"Digest `{report['digest'][:16]}`", ""])
+
+
+def _reason_rows(result: CatalogResult) -> list[dict[str, Any]]:
+    datasets = result.report["datasets"]
+    return [
+        {"dataset": name, "reason": reason, "files": count}
+        for name, counts in datasets.items()
+        for reason, count in counts["reasons"].items()
+    ]
 
 
 def _dataset_rows(result: CatalogResult) -> list[dict[str, Any]]:
@@ -77,7 +92,7 @@ def _dataset_rows(result: CatalogResult) -> list[dict[str, Any]]:
                 "scans": counts["scans"],
                 "labels": counts["labels"],
                 "left out": counts["left_out"],
-                "GB": round(sum(scan.size_bytes for scan in images) / 1e9, 3),
+                "MB": round(sum(scan.size_bytes for scan in images) / 1e6, 1),
                 "voxel size (mm)": _span([edge for scan in images for edge in scan.spacing_mm]),
                 "shape": _commonest(images),
             }

@@ -28,7 +28,7 @@ def select_cases(benchmark: Benchmark, cases: pd.DataFrame, roles: Mapping[tuple
     if chosen.empty:
         return []
     if benchmark.kind == "segmentation":
-        chosen = chosen[chosen["has_label"].astype(bool) & (chosen["label_scheme"] == benchmark.scheme)]
+        chosen = _with_scheme(benchmark, chosen[chosen["has_label"].astype(bool)])
         targets = pd.Series("", index=chosen.index)
     else:
         chosen, targets = _with_targets(benchmark, chosen)
@@ -47,6 +47,17 @@ def select_cases(benchmark: Benchmark, cases: pd.DataFrame, roles: Mapping[tuple
     if selected:
         check_cohort(benchmark, selected)
     return selected
+
+
+def _with_scheme(benchmark: Benchmark, labelled: pd.DataFrame) -> pd.DataFrame:
+    chosen = labelled[labelled["label_scheme"] == benchmark.scheme]
+    if chosen.empty and len(labelled):
+        raise CohortError(
+            f"benchmark {benchmark.name!r} needs labels of scheme {benchmark.scheme!r}; the {len(labelled)} labelled "
+            f"cases of {', '.join(benchmark.datasets)} have {sorted(set(labelled['label_scheme']))}; set label_scheme "
+            "of the source and ingest again"
+        )
+    return chosen
 
 
 def _with_targets(benchmark: Benchmark, cases: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from models.records import SelectedCase, digest_of
 from tasks import baselines
 from tasks.benchmarks import Benchmark
 from tasks.cohort import select_cases
-from tasks.faces import face_mask, foreground_of
+from tasks.faces import face_mask
 from tasks.figures import OverlayCase, forest_plot, overlays
 from tasks.finetune import Finetuning, budget
 from tasks.predictions import predictions_digest, read_probabilities, read_regions
@@ -76,7 +77,7 @@ class Cohort:
     def hidden(self, case: SelectedCase, image: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
         """Return the voxels (X, Y, Z) of a case's face, which no picture may show."""
         affine = self._datasets[case.dataset].case_info(case.row).affine
-        return face_mask(foreground_of(image), affine, self.store.spec.frame)
+        return face_mask(image, affine, self.store.spec.frame)
 
     def label(self, case: SelectedCase) -> npt.NDArray[np.uint8]:
         """Return the stored label of a case on its extent (X, Y, Z)."""
@@ -132,7 +133,7 @@ Scorer = Callable[[RowKey], pd.DataFrame]
 def _gather(rows: Sequence[tuple[RowKey, str, Scorer]], cohort: Cohort, folder: Path) -> tuple[pd.DataFrame, int]:
     test, frames, fresh = cohort.of_role("test"), [], 0
     for key, predictions, scorer in rows:
-        path = folder / f"{key.benchmark}-{key.row}-seed{key.seed}.parquet".replace(" ", "-")
+        path = folder / f"{re.sub(r'[^a-z0-9]+', '-', f'{key.benchmark} {key.row} seed{key.seed}')}.parquet"
         inputs = inputs_digest(key, cohort.benchmark, test, predictions)
         frame, computed = kept_scores(path, inputs, lambda key=key, scorer=scorer: scorer(key))  # type: ignore[misc]
         frames.append(frame)

@@ -199,8 +199,10 @@ def _follow(
 
 def budget(config: TrainingConfig, n_train: int) -> str:
     """Return the words that a table says about a training's budget."""
-    optimiser = config.optimiser
+    optimiser, batch = config.optimiser, config.data.batch_size * config.world_size
+    epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
+    crop = " x ".join(map(str, config.data.crop))
     return (
-        f"{config.epochs} epochs of {n_train} training cases, batch {config.data.batch_size * config.world_size}, "
-        f"crops of {' x '.join(map(str, config.data.crop))} voxels, {optimiser.kind} at {optimiser.lr:g}"
+        f"{epochs} of {n_train} training cases, batch {batch}, crops of {crop} voxels, {optimiser.kind} at "
+        f"{optimiser.lr:g}"
     )

@@ -52,6 +52,8 @@ class _View:
     cut: tuple[int, int, int]
     counts: npt.NDArray[np.intp]
     """Voxels by label value."""
+    extent: tuple[int, ...]
+    """Of the whole image, by RAS axis."""
 
     @property
     def label_values(self) -> list[int]:
@@ -106,7 +108,7 @@ def mosaic(
     if hidden.any():
         image = np.where(hidden, np.float32(0), image)
     view = _prepare(image, affine, label, names)
-    notes = f"{' × '.join(str(n) for n in image.shape[1:])} voxels of {_millimetres(view.spacing)}"
+    notes = f"{' × '.join(str(n) for n in view.extent)} voxels of {_millimetres(view.spacing)}"
     if hidden.any():
         notes += ", face hidden"
     for height in ROW_PIXELS:
@@ -136,7 +138,7 @@ def _prepare(image: npt.NDArray, affine: npt.NDArray, label: npt.NDArray | None,
     cut = _cuts(np.any([volume > 0.05 for _, volume in shown], axis=0), inner)
     counts = np.bincount(np.zeros(0, np.uint8) if inner is None else inner.ravel(), minlength=256)
     labelled = inner if counts[1:].any() else None
-    return _View(shown, labelled, (spacing[0], spacing[1], spacing[2]), cut, counts)
+    return _View(shown, labelled, (spacing[0], spacing[1], spacing[2]), cut, counts, volumes[0].shape)
 
 
 def _bounding_box(mask: npt.NDArray[np.bool_]) -> tuple[slice, ...]:

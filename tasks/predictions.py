@@ -1,7 +1,7 @@
 """Reading what a finished training predicted for its test cases.
 
-A training keeps `predictions/<case>.npz` (`regions`: masks (R, X, Y, Z) on the stored extent) or, for a classification,
-`predictions/predictions.parquet` with one `prob_<class>` column a class.
+A training keeps `predictions/predictions.parquet`: one line a case with its `file`, an .npz beside it (`regions`: masks
+(R, X, Y, Z) on the stored extent), and, for a classification, one `prob_<class>` column a class.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from tasks.scores import ScoreError
 
 
 def read_regions(training: Path, case: SelectedCase) -> npt.NDArray[Any]:
-    """Return the predicted masks (R, X, Y, Z) of one case; raises ScoreError naming a missing file."""
-    path = training / "predictions" / f"{case.case}.npz"
+    """Return the predicted masks (R, X, Y, Z) of one case; raises ScoreError naming what is missing."""
+    table = _read_table(training)
+    if (case.dataset, case.case) not in table.index:
+        raise _absent(training, [(case.dataset, case.case)])
+    path = training / "predictions" / str(table.loc[(case.dataset, case.case), "file"])
     if not path.exists():
         raise ScoreError(f"case {case.case}: {path} is missing; run the training's prediction again")
     with np.load(path, allow_pickle=False) as arrays:
@@ -32,23 +35,27 @@ def read_probabilities(
     training: Path, cases: Sequence[SelectedCase], classes: Sequence[str]
 ) -> npt.NDArray[np.float64]:
     """Return the probabilities (N, K) of the cases in order, from predictions.parquet; a missing case is an error."""
-    table = pd.read_parquet(_table_path(training)).set_index(["dataset", "case"])
+    table = _read_table(training)
     columns = [f"prob_{name}" for name in classes]
     if absent := [name for name in columns if name not in table.columns]:
         raise ScoreError(f"{training.name}: predictions.parquet lacks the columns {absent}; other classes were trained")
     keys = [(case.dataset, case.case) for case in cases]
     if missing := [key for key in keys if key not in table.index]:
-        raise ScoreError(
-            f"{training.name}: no prediction for {len(missing)} test cases, first {missing[0]}; predict again"
-        )
+        raise _absent(training, missing)
     return table.reindex(pd.MultiIndex.from_tuples(keys))[columns].to_numpy(dtype=np.float64)
 
 
-def _table_path(training: Path) -> Path:
+def _read_table(training: Path) -> pd.DataFrame:
     path = training / "predictions" / "predictions.parquet"
     if not path.exists():
         raise ScoreError(f"{training.name}: {path} is missing; run the training's prediction again")
-    return path
+    return pd.read_parquet(path).set_index(["dataset", "case"])
+
+
+def _absent(training: Path, missing: Sequence[tuple[str, str]]) -> ScoreError:
+    return ScoreError(
+        f"{training.name}: no prediction for {len(missing)} test cases, first {missing[0]}; predict again"
+    )
 
 
 def predictions_digest(training: Path) -> str:

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from infra import storage
 from models.store import Store, open_store
+from models.store_layout import CASES
 from tasks.catalog import read_catalog
 from tasks.catalog_report import left_out_table, markdown_table
 from tasks.mosaic import mosaic
@@ -116,21 +117,21 @@ def _unusual(dataset: str, measure: str, values: list[tuple[str, float]]) -> Ite
             yield {**row, "usual": usual, "z": round(z, 1)}
 
 
-def quarantine_table(store_url: str | None, catalog_path: str | None = None) -> list[dict[str, str]]:
-    """Return every file or case that is not used: dataset, case, file, reason, detail.
+def quarantine_table(store: str | pa.Table | None, catalog: str | None = None) -> list[dict[str, str]]:
+    """Return everything that is not used: dataset, case, file, reason, detail.
 
-    Catalog left-outs come first, then the cases that preprocessing quarantined. A store that was never finalised has
-    published nothing and adds no row; a store of another schema raises StoreError. Without a catalog at
-    `catalog_path` FileNotFoundError is raised.
+    What the catalog left out comes first, then the cases that preprocessing quarantined.
+
+    Args:
+        store: URL of a store (one never finalised has published nothing and adds no row), its cases table, or None.
+        catalog: path of catalog.parquet or of the workspace that holds it, or None.
+
+    Raises FileNotFoundError when there is no catalog at the path, StoreError for a store of another schema.
     """
-    rows = [] if catalog_path is None else left_out_table(read_catalog(catalog_path))
-    if store_url is not None and _is_published(store_url):
-        rows += quarantined_rows(open_store(store_url).cases())
-    return rows
-
-
-def _is_published(store_url: str) -> bool:
-    return storage.exists(storage.join(store_url, "cases.parquet"))
+    rows = [] if catalog is None else left_out_table(read_catalog(catalog))
+    if isinstance(store, str):
+        store = open_store(store).cases() if storage.exists(storage.join(store, CASES)) else None
+    return rows if store is None else rows + quarantined_rows(store)
 
 
 def quarantined_rows(cases: pa.Table) -> list[dict[str, str]]:

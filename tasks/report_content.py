@@ -11,7 +11,7 @@ import pandas as pd
 
 from models.store import store_digest
 from tasks.finetune import Finetuning, read_json
-from tasks.mosaic import mosaic
+from tasks.qc import mosaic_of, qc_cases, quarantine_table
 from tasks.report import Picture, ReportContent, TableSection, TrainingSection, software_versions, training_section
 from tasks.splits import ROLES
 from tasks.summary import PRETRAINED
@@ -43,8 +43,6 @@ def report_content(
     date: str,
 ) -> ReportContent:
     """Return the whole page of a workspace."""
-    from tasks.qc import quarantine_table
-
     stored, out = (made.cases[made.cases["status"] == status] for status in ("stored", "quarantined"))
     shares = ", ".join(f"{int((made.split['split'] == role).sum())} {role}" for role in ROLES)
     summary = [
@@ -61,12 +59,17 @@ def report_content(
         summary=summary,
         provenance=provenance(made, trainings),
         qc=qc_pictures(made),
-        quarantine=quarantine_table(made.store.cases()),
+        quarantine=quarantine_table(made.store.cases(), _catalog(made)),
         trainings=training_sections(made, trainings),
         benchmarks=shown,
         absent=absent,
         notes=[description(made)],
     )
+
+
+def _catalog(made: Made) -> str | None:
+    path = made.workspace / "catalog.parquet"
+    return str(path) if path.exists() else None
 
 
 def description(made: Made) -> str:
@@ -123,22 +126,10 @@ def training_sections(made: Made, trainings: Sequence[Finetuning]) -> list[Train
 
 
 def qc_pictures(made: Made) -> list[Picture]:
-    """Return tri-planar mosaics of the first stored cases of each dataset, labelled ones first; faces are masked."""
-    stored = made.cases[made.cases["status"] == "stored"].sort_values(
-        ["dataset", "has_label", "row"], ascending=[True, False, True]
-    )
+    """Return tri-planar mosaics of some stored cases of each dataset, the strangest one first; faces are masked."""
     pictures = []
-    for line in stored.groupby("dataset").head(MOSAICS_PER_DATASET).itertuples():
-        dataset, row = made.store.dataset(str(line.dataset)), int(line.row)  # type: ignore[arg-type]
-        image, label = dataset.read_case(row)
-        title = f"{line.dataset} {line.case}"
-        png = mosaic(
-            image.astype("float32"),
-            dataset.case_info(row).affine,
-            label,
-            modalities=made.store.spec.modalities,
-            title=title,
-            frame=made.store.spec.frame,
-        )
+    for dataset, row in qc_cases(made.store.url, MOSAICS_PER_DATASET):
+        title = f"{dataset} {made.store.dataset(dataset).case_info(row).case}"
+        png = mosaic_of(made.store, dataset, row)
         pictures.append(Picture(png, f"tri-planar mosaic of {title}", f"{title}: as stored, faces masked"))
     return pictures

@@ -183,7 +183,7 @@ def classification_metrics(target: npt.NDArray[np.int64], probabilities: npt.NDA
     predicted = probabilities.argmax(axis=1)
     labels = list(range(n_classes))
     complete = set(target.tolist()) == set(labels)
-    score = probabilities[:, 1] if n_classes == 2 else probabilities / probabilities.sum(axis=1, keepdims=True)
+    score = probabilities[:, 1] if n_classes == 2 else probabilities
     more = {} if n_classes == 2 else {"multi_class": "ovr", "average": "macro", "labels": labels}
     return {
         "accuracy": float(accuracy_score(target, predicted)),

@@ -17,7 +17,7 @@ from infra.storage import write_bytes
 from models.records import digest_of
 
 ROLES: tuple[str, str, str] = ("train", "val", "test")
-STRATIFY: tuple[str, ...] = ("dataset", "label_scheme", "diagnosis", "control_group", "site")
+STRATIFY: tuple[str, ...] = ("dataset", "has_label", "lesion", "diagnosis", "control_group", "site")
 """Default strata, most important first: absent columns are left out."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -117,12 +118,14 @@ def _common_subjects(scores: pd.DataFrame) -> list[tuple[str, str]]:
     return sorted({(dataset, subject) for dataset, subject, _ in first})
 
 
+@dataclass(frozen=True)
 class _Functions:
     """A metric of one row over subjects: seeds together, and one by one."""
 
-    def __init__(self, together: MetricFunction, each: list[MetricFunction]) -> None:
-        self.together = together
-        self.each = each
+    together: MetricFunction
+    each: list[MetricFunction]
+    at_bounds: int = 0
+    """Subjects that an exact bound counts: those of the smallest class; 0 where there is none."""
 
 
 def _functions(
@@ -132,9 +135,11 @@ def _functions(
         values = _subject_values(part, metric, region, subjects)
         return _Functions(mean_metric(values), [mean_metric(one[None]) for one in values])
     subject, target, probabilities = _probabilities(part, benchmark, subjects)
+    smallest = min(len(set(subject[target == k].tolist())) for k in range(len(benchmark.classes)))
     return _Functions(
         classification_metric(metric, subject, target, probabilities),
         [classification_metric(metric, subject, target, one[None]) for one in probabilities],
+        len(subjects) if metric == "accuracy" else smallest,
     )
 
 
@@ -161,8 +166,8 @@ def _probabilities(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Floats]:
     """Return the subject index (N,), target index (N,) and probabilities (E, N, K) of a row's cases."""
     part = part[part["metric"] == "probability"]
-    wide = part.pivot_table(index=["dataset", "subject", "case", "target", "seed"], columns="region", values="value")
-    wide = wide[list(benchmark.classes)]
+    keys = ["dataset", "subject", "case", "target", "seed"]
+    wide = part.set_index([*keys, "region"])["value"].unstack("region")[list(benchmark.classes)]
     cases = pd.MultiIndex.from_tuples(sorted({tuple(key[:4]) for key in wide.index}), names=wide.index.names[:4])
     seeds = sorted(part["seed"].unique())
     stacked = np.stack([wide.xs(seed, level="seed").reindex(cases).to_numpy() for seed in seeds])
@@ -187,7 +192,7 @@ def _lines_of_column(
     lines, p_values = [], []
     ours = functions.get(PRETRAINED)
     for row, function in functions.items():
-        interval = bootstrap_interval(function.together, weights)
+        interval = bootstrap_interval(function.together, weights, at_bounds=function.at_bounds)
         alone = [float(one(np.ones((1, weights.shape[1])))[0]) for one in function.each]
         values = {
             "estimate": interval.estimate, "low": interval.low, "high": interval.high,

@@ -142,6 +142,7 @@ def statements(table: BenchmarkTable) -> list[str]:
             f"Brackets: {INTERVAL_METHOD}.",
             f"p: paired bootstrap of {PRETRAINED} against the row, over subjects, Holm-corrected over all such rows.",
             f"Budget of every trained row: {table.budget or 'none trained'}.",
+            *_seed_statements(table),
             *_undefined_statements(table),
             *_interval_statements(table),
         ]
@@ -167,8 +168,27 @@ def _undefined_statements(table: BenchmarkTable) -> list[str]:
 
 
 def _interval_statements(table: BenchmarkTable) -> list[str]:
-    notes = {f"{line.row}, {heading(line.metric, line.region)}: {line.note}" for line in table.lines if line.note}
-    return [f"{note}." for note in sorted(notes)]
+    """Return one sentence a note, naming the rows and columns that it is about."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for line in table.lines:
+        if line.note:
+            found.setdefault(line.note, {}).setdefault(line.row, []).append(heading(line.metric, line.region))
+    about = {
+        note: "; ".join(f"{row} ({', '.join(names)})" for row, names in rows.items()) for note, rows in found.items()
+    }
+    return [f"{note[0].upper()}{note[1:]}: {about[note]}." for note in sorted(about)]
+
+
+def _seed_statements(table: BenchmarkTable) -> list[str]:
+    """Return how much the seeds alone move the primary metric: intervals hold the seeds fixed."""
+    column = primary_metric(table.benchmark)
+    spread = [
+        f"{line.row} {line.seed_sd:.3f}"
+        for line in table.lines
+        if line.seed_sd is not None and (line.metric, line.region) == column
+    ]
+    words = f"Intervals hold the trained seeds fixed; standard deviation between seeds of {heading(*column)}"
+    return [f"{words}: {', '.join(spread)}."] if spread else []
 
 
 def to_markdown(table: BenchmarkTable, title_level: int = 2) -> str:

@@ -53,9 +53,9 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerI
         yield connect(settings)
     finally:
         if "prefect" in sys.modules:
-            from prefect.logging.handlers import APILogHandler
+            from prefect.logging.handlers import APILogWorker
 
-            APILogHandler.flush()  # the rest of the flow runs' logs, while there is a server
+            APILogWorker.drain_all(timeout=10)  # the rest of the flow runs' logs, while there is a server
         stop_server(settings)
         os.environ.clear()
         os.environ.update(before)

@@ -44,6 +44,8 @@ class Atlas:
     white: Array
     brain: Array
     """1 inside the brain (CSF included), 0 outside."""
+    brain_box: tuple[Array, Array]
+    """Template corners in mm (low, high) that contain the brain."""
     ventricles: Array
     """CSF fraction of the lateral and third ventricles, 0 elsewhere."""
     cortex: Array
@@ -99,6 +101,7 @@ def load_atlas() -> Atlas:
         grey=grey,
         white=white,
         brain=brain,
+        brain_box=_box_mm(brain, affine),
         ventricles=ventricles,
         cortex=_cortex(csf * (ventricles == 0), grey),
         vessels=_vessels(brain.shape, affine),
@@ -113,6 +116,12 @@ def load_atlas() -> Atlas:
             9.0,
         ),
     )
+
+
+def _box_mm(brain: Array, affine: Array) -> tuple[Array, Array]:
+    spans = [np.flatnonzero(brain.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    low, high = np.array([(span[0] - 1, span[-1] + 1) for span in spans], np.float32).T
+    return low + affine[:3, 3].astype(np.float32), high + affine[:3, 3].astype(np.float32)
 
 
 def _grid_mm(shape: tuple[int, ...], affine: Array, step: int = 1) -> tuple[Array, Array, Array]:

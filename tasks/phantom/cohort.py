@@ -1,7 +1,8 @@
 """Write a cohort: any size, any number of processes, interrupted at any point and started again.
 
 Order of writing: the config, then each subject's files and last its marker, then the tables, and `cohort.json` at the
-very end. A file that exists is complete (whole-object writes) and is never written again, so a second call changes nothing.
+very end. A file that exists is complete (whole-object writes) and is never written again, so a
+second call changes nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """From tissue fractions to signal: one table of relative intensities for the eight modalities.
 
 Values are what the modalities look like after common scaling (white matter about 0.9 in t1), chosen by eye after the
-usual radiological description of each sequence; they are not relaxometry. `adc` is diffusivity (CSF is brightest), `dwi`
-the trace image at b = 1000 s/mm^2 (acute stroke is bright, its adc dark), `mra` is time-of-flight (vessels are bright).
+usual radiological description of each sequence; they are not relaxometry. `adc` is diffusivity (CSF is brightest);
+`dwi` is the trace image at b = 1000 s/mm^2 (stroke is bright, its adc dark); `mra` is time-of-flight (bright vessels).
 """
 
 from __future__ import annotations

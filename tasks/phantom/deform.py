@@ -150,8 +150,8 @@ def _spline_matrix(n: int, step: int, count: int) -> Array:
 def jacobian(points: Array, affine: Array) -> Array:
     """Return the determinant of d(template)/d(subject) on a grid, from (3, X, Y, Z) template points; > 0 everywhere
     when no tissue folds. Central differences; units 1."""
-    gradient = np.stack([np.stack(np.gradient(part)) for part in points])
-    return np.linalg.det(np.moveaxis(gradient, (0, 1), (-2, -1))) / np.linalg.det(affine[:3, :3])
+    a, b, c = (np.stack([np.gradient(part, axis=axis) for part in points]) for axis in range(3))
+    return (a * np.cross(b, c, axis=0)).sum(0) / np.linalg.det(affine[:3, :3])
 
 
 def check_invertible(points: Array, affine: Array, subject: str) -> float:

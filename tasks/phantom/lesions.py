@@ -47,13 +47,15 @@ class Shape(Record):
     waves: tuple[tuple[float, float, float], ...]
     phases: tuple[float, ...]
     amplitudes: tuple[float, ...]
+    """Sum to less than 1, so the region is bounded."""
     spares_csf: bool
 
     def inside(self, points: Array) -> Array:
         """Return rho (n,) at subject points (3, n) mm: below 1 inside; 9 far away."""
         offset = points - np.asarray(self.centre_mm, points.dtype)[:, None]
         rho = np.full(points.shape[1], 9.0)
-        near = np.flatnonzero((offset**2).sum(0) < (2.0 * max(self.axes_mm)) ** 2)
+        reach = 1.2 * max(self.axes_mm) / (1 - sum(self.amplitudes))
+        near = np.flatnonzero((offset**2).sum(0) < reach**2)
         turned = Rotation.from_euler("xyz", self.rotation, degrees=True).as_matrix().T @ offset[:, near]
         radius = np.sqrt(((turned / np.asarray(self.axes_mm)[:, None]) ** 2).sum(0))
         bumps = np.asarray(self.amplitudes) @ np.sin(np.asarray(self.waves) @ turned + np.asarray(self.phases)[:, None])
@@ -104,14 +106,14 @@ def draw_shapes(kind: Kind, centre_mm: Array, rng: np.random.Generator) -> tuple
         )
 
     if kind == "stroke":
-        return (shape("stroke", 1, 1.0, 0.09, True),)
+        return (shape("stroke", 1, 1.0, 0.12, True),)
     if kind == "schwannoma":
         return (shape("schwannoma", 1, 1.0, 0.03, False),)
     core = rng.uniform(0.55, 0.72)
     return (
-        shape("oedema", OEDEMA, 1.0, 0.08, True),
-        shape("enhancing", ENHANCING, core, 0.05, False),
-        shape("necrosis", NECROSIS, core * rng.uniform(0.5, 0.7), 0.05, False),
+        shape("oedema", OEDEMA, 1.0, 0.13, True),
+        shape("enhancing", ENHANCING, core, 0.08, False),
+        shape("necrosis", NECROSIS, core * rng.uniform(0.5, 0.7), 0.08, False),
     )
 
 

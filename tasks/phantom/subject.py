@@ -22,7 +22,7 @@ from tasks.phantom.acquire import (
 from tasks.phantom.anatomy import Atlas, load_atlas, medial_temporal_weight
 from tasks.phantom.config import PhantomConfig
 from tasks.phantom.contrasts import TEXTURE_SHARE, Tissue, signal, texture, tissue_at
-from tasks.phantom.deform import IDENTITY, Warp, check_invertible, draw_warp, voxel_centres, warp_grid
+from tasks.phantom.deform import IDENTITY, NODE_MM, Warp, check_invertible, draw_warp, voxel_centres, warp_grid
 from tasks.phantom.effects import Traits, draw_traits
 from tasks.phantom.layout import TOKENS, Place
 from tasks.phantom.lesions import Painted, Shape, blend, draw_shapes, lesion_site, paint, to_scheme
@@ -121,10 +121,12 @@ def draw_subject_traits(config: PhantomConfig, place: Place, **changes: Any) -> 
 def sample_anatomy(warp: Warp, traits: Traits, grid: Grid, atlas: Atlas, subject: str) -> Sampled:
     """Return a subject's anatomy on a grid; raises ValueError when the deformation folds."""
     points = warp_grid(warp, grid.affine, grid.shape, atlas)
-    step = max(1, int(3.0 // np.linalg.norm(grid.affine[:3, 0])))
+    step = max(1, int(NODE_MM // np.linalg.norm(grid.affine[:3, 0])))
     smallest = check_invertible(points[:, ::step, ::step, ::step], grid.affine * [step, step, step, 1], subject)
     flat = points.reshape(3, -1)
-    inside = np.flatnonzero(atlas.sample("brain", flat) > BRAIN_THRESHOLD)
+    low, high = (edge[:, None] for edge in atlas.brain_box)
+    near = np.flatnonzero(((flat > low) & (flat < high)).all(0))
+    inside = near[atlas.sample("brain", flat[:, near]) > BRAIN_THRESHOLD]
     template = flat[:, inside]
     return Sampled(
         grid=grid,
@@ -151,7 +153,8 @@ def measure(view: Sampled, labels: Array, traits: Traits, atlas: Atlas) -> dict[
         "white_ml": float(view.tissue.white.sum(dtype=float)) * ml,
         "csf_ml": float(view.tissue.csf.sum(dtype=float)) * ml,
         "ventricles_ml": float(atlas.sample("ventricles", view.template).sum(dtype=float)) * ml,
-        "medial_temporal_ml": float((view.tissue.grey * medial_temporal_weight(view.template)).sum(dtype=float)) * ml,
+        "medial_temporal_ml": float(view.tissue.grey[medial_temporal_weight(view.template) > 0.5].sum(dtype=float))
+        * ml,
         "lesion_ml": int((labels > 0).sum()) * ml,
         **{f"label_{value}_ml": int(counts[value]) * ml for value in (1, 2, 3)},
         "jacobian_min": view.jacobian_min,

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from objective_cases import NETWORK, RECOMMENDED, SPEC, make_batch, make_case, make_config, make_means
 
 from models.config import BrainMVPConfig, OptimiserConfig
 from models.masking import to_voxels
@@ -18,7 +19,6 @@ from models.objectives.base import Clock
 from models.objectives.brainmvp import PRESETS, BrainMVP, psnr
 from models.records import MODALITIES
 from models.template import cut
-from objective_cases import NETWORK, RECOMMENDED, SPEC, make_batch, make_case, make_config, make_means
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "brainmvp_losses.json"
 START = Clock(step=0, epoch=0)
@@ -101,7 +101,9 @@ def test_views_are_the_target_with_masked_blocks_replaced() -> None:
     target, other = batch["image"].unbind(1)
     normalised = objective.template.normalised()
     starts = batch["template_start"].tolist()
-    template = torch.stack([cut(normalised[m], s, (32, 32, 32)) for m, s in zip(batch["template"], starts, strict=True)])
+    template = torch.stack(
+        [cut(normalised[m], s, (32, 32, 32)) for m, s in zip(batch["template"], starts, strict=True)]
+    )
     assert torch.equal(views.mixed[0][~mask[:, 0]], target[~mask[:, 0]])
     assert torch.allclose(views.mixed[0][mask[:, 0]], template[mask[:, 0]], atol=1e-6)
     assert torch.equal(views.mixed[1][~mask[:, 1]], target[~mask[:, 1]])
@@ -137,7 +139,11 @@ def test_loss_terms_are_mean_squared_errors_over_the_whole_crop() -> None:
     ],
 )
 def test_phases(
-    preset: str, epoch: int, weights: tuple[float, float, float], template_in_both: bool, monkeypatch: pytest.MonkeyPatch
+    preset: str,
+    epoch: int,
+    weights: tuple[float, float, float],
+    template_in_both: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     objective = _build(PRESETS[preset])
     assert tuple(objective.weights(epoch).values()) == weights
@@ -147,7 +153,9 @@ def test_phases(
     losses = objective(make_batch(objective.sampler(), _cases(2)), Clock(0, epoch))
     assert seen == [{"template_in_both": template_in_both}]
     terms = [losses[f"loss_{name}"] for name in ("reconstruction", "distillation", "contrast")]
-    assert losses["loss"].item() == pytest.approx(sum(w * t.item() for w, t in zip(weights, terms, strict=True)), rel=1e-5)
+    assert losses["loss"].item() == pytest.approx(
+        sum(w * t.item() for w, t in zip(weights, terms, strict=True)), rel=1e-5
+    )
 
 
 def test_presets_mask_as_published() -> None:

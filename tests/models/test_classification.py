@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from objective_cases import GRID, NETWORK, RECOMMENDED, SPEC, make_batch, make_case, make_config, make_means
 
 from models.config import ClassificationConfig, OptimiserConfig
 from models.objectives import build_objective
 from models.objectives.base import Clock
 from models.objectives.classification import Classification
-from objective_cases import GRID, NETWORK, RECOMMENDED, SPEC, make_batch, make_case, make_config, make_means
 
 START = Clock(step=0, epoch=0)
 SETTINGS = ClassificationConfig(modalities=("t1",), classes=("control", "patient"))

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from objective_cases import NETWORK, RECOMMENDED, SPEC, make_batch, make_case, make_config, make_means
 
 from models.config import OptimiserConfig, Region, SegmentationConfig
 from models.objectives import build_objective
@@ -14,7 +15,6 @@ from models.objectives.base import Clock
 from models.objectives.segmentation import Segmentation, start_around, to_regions
 from models.objectives.supervised import augment
 from models.records import MODALITIES
-from objective_cases import NETWORK, RECOMMENDED, SPEC, make_batch, make_case, make_config, make_means
 
 START = Clock(step=0, epoch=0)
 WHOLE, CORE = Region(name="WT", labels=(1, 2)), Region(name="TC", labels=(2,))
@@ -29,17 +29,12 @@ def _build(settings: SegmentationConfig = SETTINGS, seed: int = 0, **data: objec
     return objective
 
 
-@pytest.mark.parametrize(
-    ("scheme", "regions", "label", "expected"),
-    [
-        ("until 2021", {"TC": (1, 4), "WT": (1, 2, 4), "ET": (4,)}, [0, 1, 2, 4], ([0, 1, 0, 1], [0, 1, 1, 1], [0, 0, 0, 1])),
-        ("2023", {"TC": (1, 3), "WT": (1, 2, 3), "ET": (3,)}, [0, 1, 2, 3], ([0, 1, 0, 1], [0, 1, 1, 1], [0, 0, 0, 1])),
-    ],
-)  # fmt: skip
-def test_regions_are_unions_of_the_schemes_labels(scheme: str, regions: dict, label: list, expected: tuple) -> None:
-    volume = np.array(label, np.uint8).reshape(1, 1, 4)
-    found = to_regions(volume, [Region(name=name, labels=labels) for name, labels in regions.items()])
-    assert found.reshape(3, 4).tolist() == [list(row) for row in expected], scheme
+@pytest.mark.parametrize("enhancing", [4, 3], ids=["BraTS until 2021", "BraTS 2023"])
+def test_regions_are_unions_of_the_schemes_labels(enhancing: int) -> None:
+    scheme = {"TC": (1, enhancing), "WT": (1, 2, enhancing), "ET": (enhancing,)}
+    volume = np.array([0, 1, 2, enhancing], np.uint8).reshape(1, 1, 4)
+    found = to_regions(volume, [Region(name=name, labels=labels) for name, labels in scheme.items()])
+    assert found.reshape(3, 4).tolist() == [[0, 1, 0, 1], [0, 1, 1, 1], [0, 0, 0, 1]]
 
 
 def test_channels_follow_the_config_and_missing_ones_are_zero() -> None:

@@ -160,6 +160,33 @@ def test_one_dataset_in_two_lists(tmp_path):
     assert [scan.reason for scan in result.scans] == ["", "duplicate scan"]
 
 
+@pytest.mark.full
+def test_the_same_catalog_from_s3(sources, tmp_path, s3_url):
+    from infra import storage
+
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            storage.write_bytes(storage.join(s3_url, str(path.relative_to(tmp_path))), path.read_bytes())
+    remote = [
+        source.replace(root=storage.join(s3_url, name))
+        for source, name in zip(sources, ("bids", "listed"), strict=True)
+    ]
+    here, there = build_catalog(sources), build_catalog(remote)
+
+    def plain(scans):
+        return [scan.model_dump(exclude={"path", "etag", "detail"}) for scan in scans if scan.status == "ok"]
+
+    assert plain(there.scans) == plain(here.scans)
+    assert {(row["file"], row["reason"]) for row in left_out_table(there.scans)} == {
+        (row["file"], row["reason"]) for row in left_out_table(here.scans)
+    }
+    assert all(scan.etag and scan.path.startswith(s3_url) for scan in there.scans if scan.status == "ok")
+    ws = storage.join(s3_url, "ws")
+    assert write_catalog(there, ws)
+    assert not write_catalog(build_catalog(remote), ws)
+    assert read_catalog(ws) == there.scans
+
+
 def scan(**fields):
     return Scan(**{"dataset": "d", "subject": "s", "case": "s", "modality": "t1", "path": "/x_t1.nii"} | fields)
 
@@ -190,7 +217,7 @@ def test_catalog_order_is_the_template_order():
 def test_progress_reaches_the_end():
     seen = []
     read_headers([scan(status="left out")] * 250, lambda done, total: seen.append((done, total)))
-    assert seen == [(100, 250), (200, 250), (250, 250)]
+    assert seen == [(0, 250), (100, 250), (200, 250), (250, 250)]
 
 
 def test_the_report_tells_what_is_there_and_what_is_not(sources):
@@ -199,6 +226,13 @@ def test_the_report_tells_what_is_there_and_what_is_not(sources):
     assert "| ixi | 2 | 4 | 1 | 3 | 0.0 | 2 to 2 | 4 x 5 x 6 |" in text
     assert "| ixi | flair t1 label | 1 |" in text
     assert "| brats2021 | P1 | P1_adc.nii.gz | missing file |" in text
+
+
+def test_a_report_without_names_counts_the_reasons(sources):
+    text = catalog_report(build_catalog(sources), name_files=False)
+    assert "| brats2021 | missing file | 1 |" in text
+    assert "P1" not in text
+    assert "sub-" not in text
 
 
 def test_the_report_of_nothing():

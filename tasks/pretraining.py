@@ -1,0 +1,111 @@
+"""Preparing a training folder: freeze the cases once, write run.json once, refuse a folder made for something else."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from infra.storage import write_bytes
+from models.config import TrainingConfig
+from models.records import SelectedCase
+from models.schedule import plan_steps
+from models.selection import read_selection, selection_digest, write_selection
+
+_log = logging.getLogger(__name__)
+RUN = "run.json"
+
+
+class TrainingExistsError(ValueError):
+    """A training folder holds another training than the one that is asked for."""
+
+
+@dataclass(frozen=True)
+class PreparedTraining:
+    """A folder that `tasks.launch.launch` can run."""
+
+    folder: Path
+    config: TrainingConfig
+    selection: list[SelectedCase]
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps from the beginning to the end."""
+        return plan_steps(self.config, self.count("train"), self.config.world_size).total_steps
+
+    def count(self, role: str) -> int:
+        """Return the number of cases with a role."""
+        return sum(case.role == role for case in self.selection)
+
+    def is_finished(self) -> bool:
+        """Whether done.json says that this very training has ended."""
+        done = self.done()
+        wanted = {"config_digest": self.config.content_digest(), "selection_digest": selection_digest(self.selection)}
+        return all(done.get(key) == value for key, value in wanted.items())
+
+    def done(self) -> dict[str, Any]:
+        """Return done.json, or an empty dict while the training is not finished."""
+        path = self.folder / "done.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the records of metrics.jsonl."""
+        from models.metrics import read_metrics
+
+        return read_metrics(self.folder)
+
+
+def prepare_training(folder: Path, config: TrainingConfig, cases: Sequence[SelectedCase]) -> PreparedTraining:
+    """Write selection.parquet, then run.json; a folder that has both is taken as it is.
+
+    The selection is frozen: cases that came into the store later are not trained on, and a log line says so. Raises
+    TrainingExistsError naming the first setting in which an existing training differs.
+    """
+    selection, run = folder / "selection.parquet", folder / RUN
+    if not run.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_selection(selection, cases)
+        write_bytes(str(run), (config.model_dump_json(indent=1) + "\n").encode())
+        return PreparedTraining(folder, config, read_selection(selection))
+    _check_same(folder, json.loads(run.read_text(encoding="utf-8")), config)
+    frozen = read_selection(selection)
+    if selection_digest(frozen) != selection_digest(cases):
+        _log.warning(
+            "training %s keeps its frozen selection of %d cases; the store and split would now give %d",
+            folder.name,
+            len(frozen),
+            len(cases),
+        )
+    return PreparedTraining(folder, config, frozen)
+
+
+def _check_same(folder: Path, existing: dict[str, Any], config: TrainingConfig) -> None:
+    from models.checkpoint import first_difference
+
+    if different := first_difference(existing, config.model_dump(mode="json")):
+        raise TrainingExistsError(
+            f"training {folder.name!r} exists with another config: {different}; "
+            "choose another name, or give the parameters that it was started with"
+        )
+
+
+def metrics_rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one table row per validation, newest last: step, epoch and every metric."""
+    return [
+        {"step": line["step"], "epoch": line["epoch"], **{k: round(v, 4) for k, v in line["metrics"].items()}}
+        for line in records
+        if line["kind"] == "val"
+    ]
+
+
+def people_of(cases: pd.DataFrame, phenotypes: Path) -> pd.DataFrame:
+    """Return the stored cases with the phenotype columns that a split is stratified by, when there are any."""
+    from tasks.splits import with_phenotypes
+
+    stored = cases[cases["status"] == "stored"]
+    return with_phenotypes(stored, pd.read_parquet(phenotypes)) if phenotypes.exists() else stored

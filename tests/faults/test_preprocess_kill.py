@@ -1,0 +1,102 @@
+"""Killed at any point, preprocessing goes on where it was and ends with the same store."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nifti_files import SMALL, write_dataset
+
+from models.records import Scan
+from models.store import create_or_open, store_digest, verify
+from tasks import plan as plans
+from tasks import receipts, shards
+from tasks.lease import Lease
+from tasks.preprocess import preprocess_batch
+
+CASES = 6
+
+
+def write(url, sources):
+    """Do what the flow does, in one process without Prefect's engine and Dask, so that it can be killed anywhere."""
+    scans = [Scan(**line) for line in json.loads(Path(sources).read_text())]
+    writer = create_or_open(url, SMALL)
+    with Lease(url, "writer") as lease:
+        if lease.took_over:
+            shards.clean_partials(url)
+        rows = plans.plan_rows(plans.cases_from_scans(scans), plans.read_plans(url))
+        if rows.added:
+            plans.write_plan(url, rows.added, SMALL.content_digest())
+        for dataset, length in plans.rows_by_dataset(rows.current).items():
+            writer.grow(dataset, length, True)
+        for case in rows.current:
+            preprocess_batch(url, [case.model_dump(mode="json")], lease.token)
+            print(case.case, flush=True)
+        lease.check()
+        shards.finalise(url, rows.current)
+        receipts.clear_attempts(url)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sources")
+    scans = write_dataset(folder, CASES, labels=True)
+    path = folder / "scans.json"
+    path.write_text(json.dumps([scan.model_dump(mode="json") for scan in scans]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, sources):
+    url = str(tmp_path_factory.mktemp("undisturbed") / "s.zarr")
+    write(url, sources)
+    return store_digest(url)
+
+
+def start(url, sources):
+    code = "import sys; sys.path[:0] = sys.argv[3:]; from test_preprocess_kill import write; write(*sys.argv[1:3])"
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    return subprocess.Popen(
+        [sys.executable, "-c", code, url, str(sources), *folders], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+
+
+def kill_after(url, sources, cases, seconds=0.0):
+    """Kill a writer with SIGKILL some time after it has finished some cases."""
+    with start(url, sources) as process:
+        for _ in range(cases):
+            process.stdout.readline()
+        time.sleep(seconds)
+        process.kill()
+
+
+def finish(url, sources):
+    write(url, sources)
+    assert verify(url, deep=True) == []
+    assert not list(Path(url).rglob("*.partial"))
+    assert not Path(url, "_build", "attempts").exists()
+    return store_digest(url)
+
+
+def test_killed_in_the_middle(tmp_path, sources, undisturbed):
+    url = str(tmp_path / "s.zarr")
+    kill_after(url, sources, cases=2)
+    done = receipts.receipt_rows(url, ["toy"])
+    assert 2 <= len(done) < CASES
+    (tmp_path / "s.zarr" / "toy" / "image" / "left.partial").write_bytes(b"half")
+    assert finish(url, sources) == undisturbed
+    assert len(plans.read_plans(url)) == CASES
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_five_times_at_random_moments(tmp_path, sources, undisturbed, seed):
+    url = str(tmp_path / "s.zarr")
+    rng = np.random.default_rng(seed)
+    for _ in range(5):
+        # Line by line what was done before is printed again, so the first lines come at once.
+        kill_after(url, sources, int(rng.integers(0, CASES)), rng.uniform(0, 0.05))
+    assert finish(url, sources) == undisturbed

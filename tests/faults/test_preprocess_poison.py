@@ -1,0 +1,56 @@
+"""A scan that kills its worker process costs only itself."""
+
+import os
+import signal
+
+import pytest
+from nifti_files import SMALL, write_dataset
+
+from flows import preprocess as module
+from flows.preprocess import PreprocessParams, preprocess
+from infra import clusters
+from models import records
+from models.store import open_store, verify
+
+POISON = """
+import os, signal
+from tasks import preprocess
+real = preprocess.read_scan
+def read_scan(file, spec, memory_bytes):
+    if '/s2_' in file.path:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(file, spec, memory_bytes)
+preprocess.read_scan = read_scan
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("allowed_failures", [12, 0])
+def test_poison(tmp_path, monkeypatch, prefect_server, allowed_failures):
+    """With 0 allowed failures Dask gives the batch up at once, and the flow runs its cases one by one."""
+    assert signal.SIGKILL == 9
+    scans = write_dataset(tmp_path / "src", 5)
+    (tmp_path / "poison").mkdir()
+    (tmp_path / "poison" / "poison.py").write_text(POISON)
+    # Nannies import their preload in each worker that they start.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "poison"), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PRELOAD", '["poison"]')
+    monkeypatch.setitem(clusters.DASK_CONFIG, "distributed.worker.preload", ["poison"])
+    monkeypatch.setitem(clusters.DASK_CONFIG, "distributed.scheduler.allowed-failures", allowed_failures)
+    monkeypatch.setattr(module, "read_catalog", lambda path: scans)
+    monkeypatch.setattr(module, "quarantine_table", lambda url, catalog: [])
+    monkeypatch.setitem(records.SPECS, "small", SMALL)
+    url = str(tmp_path / "s.zarr")
+    params = PreprocessParams(
+        catalog=str(tmp_path / "c"), store=url, spec="small", workers=1, max_quarantined_share=0.5
+    )
+    try:
+        result = preprocess(params)
+    finally:
+        import dask
+
+        dask.config.refresh()
+    assert (result["stored"], result["quarantined"]) == (4, 1)
+    (bad,) = (line for line in open_store(url).cases().to_pylist() if line["status"] != "stored")
+    assert (bad["case"], bad["reason"]) == ("s2", "killed the worker")
+    assert verify(url, deep=True) == []

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+from prefect.client.orchestration import get_client
+from pydantic import ValidationError
+
+from flows.catalog import CatalogParams, StrictCatalogError, catalog, refuse_left_out, run_name
+from tasks.catalog import CatalogResult, build_catalog, read_catalog
+from tasks.sources import BidsSource, DatalistSource
+
+
+@pytest.fixture
+def params(tmp_path):
+    """Two subjects, one with a real 4D file."""
+    for name, shape in (("sub-1_T1w", (4, 4, 4)), ("sub-2_T1w", (4, 4, 4)), ("sub-2_T2w", (4, 4, 4, 2))):
+        path = tmp_path / f"bids/{name.split('_')[0]}/anat/{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(np.ones(shape, np.int16), np.eye(4)), path)
+    source = {"kind": "bids", "dataset": "ixi", "root": str(tmp_path / "bids")}
+    return CatalogParams.model_validate({"sources": [source], "workspace": str(tmp_path / "ws")})
+
+
+def artifacts():
+    with get_client(sync_client=True) as client:
+        return {artifact.key: artifact for artifact in client.read_artifacts(limit=200)}
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_the_flow_writes_once_and_publishes_what_it_found(params):
+    first = catalog(params)
+    assert first == {
+        "workspace": params.workspace,
+        "written": True,
+        "cases": 2,
+        "scans": 2,
+        "labels": 0,
+        "left_out": 1,
+        "digest": first["digest"],
+    }
+    assert [scan.status for scan in read_catalog(params.workspace)] == ["ok", "ok", "left out"]
+    assert catalog(params) == first | {"written": False}
+    found = artifacts()
+    assert "**2 cases, 2 scans, 0 labels**" in found["catalog"].data
+    (row,) = json.loads(found["catalog-left-out"].data)
+    assert (row["file"], row["reason"]) == ("sub-2_T2w.nii.gz", "not 3D")
+    assert found["progress-catalog"].data == 100
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_strict_mode_fails_and_keeps_the_former_catalog(params, tmp_path):
+    with pytest.raises(StrictCatalogError, match="strict catalog: 1 files would be left out, 0 are allowed"):
+        catalog(params.model_copy(update={"strict": True}))
+    assert not (tmp_path / "ws").exists()
+
+
+def test_strict_mode_names_the_files(params):
+    result = build_catalog(params.sources)
+    with pytest.raises(StrictCatalogError, match=r"  ixi sub-2 sub-2_T2w\.nii\.gz: not 3D \(shape \(4, 4, 4, 2\)"):
+        refuse_left_out(result)
+    many = CatalogResult([scan for scan in result.scans if scan.status != "ok"] * 30, result.phenotypes, {})
+    with pytest.raises(StrictCatalogError, match=r"30 files would be left out[\s\S]*\.\.\. and 10 more"):
+        refuse_left_out(many)
+    clean = CatalogResult([scan for scan in result.scans if scan.status == "ok"], result.phenotypes, {})
+    refuse_left_out(clean)
+
+
+def test_run_names_tell_the_datasets():
+    sources = [BidsSource(dataset=name, root="x") for name in "abcda"]
+    assert run_name(CatalogParams(sources=sources[:2])) == "catalog a b"
+    assert run_name(CatalogParams(sources=sources)) == "catalog a b c and 1 more"
+
+
+def test_the_kind_chooses_the_source():
+    params = CatalogParams.model_validate(
+        {"sources": [{"kind": "bids", "dataset": "a", "root": "x"}, {"kind": "datalist", "dataset": "b", "root": "y"}]}
+    )
+    assert [type(source) for source in params.sources] == [BidsSource, DatalistSource]
+    assert CatalogParams.model_validate(params.model_dump(mode="json")) == params
+
+
+@pytest.mark.parametrize(
+    ("bad", "text"),
+    [
+        ({"sources": []}, "at least 1 item"),
+        ({"sources": [{"kind": "dicom", "dataset": "a", "root": "x"}]}, "'bids', 'datalist'"),
+        ({"sources": [{"kind": "bids", "dataset": "a", "root": "x"}], "stict": True}, "Extra inputs"),
+        ({"sources": [{"kind": "bids", "dataset": "a", "root": ""}]}, "at least 1 character"),
+    ],
+)
+def test_wrong_parameters_are_refused(bad, text):
+    with pytest.raises(ValidationError, match=text):
+        CatalogParams.model_validate(bad)
+
+
+def test_every_parameter_has_a_title_and_a_description():
+    for model in (CatalogParams, BidsSource, DatalistSource):
+        for name, field in model.model_fields.items():
+            assert name == "kind" or (field.title and field.description), f"{model.__name__}.{name}"

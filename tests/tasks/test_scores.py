@@ -1,0 +1,187 @@
+"""Dice and HD95 against hand-made answers, the empty-mask rules, and bad predictions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from models.records import SelectedCase
+from tasks.benchmarks import BENCHMARKS
+from tasks.predictions import predictions_digest, read_probabilities, read_regions
+from tasks.scores import (
+    RowKey,
+    ScoreError,
+    classification_metrics,
+    dice,
+    hd95,
+    inputs_digest,
+    kept_scores,
+    probability_scores,
+    region_masks,
+    score_case,
+    segmentation_scores,
+)
+
+TUMOUR = BENCHMARKS["phantom-tumour"]
+DIAGNOSIS = BENCHMARKS["phantom-diagnosis"]
+KEY = RowKey("phantom-tumour", "scratch", 0)
+
+
+def case(number: int, target: str = "") -> SelectedCase:
+    name = f"sub-{number}"
+    return SelectedCase(
+        dataset="phantom-bids", row=number, case=name, subject=name, digest="d", role="test", target=target
+    )
+
+
+def cube(start: int, stop: int, shape: int = 16) -> np.ndarray:
+    mask = np.zeros((shape,) * 3, dtype=bool)
+    mask[start:stop, 4:8, 4:8] = True
+    return mask
+
+
+def test_dice_of_shifted_cubes() -> None:
+    # 4 voxels long, shifted by 2: half overlaps.
+    assert dice(cube(4, 8)[None], cube(6, 10)[None]) == [0.5]
+
+
+@pytest.mark.parametrize("spacing", [1.0, 3.0])
+def test_hd95_is_in_millimetres(spacing: float) -> None:
+    distance, note = hd95(cube(4, 8), cube(6, 10), spacing)
+    assert (distance, note) == (2 * spacing, "")
+
+
+def test_hd95_equals_monai_on_the_whole_volume() -> None:
+    import torch
+    from monai.metrics import compute_hausdorff_distance
+
+    rng = np.random.default_rng(0)
+    first, second = rng.random((2, 12, 13, 11)) > 0.97
+    tensors = [torch.from_numpy(np.pad(m, 1).astype(np.float32))[None, None] for m in (first, second)]
+    whole = compute_hausdorff_distance(*tensors, include_background=True, percentile=95, spacing=[2.0] * 3)
+    assert hd95(first, second, 2.0)[0] == pytest.approx(float(whole[0, 0]))
+
+
+@pytest.mark.parametrize(
+    ("target", "prediction", "overlap", "note"),
+    [(False, False, 1.0, "both empty"), (False, True, 0.0, "target empty"), (True, False, 0.0, "prediction empty")],
+)
+def test_rules_for_empty_masks(target: bool, prediction: bool, overlap: float, note: str) -> None:
+    masks = [cube(4, 8) & on for on in (prediction, target)]
+    assert dice(masks[0][None], masks[1][None]) == [overlap]
+    distance, found = hd95(masks[0], masks[1], 1.0)
+    assert np.isnan(distance)
+    assert found == note
+
+
+def test_regions_follow_the_scheme() -> None:
+    label = np.array([0, 1, 2, 3]).reshape(4, 1, 1)
+    et, tc, wt = region_masks(label, TUMOUR.regions, TUMOUR.scheme)[:, :, 0, 0].tolist()
+    assert et == [False, False, False, True]
+    assert tc == [False, True, False, True]
+    assert wt == [False, True, True, True]
+
+
+def test_a_perfect_prediction_scores_one() -> None:
+    label = cube(4, 8).astype(np.uint8) * 3
+    entries = score_case(region_masks(label, TUMOUR.regions, TUMOUR.scheme), label, TUMOUR, 3.0, "sub-1")
+    assert [e["value"] for e in entries if e["metric"] == "dice"] == [1.0, 1.0, 1.0]
+    assert [e["value"] for e in entries if e["metric"] == "hd95"] == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "label_value", "text"),
+    [
+        (np.zeros((3, 8, 8, 8)), 3, r"case sub-1: the prediction has shape \(3, 8, 8, 8\), .* needs \(3, 16, 16, 16\)"),
+        (np.zeros((2, 16, 16, 16)), 3, r"needs \(3, 16, 16, 16\) \(regions, x, y, z on the stored extent\)"),
+        (np.full((3, 16, 16, 16), np.nan), 3, "case sub-1: the prediction has NaN or infinite values"),
+        (np.full((3, 16, 16, 16), 0.4), 3, "case sub-1: the prediction has values other than 0 and 1; threshold it"),
+        (np.zeros((3, 16, 16, 16)), 4, r"case sub-1: label values \[4\] are outside scheme 'brats2023'"),
+    ],
+)
+def test_bad_predictions_and_labels_are_refused(prediction: np.ndarray, label_value: int, text: str) -> None:
+    with pytest.raises(ScoreError, match=text):
+        score_case(prediction, cube(4, 8).astype(np.uint8) * label_value, TUMOUR, 1.0, "sub-1")
+
+
+def test_long_form_of_a_segmentation() -> None:
+    label = cube(4, 8).astype(np.uint8) * 2
+    frame = segmentation_scores(
+        KEY, TUMOUR, [case(1)], lambda _: np.zeros((3, 16, 16, 16), np.uint8), lambda _: label, 1.0
+    )
+    lines = frame.set_index(["metric", "region"])
+    assert lines.loc[("dice", "WT"), "value"] == 0.0
+    assert lines.loc[("dice", "ET"), "value"] == 1.0
+    assert lines.loc[("hd95", "ET"), "note"] == "both empty"
+    assert lines.loc[("hd95", "WT"), "note"] == "prediction empty"
+
+
+def test_probabilities_keep_case_class_and_target() -> None:
+    cases = [case(1, "control"), case(2, "patient")]
+    key = RowKey("phantom-diagnosis", "scratch", 0)
+    frame = probability_scores(key, DIAGNOSIS, cases, np.array([[0.8, 0.2], [0.3, 0.7]]))
+    assert frame["region"].tolist() == ["control", "patient"] * 2
+    assert frame["target"].tolist() == ["control", "control", "patient", "patient"]
+    with pytest.raises(ScoreError, match=r"case sub-1: probabilities \[nan, 1.0\] are not finite"):
+        probability_scores(key, DIAGNOSIS, cases, np.array([[np.nan, 1.0], [0.3, 0.7]]))
+    with pytest.raises(ScoreError, match=r"probabilities have shape \(1, 2\), need \(2, 2\)"):
+        probability_scores(key, DIAGNOSIS, cases, np.array([[0.5, 0.5]]))
+    with pytest.raises(ScoreError, match=r"target 'ill' is not among the classes \('control', 'patient'\)"):
+        probability_scores(key, DIAGNOSIS, [case(1, "ill")], np.array([[0.5, 0.5]]))
+
+
+def test_a_class_absent_from_a_fold_gives_nan_not_a_guess() -> None:
+    metrics = classification_metrics(np.array([1, 1, 1]), np.array([[0.2, 0.8]] * 3))
+    assert metrics["accuracy"] == 1.0
+    assert np.isnan(metrics["auroc"])
+    assert np.isnan(metrics["balanced_accuracy"])
+
+
+def test_predictions_are_read_and_missing_ones_named(tmp_path: Path) -> None:
+    folder = tmp_path / "predictions"
+    folder.mkdir()
+    np.savez(folder / "sub-1.npz", regions=np.ones((3, 2, 2, 2), np.uint8))
+    table = {"dataset": ["phantom-bids"], "case": ["sub-1"], "file": ["sub-1.npz"], "prob_control": [0.25]}
+    pd.DataFrame({**table, "prob_patient": [0.75]}).to_parquet(folder / "predictions.parquet")
+    assert read_regions(tmp_path, case(1)).shape == (3, 2, 2, 2)
+    with pytest.raises(ScoreError, match=r"no prediction for 1 test cases, first \('phantom-bids', 'sub-2'\)"):
+        read_regions(tmp_path, case(2))
+    assert read_probabilities(tmp_path, [case(1)], DIAGNOSIS.classes).tolist() == [[0.25, 0.75]]
+    with pytest.raises(ScoreError, match=r"lacks the columns \['prob_MCI'\]; other classes were trained"):
+        read_probabilities(tmp_path, [case(1)], ("control", "MCI"))
+    (folder / "sub-1.npz").unlink()
+    with pytest.raises(ScoreError, match=r"case sub-1: .*sub-1.npz is missing; run the training's prediction again"):
+        read_regions(tmp_path, case(1))
+    with pytest.raises(ScoreError, match=r"predictions.parquet is missing"):
+        read_probabilities(tmp_path / "other", [case(1)], DIAGNOSIS.classes)
+
+
+def test_unchanged_scores_are_not_computed_again(tmp_path: Path) -> None:
+    folder = tmp_path / "predictions"
+    folder.mkdir()
+    (folder / "a.npz").write_bytes(b"1")
+    first = inputs_digest(KEY, TUMOUR, [case(1)], predictions_digest(tmp_path))
+    calls: list[int] = []
+
+    def compute() -> pd.DataFrame:
+        calls.append(1)
+        masks = np.zeros((3, 16, 16, 16), np.uint8)
+        return segmentation_scores(KEY, TUMOUR, [case(1)], lambda _: masks, lambda _: masks[0], 1.0)
+
+    path = tmp_path / "scores.parquet"
+    made, fresh = kept_scores(path, first, compute)
+    again, repeated = kept_scores(path, first, compute)
+    assert (fresh, repeated, len(calls)) == (True, False, 1)
+    pd.testing.assert_frame_equal(made, again)
+    (folder / "a.npz").write_bytes(b"2")
+    second = inputs_digest(KEY, TUMOUR, [case(1)], predictions_digest(tmp_path))
+    assert second != first
+    assert kept_scores(path, second, compute)[1]
+
+
+def test_nothing_to_score_is_an_error() -> None:
+    with pytest.raises(ScoreError, match="nothing to score: the test set has no case"):
+        segmentation_scores(KEY, TUMOUR, [], lambda _: np.zeros(1), lambda _: np.zeros(1), 1.0)

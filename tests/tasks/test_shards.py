@@ -1,0 +1,133 @@
+import json
+
+import pytest
+from nifti_files import SMALL, blob, planned, scan_of, write_case, write_nifti
+
+from infra import storage
+from models.store import create_or_open, open_store, store_digest, verify
+from tasks import plan as plans
+from tasks import receipts, shards
+from tasks.preprocess import preprocess_batch
+
+
+def ingest(url, scans, token="t"):
+    """Bring a store up to date without Prefect or Dask; returns the current rows."""
+    writer = create_or_open(url, SMALL)
+    known = plans.read_plans(url)
+    rows = plans.plan_rows(plans.cases_from_scans(scans), known)
+    if rows.added:
+        plans.write_plan(url, rows.added, SMALL.content_digest())
+    for dataset, length in plans.rows_by_dataset([*known, *rows.added]).items():
+        writer.grow(dataset, length, False)
+    preprocess_batch(url, [case.model_dump(mode="json") for case in rows.current], token)
+    shards.finalise(url, rows.current)
+    return rows.current
+
+
+def scans_of(files, subject, **more):
+    return [scan_of(path, modality, subject, **more) for modality, path in files.items()]
+
+
+@pytest.fixture
+def url(tmp_path):
+    return str(tmp_path / "s.zarr")
+
+
+def test_a_changed_case_gets_a_new_row_and_the_old_one_is_retired(tmp_path, url):
+    a, b = write_case(tmp_path, "a", 1), write_case(tmp_path, "b", 2)
+    ingest(url, [*scans_of(a, "a"), *scans_of(b, "b")])
+    before = store_digest(url)
+    write_nifti(b["t1"], blob(seed=9))
+    (now_a, now_b) = ingest(url, [*scans_of(a, "a"), *scans_of(b, "b")])
+    assert (now_a.row, now_b.row) == (0, 2)
+    table = open_store(url).cases().to_pylist()
+    assert [(line["case"], line["row"], line["status"]) for line in table] == [
+        ("a", 0, "stored"),
+        ("b", 1, "retired"),
+        ("b", 2, "stored"),
+    ]
+    data = open_store(url).dataset("toy")
+    assert data.rows == [0, 2]
+    with pytest.raises(RuntimeError, match="row 1 of toy cannot be read: it is retired"):
+        data.read_case(1)
+    assert store_digest(url) != before
+    assert verify(url, deep=True) == []
+
+
+def test_a_corrected_split_changes_the_table_and_no_voxel(tmp_path, url):
+    files = write_case(tmp_path, "a")
+    ingest(url, scans_of(files, "a"))
+    digest = store_digest(url)
+    (case,) = ingest(url, scans_of(files, "a", split="test"))
+    assert case.row == 0
+    assert open_store(url).cases().column("split").to_pylist() == ["test"]
+    assert store_digest(url) == digest
+
+
+def test_finalise_twice_writes_nothing(tmp_path, url):
+    current = ingest(url, scans_of(write_case(tmp_path, "a"), "a"))
+    table = tmp_path / "s.zarr" / "cases.parquet"
+    before = table.stat().st_mtime_ns, (tmp_path / "s.zarr" / "zarr.json").stat().st_mtime_ns
+    assert shards.finalise(url, current) == store_digest(url)
+    assert (table.stat().st_mtime_ns, (tmp_path / "s.zarr" / "zarr.json").stat().st_mtime_ns) == before
+
+
+def test_rows_without_receipt_stay_invisible(tmp_path, url):
+    files = write_case(tmp_path, "a")
+    current = ingest(url, scans_of(files, "a"))
+    late = planned(write_case(tmp_path, "b", 2), row=1, subject="b")
+    plans.write_plan(url, [late], SMALL.content_digest())
+    create_or_open(url, SMALL).grow("toy", 2, False)
+    digest = shards.finalise(url, [*current, late])
+    assert open_store(url).dataset("toy").rows == [0]
+    assert digest == store_digest(url)
+
+
+def test_quarantine_is_data(tmp_path, url):
+    files = write_case(tmp_path, "a")
+    files["t1"].write_bytes(files["t1"].read_bytes()[:400])
+    ingest(url, scans_of(files, "a"))
+    (line,) = open_store(url).cases().to_pylist()
+    assert (line["status"], line["reason"], line["digest"]) == ("quarantined", "unreadable", "")
+    assert line["detail"].startswith("a_t1.nii.gz")
+    assert json.loads(line["files"])[0]["modality"] == "t1"
+    assert verify(url, deep=True) == []
+
+
+def test_row_order_does_not_change_the_digest(tmp_path, url):
+    a, b = scans_of(write_case(tmp_path, "a", 1), "a"), scans_of(write_case(tmp_path, "b", 2), "b")
+    ingest(url, a)
+    ingest(url, [*a, *b])
+    other = str(tmp_path / "o.zarr")
+    ingest(other, b)
+    ingest(other, [*a, *b])
+    assert store_digest(other) == store_digest(url)
+
+
+def test_leftovers_of_a_killed_writer_are_removed(tmp_path, url):
+    ingest(url, scans_of(write_case(tmp_path, "a"), "a"))
+    for name in ("toy/image/c/0/x.partial", "_build/.plan-9.json.abc.tmp"):
+        (tmp_path / "s.zarr" / name).write_bytes(b"half")
+    assert shards.clean_partials(url) == 2
+    assert shards.clean_partials(url) == 0
+    assert verify(url, deep=True) == []
+
+
+def test_attempts_are_counted_by_lease_and_cleared(tmp_path, url):
+    case = planned(write_case(tmp_path, "a"))
+    assert [receipts.claim_attempt(url, "one", case) for _ in range(3)] == [True, True, False]
+    assert receipts.claim_attempt(url, "two", case)
+    assert receipts.interrupted(url) == {("toy", 0): 3}
+    receipts.clear_attempts(url)
+    assert not receipts.interrupted(url)
+    assert not storage.exists(storage.join(url, "_build", "attempts"))
+
+
+@pytest.mark.full
+def test_the_same_store_comes_out_on_s3(tmp_path, url, s3_url):
+    a, b = scans_of(write_case(tmp_path, "a", 1), "a"), scans_of(write_case(tmp_path, "b", 2), "b")
+    for store in (url, storage.join(s3_url, "s.zarr")):
+        ingest(store, a)
+        ingest(store, [*a, *b])
+    assert store_digest(storage.join(s3_url, "s.zarr")) == store_digest(url)
+    assert verify(storage.join(s3_url, "s.zarr"), deep=True) == []
