@@ -12,11 +12,13 @@ import typer
 import yaml
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
+from rich.markup import escape
 
 from brainloom import __version__
 from brainloom.cli_demo import demo
 from brainloom.cli_server import deploy, doctor, down, up
 from brainloom.cli_store import store_app
+from brainloom.terminal import console, is_expected, prepare_prefect
 
 app = typer.Typer(
     name="brainloom",
@@ -28,8 +30,6 @@ app = typer.Typer(
 app.add_typer(store_app, name="store")
 for command in (demo, up, down, doctor, deploy):
     app.command()(command)
-
-console = Console(stderr=True)
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="YAML file with the flow's parameters.")]
 Deployment = Annotated[
@@ -51,16 +51,28 @@ FLOWS: dict[str, tuple[str, str, str]] = {
 }
 
 
-def _load_params(model: type[BaseModel], config: Path) -> BaseModel:
+def _read_config(config: Path) -> dict[str, Any]:
     if not config.is_file():
         raise typer.BadParameter(f"{config} is not a file", param_hint="--config")
     try:
-        return model.model_validate(yaml.safe_load(config.read_text()) or {})
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{config} is not YAML: {error}", param_hint="--config") from None
+    if not isinstance(content, dict | None):
+        found = type(content).__name__
+        raise typer.BadParameter(
+            f"{config} must hold parameters as `name: value` lines, found a {found}", param_hint="--config"
+        )
+    return content or {}
+
+
+def _validate(model: type[BaseModel], content: dict[str, Any], config: Path) -> BaseModel:
+    try:
+        return model.model_validate(content)
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise typer.BadParameter(f"{config}: " + "; ".join(lines), param_hint="--config") from None
+        known = ", ".join(model.model_fields)
+        raise typer.BadParameter(f"{config}: {'; '.join(lines)} (parameters: {known})", param_hint="--config") from None
 
 
 def run_flow(verb: str, params: BaseModel, deployment: str = "") -> Any:
@@ -75,14 +87,15 @@ def _register(verb: str) -> None:
     module, params_name, help_text = FLOWS[verb]
 
     def command(config: Config, deployment: Deployment = "") -> None:
-        from infra.server import connect, ensure_server  # keeps `--help` fast
+        from infra.server import connect  # keeps `--help` fast
         from infra.settings import Settings
 
+        content = _read_config(config)
         settings = Settings()
-        info = ensure_server(settings)
-        connect(settings)
-        params = _load_params(getattr(import_module(module), params_name), config)
-        console.print(f"Prefect UI: {info.ui_url}")
+        prepare_prefect(settings)
+        # Wrong parameters are refused before a server is started.
+        params = _validate(getattr(import_module(module), params_name), content, config)
+        console(stderr=True).print(f"Prefect UI: {connect(settings).ui_url}")
         result = run_flow(verb, params, deployment)
         if result is not None:
             Console().print_json(data=result, default=str)
@@ -105,7 +118,10 @@ def phantom(
     processes: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
 ) -> None:
     """Write a phantom cohort made from real anatomy: NIfTI in a BIDS tree and in the BrainMVP-16k layout."""
-    from flows.progress import Progress  # keeps `--help` fast
+    from infra.settings import Settings  # keeps `--help` fast
+
+    prepare_prefect(Settings())
+    from flows.progress import Progress
     from tasks.phantom import PhantomConfig, write_cohort
 
     config = PhantomConfig(
@@ -129,12 +145,12 @@ def version() -> None:
 
 
 def main() -> None:
-    """Entry point of the `brainloom` command; errors of the user's input come without a traceback."""
+    """Entry point of the `brainloom` command; errors that speak to the user come without a traceback."""
     os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
         app()
-    except (ValueError, FileNotFoundError, PermissionError) as error:
-        if os.environ.get("BRAINLOOM_DEBUG"):
+    except Exception as error:
+        if os.environ.get("BRAINLOOM_DEBUG") or not is_expected(error):
             raise
-        console.print(f"[bold red]error:[/] {error}", highlight=False)
+        console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(2)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-console = Console()
+from brainloom.terminal import console
+
 PACKAGES = ("brainloom", "flows", "tasks", "models", "infra")
 
 
@@ -24,15 +24,15 @@ def up(
     settings = Settings()
     server = ensure_server(settings)
     connect(settings)
-    console.print(f"Prefect UI: [bold]{server.ui_url}[/]")
+    console().print(f"Prefect UI: [bold]{server.ui_url}[/]")
     if worker:
         from infra.deploy import deploy as register
         from infra.deploy import start_worker
 
         for name in register(settings):
-            console.print(f"deployment: {name}")
+            console().print(f"deployment: {name}")
         start_worker(settings)
-        console.print("worker: running; stop everything with `brainloom down`")
+        console().print("worker: running; stop everything with `brainloom down`")
 
 
 def down() -> None:
@@ -43,7 +43,7 @@ def down() -> None:
 
     settings = Settings()
     stopped = [name for name, stop in (("worker", stop_worker), ("server", stop_server)) if stop(settings)]
-    console.print(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
+    console().print(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
 
 
 def deploy() -> None:
@@ -56,17 +56,17 @@ def deploy() -> None:
     ensure_server(settings)
     connect(settings)
     for name in register(settings):
-        console.print(name)
+        console().print(name)
 
 
 def doctor() -> None:
     """Check the installation and say how to mend what is wrong; exit code 1 when something is."""
     problems = [*_foreign_packages(), *_wrong_versions(), *_disk()]
     for line in problems:
-        console.print(f"[red]problem:[/] {line}")
+        console().print(f"[red]problem:[/] {line}")
     if problems:
         raise typer.Exit(1)
-    console.print("no problem found")
+    console().print("no problem found")
 
 
 def _foreign_packages() -> list[str]:

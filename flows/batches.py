@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import queue
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import dask
 import distributed
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
@@ -23,6 +25,11 @@ from tasks.preprocess import preprocess_batch_task
 TASK_RUNS_MAX = 400
 """Case batches of one flow run: beyond 500 task runs the UI's graph is of no use, beyond 10,000 events are lost."""
 TICK_SECONDS = 1.0
+LOST_WORKER_TIMEOUT = "1h"
+"""Dask's cluster gives a worker up that is away 15 s after its death, although its nanny is restarting it: after a
+second death within that time no worker would be left and the flow would wait for ever."""
+WORKERLESS_SECONDS = 300.0
+"""How long the scheduler may be without any worker before the flow fails instead of waiting."""
 ROUNDS = 3
 """How often cases without a receipt are submitted again after their workers died."""
 _log = logging.getLogger(__name__)
@@ -84,7 +91,9 @@ class BatchRunner:
     ) -> Iterator[tuple[Sequence[PlannedCase], BaseException | None]]:
         """Submit batches and yield each with its error as it ends."""
         ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+        dask.config.set({"distributed.deploy.lost-worker-timeout": LOST_WORKER_TIMEOUT})
         futures = [self._submit(batch) for batch in batches]
+        seen = time.monotonic()
         for index, future in enumerate(futures):
             # A worker's death ends a future too, while Prefect's own waiting would go on for ever.
             future.wrapped_future.add_done_callback(lambda _, index=index: ended.put(index))
@@ -93,11 +102,24 @@ class BatchRunner:
             try:
                 index = ended.get(timeout=TICK_SECONDS)
             except queue.Empty:
+                seen = self._worker_seen(seen)
                 on_tick()
                 continue
             left -= 1
             yield batches[index], _outcome(futures[index])
             on_tick()
+
+    def _worker_seen(self, last: float) -> float:
+        """Return when a worker was last there; raises RuntimeError when that is too long ago."""
+        now = time.monotonic()
+        if self.runner.client.ncores():
+            return now
+        if now - last > WORKERLESS_SECONDS:
+            raise RuntimeError(
+                f"no Dask worker for {now - last:.0f} s; finished cases stay. See why workers do not start "
+                "(memory, BRAINLOOM_CLUSTER) and start the flow again"
+            )
+        return last
 
     def _submit(self, batch: Sequence[PlannedCase]) -> Any:
         parameters = {

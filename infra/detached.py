@@ -16,7 +16,8 @@ import psutil
 
 LOG_TAIL_LINES = 25
 # The child writes its own pid before it becomes the program: killing the parent at any point leaves no unknown child.
-_WRITE_PID_THEN_BECOME = 'echo $$ > "$0" && exec "$@"'
+# `<>` does not empty the file first: a reader in between would take the child for dead.
+_WRITE_PID_THEN_BECOME = 'echo $$ 1<>"$0" && exec "$@"'
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Detached:
     def start(self, command: Sequence[str], environment: Mapping[str, str]) -> int:
         """Start a command in its own session with output to the log; the previous log is kept as `.log.1`."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._pid_file.unlink(missing_ok=True)
         if self.log.exists():
             self.log.replace(self.log.with_suffix(".log.1"))
         with self.log.open("wb") as output:
@@ -95,9 +97,18 @@ class Detached:
     def _process(self) -> psutil.Process | None:
         try:
             process = psutil.Process(int(self._pid_file.read_text()))
-            return process if _lives(process) and self.marker in process.cmdline() else None
+            return process if _lives(process) and self.marker in _command_line(process) else None
         except (FileNotFoundError, ValueError, psutil.NoSuchProcess, psutil.AccessDenied):
             return None
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    """Return the command line; it is empty for an instant while a process becomes another program, so ask again."""
+    for _ in range(40):
+        if words := process.cmdline():
+            return words
+        time.sleep(0.005)
+    return []
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -43,6 +43,9 @@ class BrainMVPConfig(Record):
     template_init: Literal["zero", "mean"] = "zero"
     """`mean`: start the bank at the mean image of the training cases."""
     template_lr_scale: float = Field(1.0, gt=0)
+    """Learning rate of the template bank, relative to the optimiser's."""
+    decoder_lr_scale: float = Field(1.0, gt=0)
+    """Learning rate of the pre-training decoder, relative to the optimiser's."""
 
 
 class Region(Record):
@@ -75,9 +78,7 @@ class ClassificationConfig(Record):
     classes: tuple[str, ...] = Field(min_length=2)
 
 
-ObjectiveConfig = Annotated[
-    BrainMVPConfig | SegmentationConfig | ClassificationConfig, Field(discriminator="kind")
-]
+ObjectiveConfig = Annotated[BrainMVPConfig | SegmentationConfig | ClassificationConfig, Field(discriminator="kind")]
 
 
 class DataConfig(Record):

@@ -51,7 +51,7 @@ def forest_plot(lines: Sequence[Line], title: str) -> bytes:
         figure = Figure(figsize=(7.2, 0.9 + 0.42 * len(shown)), layout="constrained")
         axes = figure.add_subplot()
         _draw_forest(axes, shown)
-        axes.set_title(title, loc="left", fontweight="bold", fontsize=10)
+        axes.set_title(title, loc="left", fontweight="bold", fontsize=10, pad=14)
         return _png(figure)
 
 

@@ -17,7 +17,7 @@ from tasks.summary import MEAN, PRETRAINED, Line, primary_metric
 
 METRIC_NAMES: dict[str, str] = {
     "dice": "Dice",
-    "hd95": "HD95 (mm)",
+    "hd95": "HD95",
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "auroc": "AUROC",
@@ -73,7 +73,8 @@ def columns_of(table: BenchmarkTable) -> list[tuple[str, str]]:
 def heading(metric: str, region: str) -> str:
     """Return the words above a column, e.g. `Dice ET` or `mean Dice`."""
     name = METRIC_NAMES.get(metric, metric)
-    return f"mean {name}" if region == MEAN else f"{name} {region}".strip()
+    unit = " (mm)" if metric == "hd95" else ""
+    return (f"mean {name}" if region == MEAN else f"{name} {region}".strip()) + unit
 
 
 def number(value: float | None, metric: str) -> str:

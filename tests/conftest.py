@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -23,7 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from infra.server import ServerInfo, connect, stop_server, without_prefect
 from infra.settings import Settings, private_environment
 
+if TYPE_CHECKING:
+    from demo_runs import DemoRun
+
 THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+KEPT = ("BRAINLOOM_EXPECT_NO_SKIPS", "BRAINLOOM_SCREENSHOTS")
+"""Variables of ours that are meant for the tests."""
 ALLOWED_SKIPS = ("needs a CUDA device",)
 """Starts of skip reasons that do not fail a run with BRAINLOOM_EXPECT_NO_SKIPS=1."""
 
@@ -41,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _is_foreign_free(name: str) -> bool:
-    return name == "BRAINLOOM_EXPECT_NO_SKIPS" or not name.startswith(("BRAINLOOM_", "AWS_", "FSSPEC_"))
+    return name in KEPT or not name.startswith(("BRAINLOOM_", "AWS_", "FSSPEC_"))
 
 
 @pytest.fixture(scope="session")
@@ -51,11 +56,8 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerI
     before = dict(os.environ)
     try:
         yield connect(settings)
+        _send_remaining_logs()
     finally:
-        if "prefect" in sys.modules:
-            from prefect.logging.handlers import APILogWorker
-
-            APILogWorker.drain_all(timeout=10)  # the rest of the flow runs' logs, while there is a server
         stop_server(settings)
         os.environ.clear()
         os.environ.update(before)
@@ -63,6 +65,26 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerI
             from prefect.context import refresh_global_settings_context
 
             refresh_global_settings_context()
+
+
+@pytest.fixture(scope="session")
+def tiny_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoRun]:
+    """Return the finished tiny demo, run once a session by the command line; its server runs until the end."""
+    from demo_runs import run_demo
+
+    folder = tmp_path_factory.mktemp("demo")
+    try:
+        yield run_demo(folder / "ws", folder / "state")
+    finally:
+        stop_server(Settings(state_dir=folder / "state"))
+
+
+def _send_remaining_logs() -> None:
+    """Let Prefect send the logs of the flow runs while there is a server that takes them."""
+    if "prefect" in sys.modules:
+        from prefect.logging.handlers import APILogWorker
+
+        APILogWorker.drain_all(timeout=10)
 
 
 @pytest.fixture(scope="session")

@@ -38,9 +38,6 @@ class PretrainingDecoder(nn.Module):
 
 def _up(in_channels: int, out_channels: int) -> nn.Module:
     conv = nn.ConvTranspose3d(in_channels, out_channels, kernel_size=2, stride=2, bias=False)
-    # One input position per output voxel: this keeps the variance. torch's default shrinks it by 10 and more a level,
-    # so that the first hundreds of steps would only grow the output.
-    nn.init.normal_(conv.weight, std=in_channels**-0.5)
     return _nested(conv, "transp_conv.conv")
 
 

@@ -49,8 +49,8 @@ PRESETS: dict[str, BrainMVPConfig] = {
     # Ours. Templates start at the training mean: from zero, their first gradient is 1e3 too large and Adam remembers it
     # for 1e4 steps, so the reference waits 1000 epochs for them. With good templates the contrast can start at once.
     # The paper's contrast (T = 1, no projector, 2 negatives) lies between 0.37 and 1.10 and gives almost no signal: a
-    # projector keeps invariance out of the features, T = 0.1 is the class default of the code. InfoNCE is some 1e2
-    # times the squared error of images in [0, 1], so at weight 1 it would hide the reconstruction.
+    # projector keeps invariance out of the features, T = 0.1 is the class default of the code. InfoNCE (about 1) is 10
+    # to 100 times the squared error of images in [0, 1], so at weight 1 it would hide the reconstruction.
     "recommended": BrainMVPConfig(
         weight_contrast=0.02,
         contrast_from_epoch=0,
@@ -259,12 +259,23 @@ class BrainMVP(Objective):
         return {"reconstruction": montage(rows), "templates": montage(templates)}
 
     def parameter_groups(self, optimiser: OptimiserConfig) -> list[dict[str, Any]]:
-        """Return the network's group and the template's: its own rate, and no decay, which min-max scaling undoes."""
-        network = [p for name, p in self.named_parameters() if not name.startswith("template.")]
-        lr = optimiser.lr * self.settings.template_lr_scale
+        """Return the groups of the network, the decoder and the template, each with its own rate.
+
+        The template has no weight decay: min-max scaling would undo it.
+        """
+        parts: dict[str, list[nn.Parameter]] = {"network": [], "decoder": [], "template": []}
+        for name, parameter in self.named_parameters():
+            owner = name.split(".")[0]
+            parts[owner if owner in parts else "network"].append(parameter)
+        scales = {"decoder": self.settings.decoder_lr_scale, "template": self.settings.template_lr_scale}
         return [
-            {"name": "network", "params": network, "lr": optimiser.lr, "weight_decay": optimiser.weight_decay},
-            {"name": "template", "params": [self.template.bank], "lr": lr, "weight_decay": 0.0},
+            {
+                "name": name,
+                "params": parameters,
+                "lr": optimiser.lr * scales.get(name, 1.0),
+                "weight_decay": 0.0 if name == "template" else optimiser.weight_decay,
+            }
+            for name, parameters in parts.items()
         ]
 
 

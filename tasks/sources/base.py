@@ -65,7 +65,7 @@ def open_root(source: SourceBase) -> tuple[Any, str, str]:
         url = path = str(Path(path).resolve())
     fs.invalidate_cache()
     if not fs.isdir(path):
-        raise FileNotFoundError(f"dataset {source.dataset}: the root {source.root} is not a folder; correct `root`")
+        raise FileNotFoundError(f"dataset {source.dataset}: the root {url} is not a folder; correct `root`")
     return fs, path, url
 
 

@@ -1,9 +1,9 @@
 """Killed at any point, preprocessing goes on where it was and ends with the same store."""
 
+import contextlib
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +69,8 @@ def kill_after(url, sources, cases, seconds=0.0):
     with start(url, sources) as process:
         for _ in range(cases):
             process.stdout.readline()
-        time.sleep(seconds)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
         process.kill()
 
 

@@ -1,8 +1,6 @@
 """A scan that kills its worker process costs only itself."""
 
-import os
-import signal
-
+import dask
 import pytest
 from nifti_files import SMALL, write_dataset
 
@@ -15,11 +13,13 @@ from models.store import open_store, verify
 POISON = """
 import os, signal
 from tasks import preprocess
-real = preprocess.read_scan
+# Dask imports a preload for the nanny and for the worker.
+real = getattr(preprocess.read_scan, 'real', preprocess.read_scan)
 def read_scan(file, spec, memory_bytes):
     if '/s2_' in file.path:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(file, spec, memory_bytes)
+read_scan.real = real
 preprocess.read_scan = read_scan
 """
 
@@ -28,14 +28,10 @@ preprocess.read_scan = read_scan
 @pytest.mark.parametrize("allowed_failures", [12, 0])
 def test_poison(tmp_path, monkeypatch, prefect_server, allowed_failures):
     """With 0 allowed failures Dask gives the batch up at once, and the flow runs its cases one by one."""
-    assert signal.SIGKILL == 9
     scans = write_dataset(tmp_path / "src", 5)
-    (tmp_path / "poison").mkdir()
-    (tmp_path / "poison" / "poison.py").write_text(POISON)
-    # Nannies import their preload in each worker that they start.
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "poison"), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PRELOAD", '["poison"]')
-    monkeypatch.setitem(clusters.DASK_CONFIG, "distributed.worker.preload", ["poison"])
+    (tmp_path / "poison.py").write_text(POISON)
+    # Every worker imports this file before its first task.
+    monkeypatch.setitem(clusters.DASK_CONFIG, "distributed.worker.preload", [str(tmp_path / "poison.py")])
     monkeypatch.setitem(clusters.DASK_CONFIG, "distributed.scheduler.allowed-failures", allowed_failures)
     monkeypatch.setattr(module, "read_catalog", lambda path: scans)
     monkeypatch.setattr(module, "quarantine_table", lambda url, catalog: [])
@@ -47,8 +43,6 @@ def test_poison(tmp_path, monkeypatch, prefect_server, allowed_failures):
     try:
         result = preprocess(params)
     finally:
-        import dask
-
         dask.config.refresh()
     assert (result["stored"], result["quarantined"]) == (4, 1)
     (bad,) = (line for line in open_store(url).cases().to_pylist() if line["status"] != "stored")

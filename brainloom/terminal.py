@@ -1,0 +1,98 @@
+"""What all verbs share: a terminal without Prefect's log lines, a Prefect of our own, errors without tracebacks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from infra.server import without_prefect
+from infra.settings import Settings, private_environment
+
+CONSOLE_LEVEL = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
+"""Overrides one key of Prefect's logging.yml: its console handler. The handler that feeds the UI keeps INFO."""
+TABLE_WIDTH = 130
+"""Columns that a printed table may take at least; narrower terminals wrap its lines."""
+NOT_IN_TERMINAL = frozenset({"basis"})
+"""Columns of the printed tables that the files alone show: there is no room."""
+OWN_PACKAGES = frozenset({"brainloom", "flows", "tasks", "models", "infra"})
+
+
+def console(stderr: bool = False) -> Console:
+    """Return a console that does not wrap paths and addresses: they must survive copying from a log."""
+    return Console(stderr=stderr, soft_wrap=True, highlight=False)
+
+
+def print_table(text: str) -> None:
+    """Print the first table of a Markdown text to standard output."""
+    width = max(TABLE_WIDTH, Console().width)
+    Console(width=width, highlight=False).print(markdown_table(text))
+
+
+def markdown_table(text: str) -> Table:
+    """Return the first table of a Markdown text under its heading; cells are folded, never cut.
+
+    Raises ValueError when there is none.
+    """
+    lines = text.splitlines()
+    title = next((line.lstrip("# ") for line in lines if line.startswith("#")), "")
+    rows = [_cells(line) for line in lines if line.startswith("|")]
+    if len(rows) < 2:
+        raise ValueError(f"no Markdown table in: {text[:80]!r}")
+    table = Table(title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    shown = [k for k, name in enumerate(rows[0]) if name not in NOT_IN_TERMINAL]
+    for k in shown:
+        table.add_column(escape(rows[0][k]), overflow="fold", no_wrap=k == 0)
+    for row in rows[2:]:
+        table.add_row(*(escape(_stacked(row[k])) for k in shown))
+    return table
+
+
+def _stacked(cell: str) -> str:
+    """Return a number with its interval below it: `0.42 [0.31, 0.53]` in three short lines."""
+    number, bracket, interval = cell.partition(" [")
+    return f"{number}\n[{interval.replace('no interval', '–').replace(', ', f',{chr(10)}')}" if bracket else cell
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip()[1:-1])]
+
+
+def prepare_prefect(settings: Settings) -> None:
+    """Import Prefect, apart from the caller's profile and with a console that shows warnings only.
+
+    Call it before any flow is imported; `infra.server.connect` then points Prefect at the server. Set
+    PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL=INFO to see all log lines in the terminal; the UI always has them.
+    """
+    level = os.environ.get(CONSOLE_LEVEL, "WARNING")
+    if settings.api_url is None:
+        ours = without_prefect(os.environ)
+        os.environ.clear()
+        os.environ.update(ours)
+        os.environ["PREFECT_HOME"] = str(settings.server_dir)
+    os.environ.update({**private_environment(), CONSOLE_LEVEL: level})
+    import prefect.main  # noqa: F401 - reads the environment and installs the console handler
+
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Drop what says nothing new.
+
+    The traceback that every flow run around a failed one logs again: the error itself ends the command. A nanny's
+    complaints: workers that are slow to close are ended, and those that die are told by the flow.
+    """
+    repeated = record.name.startswith("prefect.flow_runs") and record.levelno == logging.ERROR
+    return not repeated and not (record.name == "distributed.nanny" and record.levelno < logging.ERROR)
+
+
+def is_expected(error: Exception) -> bool:
+    """Say whether an error speaks to the user: one of our own, or what wrong input and absent files raise."""
+    ours = type(error).__module__.split(".")[0] in OWN_PACKAGES
+    return ours or isinstance(error, ValueError | FileNotFoundError | PermissionError)

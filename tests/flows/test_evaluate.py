@@ -1,0 +1,197 @@
+"""The evaluation flow on a real small store with trainings that are played: tables, report, resume, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from pydantic import ValidationError
+from training_phantoms import DATASET, EXTENT, write_blobs
+
+from flows.evaluate import EvaluateParams, evaluate, run_name
+from infra.server import ServerInfo
+from models.config import TrainingConfig
+from models.records import SelectedCase
+from models.selection import read_selection, write_selection
+from models.store import open_store, open_writer
+from tasks.benchmarks import BENCHMARKS
+from tasks.scores import ScoreError, region_masks
+from tasks.splits import read_split, write_split
+
+CASES = 20
+TUMOUR = BENCHMARKS["phantom-tumour"].replace(name="blobs-tumour", datasets=(DATASET,))
+DIAGNOSIS = BENCHMARKS["phantom-diagnosis"].replace(name="blobs-diagnosis", datasets=(DATASET,))
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluation")
+    write_blobs(str(folder / "store.zarr"), cases=CASES)
+    _add_qc(str(folder / "store.zarr"))
+    subjects = [f"sub-{k}" for k in range(CASES)]
+    roles = ["train"] * 8 + ["val"] * 2 + ["test"] * 10
+    write_split(
+        pd.DataFrame({"dataset": DATASET, "subject": subjects, "split": roles}), folder / "splits" / "default.parquet"
+    )
+    phenotypes = {"dataset": DATASET, "subject": subjects, "session": "", "age": np.arange(CASES) + 40.0, "sex": "F"}
+    diagnosis = [("control", "patient")[k % 2] for k in range(CASES)]
+    pd.DataFrame({**phenotypes, "diagnosis": diagnosis}).to_parquet(folder / "phenotypes.parquet")
+    latents = {"dataset": DATASET, "subject": subjects, "age": 50.0, "head_scale": 1.0, "grey_loss": 0.1}
+    latents |= {"ventricle_log": 0.0, "medial_temporal_loss": np.arange(CASES) % 2 * 1.0}
+    (folder / "sources" / DATASET).mkdir(parents=True)
+    pd.DataFrame(latents).to_parquet(folder / "sources" / DATASET / "latents.parquet")
+    _write_pretraining(folder, [k for k in range(CASES) if roles[k] != "test"])
+    return folder
+
+
+def _add_qc(url: str) -> None:
+    table = open_store(url).cases()
+    qc = pa.array([json.dumps({"foreground_share": 0.4 + 0.01 * k}) for k in range(table.num_rows)])
+    open_writer(url).publish(table.append_column("qc", qc).append_column("files", pa.array(["[]"] * len(qc))), "0")
+
+
+def _write_pretraining(folder: Path, rows: list[int]) -> None:
+    training = folder / "trainings" / "tiny"
+    training.mkdir(parents=True, exist_ok=True)
+    cases = open_store(str(folder / "store.zarr")).cases().to_pandas().set_index("row")
+    lines = [
+        SelectedCase(
+            dataset=DATASET, row=k, case=cases.loc[k, "case"], subject=cases.loc[k, "subject"],
+            digest=cases.loc[k, "digest"], role="train",
+        )
+        for k in rows
+    ]  # fmt: skip
+    write_selection(training / "selection.parquet", lines)
+    (training / "done.json").write_text(json.dumps({"weights_digest": "abc", "config_digest": "def"}))
+    (training / "run.json").write_text(json.dumps({"recipe": "brainmvp_tiny", "preset": "recommended", "epochs": 1}))
+
+
+def play(folders: list[Path], world_size: int, on_progress: Any) -> None:
+    """Write what a training leaves: good predictions from a pre-trained start, poor ones from scratch."""
+    for folder in folders:
+        config = TrainingConfig.model_validate_json((folder / "run.json").read_text())
+        rng = np.random.default_rng(config.seed)
+        data = open_store(config.data.store).dataset(DATASET)
+        (folder / "predictions").mkdir(exist_ok=True)
+        lines = []
+        for case in read_selection(config.data.selection):
+            if case.role != "test":
+                continue
+            line: dict[str, Any] = {"dataset": case.dataset, "case": case.case, "file": f"{case.case}.npz"}
+            noise = 0.01 if config.init_from else 0.05
+            if config.objective.kind == "segmentation":
+                label = data.read_label(case.row, (0, 0, 0), EXTENT)
+                truth = region_masks(label, TUMOUR.regions, TUMOUR.scheme)
+                masks = (truth ^ (rng.random(truth.shape) < noise)).astype(np.uint8)
+                np.savez_compressed(folder / "predictions" / f"{case.case}.npz", regions=masks)
+            else:
+                p = float(np.clip(0.5 + 0.2 * (case.target == "patient") + rng.normal(0, 10 * noise), 0.01, 0.99))
+                line |= {"prob_control": 1 - p, "prob_patient": p}
+            lines.append(line)
+        pd.DataFrame(lines).to_parquet(folder / "predictions" / "predictions.parquet")
+        on_progress({"training": folder.name, "kind": "train", "step": 1})
+        (folder / "done.json").write_text(json.dumps({"config_digest": config.content_digest(), "weights_digest": "x"}))
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    published: dict[str, list[str]] = {"markdown": [], "table": []}
+    for benchmark in (TUMOUR, DIAGNOSIS):
+        monkeypatch.setitem(BENCHMARKS, benchmark.name, benchmark)
+    monkeypatch.setattr("flows.evaluate.launch", play)
+    monkeypatch.setattr("flows.evaluate.publish_markdown", lambda key, *_: published["markdown"].append(key))
+    monkeypatch.setattr("flows.evaluate.publish_table", lambda key, *_: published["table"].append(key))
+    return published
+
+
+def params(workspace: Path, **changes: Any) -> EvaluateParams:
+    values = {"workspace": str(workspace), "pretrained": "tiny", "seeds": 2, "epochs": 1, "replicates": 200}
+    return EvaluateParams(**{**values, "benchmarks": ["blobs-tumour", "blobs-diagnosis", "adni"], **changes})
+
+
+def test_tables_report_and_resume(
+    workspace: Path, prefect_server: ServerInfo, registered: dict[str, list[str]]
+) -> None:
+    first = evaluate(params(workspace))
+    assert first["trained"] == 8
+    assert first["scored"] == 8 + 1 + 3
+    assert first["no_data"] == ["adni"]
+    scores = pd.read_parquet(workspace / "scores.parquet")
+    assert set(scores["row"]) == {
+        "pre-trained", "scratch", "majority", "age+sex+volume", "template overlap", "ceiling (true latents)",
+    }  # fmt: skip
+    for suffix in ("md", "csv", "tex", "0.png"):
+        assert (workspace / "tables" / f"blobs-tumour.{suffix}").stat().st_size > 100
+    assert "| no data |" in (workspace / "tables" / "adni.md").read_text()
+    page = Path(first["report"]).read_text()
+    for words in (
+        "Not for clinical use",
+        "Phantom tumour",
+        "Phantom diagnosis",
+        "overlays of Phantom tumour",
+        "ABIDE-I",
+    ):
+        assert words in page
+    assert registered["markdown"] == ["benchmark-blobs-tumour", "benchmark-blobs-diagnosis", "benchmark-adni"]
+
+    second = evaluate(params(workspace))
+    assert (second["trained"], second["scored"]) == (0, 0)
+    assert second["tables"] == first["tables"]
+    assert Path(second["report"]).read_text() == page
+    assert len(registered["table"]) == 6, "artifacts are published again"
+
+
+def test_one_lost_training_is_run_again_and_the_rest_is_kept(
+    workspace: Path, prefect_server: ServerInfo, registered: dict[str, list[str]]
+) -> None:
+    first = evaluate(params(workspace))
+    (workspace / "trainings" / "blobs-tumour-scratch-seed1" / "done.json").unlink()
+    again = evaluate(params(workspace))
+    assert again["trained"] == 1
+    assert again["scored"] == 0, "the same predictions have the same scores"
+    assert again["tables"] == first["tables"]
+
+
+def test_a_pretraining_that_saw_test_subjects_is_refused(
+    workspace: Path, prefect_server: ServerInfo, registered: dict[str, list[str]]
+) -> None:
+    before = read_selection(workspace / "trainings" / "tiny" / "selection.parquet")
+    _write_pretraining(workspace, list(range(12)))
+    try:
+        with pytest.raises(ScoreError, match=r"2 test subjects were in the pre-training, first blobs/sub-10"):
+            evaluate(params(workspace))
+    finally:
+        _write_pretraining(workspace, [case.row for case in before])
+
+
+def test_the_split_is_the_one_on_disk(workspace: Path) -> None:
+    split, _ = read_split(workspace / "splits" / "default.parquet")
+    assert (split["split"] == "test").sum() == 10
+
+
+def test_names() -> None:
+    assert run_name(EvaluateParams(pretrained="tiny", benchmarks=["adni", "vsseg"])) == "evaluate tiny on adni, vsseg"
+    long = EvaluateParams(pretrained="tiny", benchmarks=["a", "b", "c", "d"])
+    assert run_name(long) == "evaluate tiny on a, b, c and 1 more"
+
+
+def test_the_form_says_bounds_in_words_and_refuses_the_rest() -> None:
+    for name, field in EvaluateParams.model_json_schema()["properties"].items():
+        assert field["title"], name
+        assert field["description"].endswith("."), name
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        EvaluateParams(pretrained="tiny", seed=1)
+    with pytest.raises(ValidationError, match="less than or equal to 20"):
+        EvaluateParams(pretrained="tiny", seeds=21)
+    with pytest.raises(ValidationError, match="pattern"):
+        EvaluateParams(pretrained="tiny", split="../x")
+
+
+def test_unknown_benchmarks_are_refused_before_any_work(workspace: Path, prefect_server: ServerInfo) -> None:
+    with pytest.raises(KeyError, match="unknown benchmark 'nope'; known: phantom-tumour"):
+        evaluate(params(workspace, benchmarks=["nope"]))

@@ -1,0 +1,60 @@
+"""Pictures are PNGs of a sensible size, and say what they cannot draw."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tasks.figures import OverlayCase, forest_plot, loss_curves, loss_series, overlays
+from tasks.summary import Line
+
+
+def size_of(png: bytes) -> tuple[int, int]:
+    with Image.open(io.BytesIO(png)) as image:
+        assert image.format == "PNG"
+        return image.size
+
+
+def line(row: str, kind: str = "ours", **numbers: float) -> Line:
+    return Line(benchmark="b", row=row, metric="auroc", kind=kind, n=20, **numbers)  # type: ignore[arg-type]
+
+
+def test_forest_plot_grows_with_its_rows() -> None:
+    rows = [line("pre-trained", estimate=0.8, low=0.7, high=0.9), line("scratch", estimate=0.6)]
+    rows.append(line("BrainMVP", "published", estimate=0.9))
+    small, large = size_of(forest_plot(rows[:1], "x")), size_of(forest_plot(rows, "x"))
+    assert small[0] == large[0]
+    assert large[1] > small[1]
+    with pytest.raises(ValueError, match="forest plot 'x': no line has a number"):
+        forest_plot([line("scratch")], "x")
+
+
+def test_pictures_are_reproducible() -> None:
+    rows = [line("pre-trained", estimate=0.8, low=0.7, high=0.9)]
+    assert forest_plot(rows, "x") == forest_plot(rows, "x")
+
+
+def test_loss_curves_of_training_and_validation() -> None:
+    records = [{"kind": "train", "step": k, "losses": {"loss": 1 / k, "contrast": float("nan")}} for k in range(1, 60)]
+    records.append({"kind": "val", "step": 50, "metrics": {"loss": 0.3}})
+    series = loss_series(records)
+    assert set(series) == {"loss"}
+    assert series["loss"]["val"] == [(50, 0.3)]
+    assert size_of(loss_curves(records, "t"))[0] > 200
+    with pytest.raises(ValueError, match=r"loss curves 't': metrics\.jsonl has no finite loss yet"):
+        loss_curves([], "t")
+
+
+def test_overlays_show_one_panel_a_case_and_survive_empty_masks() -> None:
+    image = np.random.default_rng(0).random((20, 24, 16)).astype(np.float32)
+    target, empty = np.zeros((2, 3, 20, 24, 16), bool)
+    target[:, 5:10, 5:12, 7:9] = True
+    case = OverlayCase("best", image, target, target)
+    nothing = OverlayCase("worst", np.zeros_like(image), empty, empty)
+    one, two = size_of(overlays([case], ["ET", "TC", "WT"], "x")), size_of(overlays([case, nothing], ["ET"], "x"))
+    assert two[0] > one[0]
+    with pytest.raises(ValueError, match="overlay 'x': no case to draw"):
+        overlays([], ["ET"], "x")
