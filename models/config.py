@@ -19,6 +19,9 @@ class NetworkConfig(Record):
     mlp_ratio: int = Field(4, ge=1)
     decoder_dim: int = Field(64, ge=1)
     """Channels of the decoder's last level."""
+    stem_bias_std: float = Field(0.0, ge=0)
+    """Spread of the stems' initial biases. With 0, as in the reference, the LayerNorm behind a stem removes the
+    absolute intensity of a smooth patch until the biases are learnt."""
 
 
 class BrainMVPConfig(Record):
@@ -43,6 +46,11 @@ class BrainMVPConfig(Record):
     template_init: Literal["zero", "mean"] = "zero"
     """`mean`: start the bank at the mean image of the training cases."""
     template_lr_scale: float = Field(1.0, gt=0)
+    modality_heads: bool = False
+    """One output convolution per modality instead of one for all: the decoder makes maps of the anatomy, the head of
+    the target modality turns them into its contrast."""
+    template_residual: bool = False
+    """Let the decoder predict the difference from the modality's template window instead of the whole image."""
     """Learning rate of the template bank, relative to the optimiser's."""
     decoder_lr_scale: float = Field(1.0, gt=0)
     """Learning rate of the pre-training decoder, relative to the optimiser's."""

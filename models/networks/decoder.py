@@ -19,17 +19,17 @@ from models.networks.uniformer import from_depth_first
 class PretrainingDecoder(nn.Module):
     """Stage-4 features to one image channel at full resolution."""
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: NetworkConfig, heads: int = 1) -> None:
         super().__init__()
         one, two, three, four = config.embed_dims
         self.decoder5 = _up(four, three)
         self.decoder4 = _up(three, two)
         self.decoder3 = _up(two, one)
         self.decoder2 = _up(one, config.decoder_dim)
-        self.out_1 = _nested(nn.Conv3d(config.decoder_dim, 1, 1), "conv.conv")
+        self.out_1 = _nested(nn.Conv3d(config.decoder_dim, heads, 1), "conv.conv")
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Outputs of `UniFormer` -> reconstruction (B, 1, X, Y, Z); only stage 4 is used."""
+        """Outputs of `UniFormer` -> reconstruction (B, heads, X, Y, Z); only stage 4 is used."""
         x = features[-1]
         for level in (self.decoder5, self.decoder4, self.decoder3, self.decoder2):
             x = level(x)

@@ -145,6 +145,9 @@ class UniFormer(nn.Module):
             self.add_module(f"blocks{stage}", _blocks(config, stage))
         self.norm = nn.BatchNorm3d(dims[3])
         self.apply(_init_convolution)
+        if config.stem_bias_std:
+            for stage in (1, 2, 3, 4):
+                nn.init.normal_(self.get_submodule(f"patch_embed{stage}").proj.bias, std=config.stem_bias_std)  # type: ignore[union-attr, arg-type]
 
     def forward(self, x_BCXYZ: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return the input and the four stages as (B, C, D, H, W), at strides 1, 2, 4, 8 and 16."""

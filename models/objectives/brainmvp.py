@@ -151,7 +151,7 @@ class BrainMVP(Objective):
         self.crop = config.data.crop
         self.modalities = spec.modalities
         self.encoder = UniFormer(config.network)
-        self.decoder = PretrainingDecoder(config.network)
+        self.decoder = PretrainingDecoder(config.network, heads=len(MODALITIES) if settings.modality_heads else 1)
         self.template = TemplateBank(spec.grid)
         dim = config.network.embed_dims[3]
         self.projector = Projector(dim, settings.projector_dim) if settings.projector_dim else None
@@ -206,7 +206,11 @@ class BrainMVP(Objective):
         fillers = (template, torch.where(cross, other, template))
         mixed = (torch.where(mask[:, 0], fillers[0], target), torch.where(mask[:, 1], fillers[1], target))
         features = self.encoder(torch.cat(mixed)[:, None])
-        restored = self.decoder(features)[:, 0].float().chunk(2)
+        outputs = self.decoder(features).float()
+        head = batch["template"].repeat(2) if self.settings.modality_heads else torch.zeros_like(batch["template"]).repeat(2)
+        restored = outputs[torch.arange(len(outputs)), head].chunk(2)
+        if self.settings.template_residual:
+            restored = tuple(x + template for x in restored)
         one, two = self.embed(features[-1]).chunk(2)
         errors = tuple((x - target).square().mean(dim=(1, 2, 3)) for x in restored)
         return Views(target, mask, mixed, (restored[0], restored[1]), (errors[0], errors[1]), (one, two))
