@@ -1,1 +1,4 @@
-"""What things are: records, stores, configs, networks, objectives and the training loop. Knows no Prefect and no Dask."""
+"""What things are: records, stores, configs, networks, objectives and the training loop.
+
+Knows no Prefect and no Dask.
+"""

@@ -22,6 +22,8 @@ class NetworkConfig(Record):
     stem_bias_std: float = Field(0.0, ge=0)
     """Spread of the stems' initial biases. With 0, as in the reference, the LayerNorm behind a stem removes the
     absolute intensity of a smooth patch until the biases are learnt."""
+    branch_init_scale: float = Field(1.0, ge=0)
+    """Factor on the last layer of every residual branch at the start; near 0 the untrained encoder is its stems."""
 
 
 class BrainMVPConfig(Record):
@@ -115,6 +117,8 @@ class DataConfig(Record):
 
 
 class OptimiserConfig(Record):
+    """Optimiser and learning-rate schedule."""
+
     kind: Literal["adamw", "adam"] = "adamw"
     lr: float = Field(3e-4, gt=0)
     weight_decay: float = Field(1e-5, ge=0)

@@ -32,20 +32,20 @@ MODALITY_ALIASES: dict[str, str] = {
 }
 
 
-class UnknownModality(ValueError):
+class UnknownModalityError(ValueError):
     """A file name carries a modality token that the alias table does not know."""
 
 
 def canonical_modality(token: str) -> str:
     """Return the canonical modality of a file-name token; upper and lower case are equal.
 
-    Raises UnknownModality naming the token and the accepted ones.
+    Raises UnknownModalityError naming the token and the accepted ones.
     """
     try:
         return MODALITY_ALIASES[token.lower()]
     except KeyError:
         known = ", ".join(sorted(MODALITY_ALIASES))
-        raise UnknownModality(f"unknown modality token {token!r}; known tokens: {known}") from None
+        raise UnknownModalityError(f"unknown modality token {token!r}; known tokens: {known}") from None
 
 
 class Record(BaseModel):
@@ -132,7 +132,7 @@ class PreprocessSpec(Record):
     """Largest extent of a case and size of the template bank, in voxels."""
     frame: Literal["image", "template"] = "image"
     """`image`: RAS-nearest axes of the reference scan, cropped symmetrically, centred in the template grid
-    (BrainMVP). `template`: every scan is resampled onto the fixed grid `grid_affine`, then cropped to its foreground."""
+    (BrainMVP). `template`: every scan is resampled onto the grid `grid_affine`, then cropped to its foreground."""
     grid_affine: Matrix | None = None
     """Voxel -> RAS+ mm of the template grid; required when frame is `template`."""
     modalities: tuple[str, ...] = MODALITIES

@@ -15,6 +15,8 @@ from models.config import NetworkConfig
 
 STRIDE = 16
 """Voxels per stage-4 position along each axis."""
+BRANCH_ENDS = ("pos_embed", "conv2", "fc2", "attn.proj")
+"""Last layers of the residual branches."""
 
 
 def to_depth_first(x_BCXYZ: Tensor) -> Tensor:
@@ -145,9 +147,19 @@ class UniFormer(nn.Module):
             self.add_module(f"blocks{stage}", _blocks(config, stage))
         self.norm = nn.BatchNorm3d(dims[3])
         self.apply(_init_convolution)
-        if config.stem_bias_std:
-            for stage in (1, 2, 3, 4):
-                nn.init.normal_(self.get_submodule(f"patch_embed{stage}").proj.bias, std=config.stem_bias_std)  # type: ignore[union-attr, arg-type]
+        self._start(config)
+
+    def _start(self, config: NetworkConfig) -> None:
+        """Widen the stems' biases and damp the residual branches, as far as the config wants it."""
+        for name, module in self.named_modules():
+            if config.stem_bias_std and isinstance(module, PatchEmbed) and module.proj.bias is not None:
+                nn.init.normal_(module.proj.bias, std=config.stem_bias_std)
+            if (
+                config.branch_init_scale != 1
+                and name.endswith(BRANCH_ENDS)
+                and isinstance(module, nn.Conv3d | nn.Linear)
+            ):
+                module.weight.data.mul_(config.branch_init_scale)
 
     def forward(self, x_BCXYZ: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return the input and the four stages as (B, C, D, H, W), at strides 1, 2, 4, 8 and 16."""

@@ -16,7 +16,7 @@ other's negatives.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,13 +50,18 @@ PRESETS: dict[str, BrainMVPConfig] = {
     # for 1e4 steps, so the reference waits 1000 epochs for them. With good templates the contrast can start at once.
     # The paper's contrast (T = 1, no projector, 2 negatives) lies between 0.37 and 1.10 and gives almost no signal: a
     # projector keeps invariance out of the features, T = 0.1 is the class default of the code. InfoNCE (about 1) is 10
-    # to 100 times the squared error of images in [0, 1], so at weight 1 it would hide the reconstruction.
+    # to 100 times the squared error of images in [0, 1], so at weight 1 it would hide the reconstruction. The decoder
+    # adds to the template, so that the network learns what is special to a subject and the template stays the average; one
+    # head per modality spares it to guess from a few visible blocks which contrast is wanted.
     "recommended": BrainMVPConfig(
         weight_contrast=0.02,
         contrast_from_epoch=0,
         temperature=0.1,
         projector_dim=128,
         template_init="mean",
+        template_residual=True,
+        modality_heads=True,
+        decoder_lr_scale=2.0,
     ),
 }
 """Named values of the objective: the paper's, the released code's and ours."""
@@ -152,6 +157,8 @@ class BrainMVP(Objective):
         self.modalities = spec.modalities
         self.encoder = UniFormer(config.network)
         self.decoder = PretrainingDecoder(config.network, heads=len(MODALITIES) if settings.modality_heads else 1)
+        if settings.template_residual:  # begin near the template itself
+            self.decoder.out_1.conv.conv.weight.data.mul_(0.1)  # type: ignore[union-attr, operator]
         self.template = TemplateBank(spec.grid)
         dim = config.network.embed_dims[3]
         self.projector = Projector(dim, settings.projector_dim) if settings.projector_dim else None
@@ -206,14 +213,17 @@ class BrainMVP(Objective):
         fillers = (template, torch.where(cross, other, template))
         mixed = (torch.where(mask[:, 0], fillers[0], target), torch.where(mask[:, 1], fillers[1], target))
         features = self.encoder(torch.cat(mixed)[:, None])
-        outputs = self.decoder(features).float()
-        head = batch["template"].repeat(2) if self.settings.modality_heads else torch.zeros_like(batch["template"]).repeat(2)
-        restored = outputs[torch.arange(len(outputs)), head].chunk(2)
-        if self.settings.template_residual:
-            restored = tuple(x + template for x in restored)
+        restored = self._restore(features, batch["template"], template)
         one, two = self.embed(features[-1]).chunk(2)
         errors = tuple((x - target).square().mean(dim=(1, 2, 3)) for x in restored)
         return Views(target, mask, mixed, (restored[0], restored[1]), (errors[0], errors[1]), (one, two))
+
+    def _restore(self, features: Sequence[Tensor], modality_B: Tensor, template: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the images (B, x, y, z) that the decoder makes of the features of both views."""
+        outputs = self.decoder(features).float()
+        head = modality_B.repeat(2) if self.settings.modality_heads else torch.zeros_like(modality_B).repeat(2)
+        one, two = outputs[torch.arange(len(outputs), device=outputs.device), head].chunk(2)
+        return (one + template, two + template) if self.settings.template_residual else (one, two)
 
     def embed(self, stage4: Tensor) -> Tensor:
         """Return the L2-normalised embedding (B, D) of stage-4 features that the contrast compares."""

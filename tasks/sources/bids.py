@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from infra import storage
-from models.records import Reason, Scan, UnknownModality, canonical_modality
+from models.records import Reason, Scan, UnknownModalityError, canonical_modality
 from tasks.headers import is_nifti, listed_identity, stem
 from tasks.phenotypes import read_participants
 from tasks.sources.base import LABEL, Found, OutsideRootError, SourceBase, case_id, check_link, left_out, open_root
@@ -64,13 +64,13 @@ def parse_name(name: str) -> BidsName:
 
 
 def modality_of(name: BidsName) -> str:
-    """Return the canonical modality of an image; raises UnknownModality saying which rule failed.
+    """Return the canonical modality of an image; raises UnknownModalityError saying which rule failed.
 
     `ce-*_T1w` is t1c, `desc-adc_dwi` is adc. Another contrast-enhanced suffix or a phase image is refused: it is not
     the contrast that its suffix names.
     """
     if name.entities.get("part", "mag") != "mag":
-        raise UnknownModality(f"part-{name.entities['part']} is not a magnitude image")
+        raise UnknownModalityError(f"part-{name.entities['part']} is not a magnitude image")
     if name.suffix == "dwi" and name.entities.get("desc", "").lower() == "adc":
         return canonical_modality("adc")
     modality = canonical_modality(name.suffix)
@@ -78,7 +78,7 @@ def modality_of(name: BidsName) -> str:
         return modality
     if modality == "t1":
         return "t1c"
-    raise UnknownModality(f"contrast-enhanced {name.suffix} (ce-{name.entities['ce']}) has no modality of its own")
+    raise UnknownModalityError(f"contrast-enhanced {name.suffix} (ce-{name.entities['ce']}) has no modality of its own")
 
 
 def is_lesion_mask(name: BidsName) -> bool:
@@ -145,7 +145,7 @@ class _Tree:
             return self._linked_folder(relative)
         try:
             modality = modality_of(name)
-        except UnknownModality as error:
+        except UnknownModalityError as error:
             return left_out(self._row(relative, name, name.suffix), Reason.UNKNOWN_MODALITY, f"{relative}: {error}")
         return self._inside(self._row(relative, name, modality), relative)
 

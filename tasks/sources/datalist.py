@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from infra import storage
-from models.records import Reason, Scan, UnknownModality, canonical_modality
+from models.records import Reason, Scan, UnknownModalityError, canonical_modality
 from tasks.headers import stem
 from tasks.phenotypes import read_participants
 from tasks.sources.base import (
@@ -171,13 +171,13 @@ class _Resolver:
         name = parse_name(path)
         try:
             return self._checked(path, name, self._modality(name.token), section)
-        except UnknownModality as error:
+        except UnknownModalityError as error:
             row = self._row(path, name, name.token, section)
             return left_out(row, Reason.UNKNOWN_MODALITY, f"{path}: {error}")
 
     def _modality(self, token: str) -> str:
         if self.source.tokens and token not in self.source.tokens:
-            raise UnknownModality(
+            raise UnknownModalityError(
                 f"token {token!r} is not among the tokens of {self.source.dataset}: {', '.join(self.source.tokens)}"
             )
         return canonical_modality(token)

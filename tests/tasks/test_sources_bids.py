@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from models.records import MODALITIES, Reason, UnknownModality
+from models.records import MODALITIES, Reason, UnknownModalityError
 from tasks.sources import BidsSource, find_scans
 from tasks.sources.bids import is_lesion_mask, modality_of, parse_name
 
@@ -61,7 +61,7 @@ def test_suffixes(name, modality):
     ],
 )
 def test_unknown_suffixes(name, text):
-    with pytest.raises(UnknownModality, match=text):
+    with pytest.raises(UnknownModalityError, match=text):
         modality_of(parse_name(name))
 
 
@@ -81,7 +81,7 @@ def test_names_come_apart_as_they_were_put_together(entities, suffix):
 
 @given(st.text(max_size=40))
 def test_any_name_has_a_modality_or_a_reason(text):
-    with suppress(UnknownModality):
+    with suppress(UnknownModalityError):
         assert modality_of(parse_name(text)) in (*MODALITIES, "bold", "gm")
 
 

@@ -1,0 +1,104 @@
+"""The benchmark runs through on a tiny case, its rivals agree, and its arithmetic is right. No time is asserted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench import crops, preprocess, suite
+from bench.inputs import DATASET, MODALITIES, centred, contrasts, tight, workplace, write_scans
+from bench.timing import Ratio, Rounds, Target, race, target_table, time_table
+from models.records import PreprocessSpec
+from models.store_layout import open_array
+
+GRID = (30, 32, 15)
+"""As deep as the brain, like the full-size grid: nothing to crop along the axis that is resampled."""
+SPEC = PreprocessSpec(name="bench", grid=GRID)
+
+
+@pytest.fixture(scope="module")
+def brain() -> np.ndarray:
+    axes = [np.linspace(-1.1, 1.1, n) for n in (20, 23, 17)]
+    x, y, z = np.meshgrid(*axes, indexing="ij")
+    return centred(np.where(x**2 + y**2 + z**2 < 1, 0.5 + 0.3 * x + 0.1 * y * z, 0).astype(np.float32), GRID)
+
+
+def test_brain_is_centred_with_equal_margins(brain: np.ndarray) -> None:
+    for axis, length in enumerate(GRID):
+        hit = np.flatnonzero(brain.any(axis=tuple(a for a in range(3) if a != axis)))
+        assert hit[0] == length - 1 - hit[-1]
+
+
+def test_a_brain_that_does_not_fit_is_refused(brain: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"does not fit a grid of \(8, 8, 8\); use a larger grid"):
+        centred(tight(brain), (8, 8, 8))
+
+
+def test_contrasts_differ_and_are_zero_outside(brain: np.ndarray) -> None:
+    images = contrasts(brain)
+    assert tuple(images) == MODALITIES
+    for image in images.values():
+        assert image.dtype == np.int16
+        np.testing.assert_array_equal(image > 0, brain > 0)
+    assert (images["t1"] != images["t2"]).any()
+
+
+@pytest.mark.parametrize("every_z", [1, 2])
+def test_ours_and_the_chain_agree(tmp_path: Path, brain: np.ndarray, every_z: int) -> None:
+    result = preprocess.measure(tmp_path, brain, SPEC, every_z, 1, (1.6, 2.0))
+    assert result.gap <= suite.CLOSE
+    assert set(result.rounds) == {preprocess.OURS, preprocess.FLOOR, preprocess.CHAIN, preprocess.CHAIN_WRITE}
+    assert sum(result.steps.values()) == pytest.approx(1)
+    assert all(share >= 0 for share in result.steps.values())
+
+
+def test_the_floor_stores_our_voxels(tmp_path: Path, brain: np.ndarray) -> None:
+    place = workplace(tmp_path / "ours.zarr", write_scans(tmp_path / "scans", brain), SPEC)
+    image = preprocess.prepare_case(place.case, SPEC).image
+    preprocess.floor(tmp_path / "floor.zarr", place, SPEC, image, None)()
+    x, y, z = image.shape[1:]
+    found = open_array(str(tmp_path / "floor.zarr"), f"{DATASET}/image")[0, :, :x, :y, :z]
+    np.testing.assert_array_equal(found, image[[SPEC.modalities.index(m) for m in MODALITIES]])
+
+
+def test_interpolation_of_the_floor_keeps_planes_that_were_read(tmp_path: Path, brain: np.ndarray) -> None:
+    (path, *_) = [Path(scan.path) for scan in write_scans(tmp_path, brain, 2)]
+    full = preprocess._interpolate(preprocess.isal_zlib.decompress(path.read_bytes(), 31), GRID)[0, 0].numpy()
+    np.testing.assert_allclose(full[::2].T, contrasts(brain)["flair"][:, :, ::2], atol=1e-2)
+
+
+def test_report_names_every_measure(tmp_path: Path, brain: np.ndarray) -> None:
+    text = "\n".join(suite.report(tmp_path, brain, SPEC, 8, 1))
+    for words in ("ours / floor", "chain + write / ours", "store / memmap", "chain on 4 modalities / store", "load"):
+        assert words in text
+
+
+def test_draws_stay_inside_and_repeat() -> None:
+    drawn = crops.draws((20, 18, 16), 8)
+    assert drawn == crops.draws((20, 18, 16), 8)
+    assert all(s.start >= 0 and s.stop <= n for _, w in drawn for s, n in zip(w, (20, 18, 16), strict=True))
+    assert all(first != second for (first, second), _ in drawn)
+    with pytest.raises(ValueError, match=r"a crop of 96 voxels does not fit an extent of \(20, 18, 16\)"):
+        crops.draws((20, 18, 16), 96)
+
+
+def test_race_runs_rivals_in_turn_and_drops_the_first_round() -> None:
+    calls: list[str] = []
+    times = race({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, lambda: calls.append("-"))
+    assert "".join(calls) == "-a-b" * 3
+    assert [len(r.wall) for r in times.values()] == [2, 2]
+    with pytest.raises(ValueError, match="rounds must be 1 or more, got 0"):
+        race({}, 0)
+
+
+def test_ratio_and_targets() -> None:
+    slow, fast = Rounds((4.0, 6.0, 9.0), (4.0, 6.0, 9.0)), Rounds((2.0, 2.0, 3.0), (1.0, 1.0, 1.5))
+    ratio = Ratio.of(slow, fast)
+    assert str(ratio) == "3.00 (2.00-3.00)"
+    assert fast.cores == pytest.approx(0.5)
+    assert Target("x", ratio, 3, at_least=True).met
+    assert not Target("x", ratio, 2.9, at_least=False).met
+    assert "| x | 3.00 (2.00-3.00) | at most 2.9 | **not met** |" in target_table([Target("x", ratio, 2.9, False)])
+    assert "| slow | 6.00 s | 3 | 1.00 |" in time_table({"slow": slow})
