@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# An index that has the CPU build of torch, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu (saves several GB).
+# An index with the CPU build of torch (saves several GB): the CPU index that PyTorch's installation page names.
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 STAMP := $(VENV)/.installed

@@ -12,7 +12,7 @@ from typing import Any
 __version__ = metadata.version("brainloom")
 __all__ = ["CaseDataset", "__version__", "load_encoder", "open_store"]
 
-_HOMES = {"open_store": "models.store", "CaseDataset": "models.data", "load_encoder": "models.export"}
+_HOMES = {"open_store": "models.store", "CaseDataset": "models.data", "load_encoder": "models.encoder"}
 
 
 def __getattr__(name: str) -> Any:

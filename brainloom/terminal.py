@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
@@ -18,8 +19,6 @@ CONSOLE_LEVEL = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 """Overrides one key of Prefect's logging.yml: its console handler. The handler that feeds the UI keeps INFO."""
 TABLE_WIDTH = 130
 """Columns that a printed table may take at least; narrower terminals wrap its lines."""
-NOT_IN_TERMINAL = frozenset({"basis"})
-"""Columns of the printed tables that the files alone show: there is no room."""
 OWN_PACKAGES = frozenset({"brainloom", "flows", "tasks", "models", "infra"})
 
 
@@ -29,27 +28,37 @@ def console(stderr: bool = False) -> Console:
 
 
 def print_table(text: str) -> None:
-    """Print the first table of a Markdown text to standard output."""
+    """Print the tables of a Markdown text to standard output."""
     width = max(TABLE_WIDTH, Console().width)
-    Console(width=width, highlight=False).print(markdown_table(text))
+    for table in markdown_tables(text):
+        Console(width=width, highlight=False).print(table)
 
 
-def markdown_table(text: str) -> Table:
-    """Return the first table of a Markdown text under its heading; cells are folded, never cut.
+def markdown_tables(text: str) -> list[Table]:
+    """Return the tables of a Markdown text, the first under the text's heading; cells are folded, never cut.
 
     Raises ValueError when there is none.
     """
     lines = text.splitlines()
-    title = next((line.lstrip("# ") for line in lines if line.startswith("#")), "")
-    rows = [_cells(line) for line in lines if line.startswith("|")]
-    if len(rows) < 2:
+    title: str | None = next((line.lstrip("# ") for line in lines if line.startswith("#")), "")
+    found = []
+    for is_table, block in itertools.groupby(lines, lambda line: line.startswith("|")):
+        rows = [_cells(line) for line in block] if is_table else []
+        if len(rows) > 1:
+            found.append(_table(rows, title))
+            title = None
+    if not found:
         raise ValueError(f"no Markdown table in: {text[:80]!r}")
-    table = Table(title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    shown = [k for k, name in enumerate(rows[0]) if name not in NOT_IN_TERMINAL]
-    for k in shown:
-        table.add_column(escape(rows[0][k]), overflow="fold", no_wrap=k == 0)
+    return found
+
+
+def _table(rows: list[list[str]], title: str | None) -> Table:
+    shown = escape(title) if title else None
+    table = Table(title=shown, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for k, name in enumerate(rows[0]):
+        table.add_column(escape(name), overflow="fold", no_wrap=k == 0)
     for row in rows[2:]:
-        table.add_row(*(escape(_stacked(row[k])) for k in shown))
+        table.add_row(*(escape(_stacked(text)) for text in row))
     return table
 
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import dask
 import distributed
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
@@ -25,9 +24,6 @@ from tasks.preprocess import preprocess_batch_task
 TASK_RUNS_MAX = 400
 """Case batches of one flow run: beyond 500 task runs the UI's graph is of no use, beyond 10,000 events are lost."""
 TICK_SECONDS = 1.0
-LOST_WORKER_TIMEOUT = "1h"
-"""Dask's cluster gives a worker up that is away 15 s after its death, although its nanny is restarting it: after a
-second death within that time no worker would be left and the flow would wait for ever."""
 WORKERLESS_SECONDS = 300.0
 """How long the scheduler may be without any worker before the flow fails instead of waiting."""
 ROUNDS = 3
@@ -91,7 +87,6 @@ class BatchRunner:
     ) -> Iterator[tuple[Sequence[PlannedCase], BaseException | None]]:
         """Submit batches and yield each with its error as it ends."""
         ended: queue.SimpleQueue[int] = queue.SimpleQueue()
-        dask.config.set({"distributed.deploy.lost-worker-timeout": LOST_WORKER_TIMEOUT})
         futures = [self._submit(batch) for batch in batches]
         seen = time.monotonic()
         for index, future in enumerate(futures):

@@ -244,7 +244,7 @@ def report(url: str, work: Work, failures: list[str], digest: str, params: Prepr
     mine = [line for case in work.current if (line := lines.get((case.dataset, case.row)))]
     status = Counter(line["status"] for line in mine)
     table = quarantine_table(url, params.catalog)
-    publish_markdown("qc", qc_page(url), f"Quality of {_store_name(url)}")
+    publish_markdown("qc", qc_page(url), f"Quality of {_store_name(url)}", names_subjects=True)
     publish_table("quarantine", table, "Cases that could not be preprocessed, with the reason")
     share = status["quarantined"] / max(1, len(work.current))
     if failures:

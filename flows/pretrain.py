@@ -164,11 +164,11 @@ def publish(prepared: PreparedTraining) -> None:
     name, records = prepared.config.name, prepared.metrics()
     if any(line["kind"] == "train" for line in records):
         picture = png_markdown(loss_curves(records, name), f"losses of {name}")
-        publish_markdown(f"losses-{name}", f"# Losses of {name}\n\n{picture}\n", "Loss curves")
+        publish_markdown(f"losses-{name}", f"## Losses of {name}\n\n{picture}\n", "Losses by optimiser step")
     for path in sorted((prepared.folder / "pictures").glob("*.png")):
         picture = png_markdown(path.read_bytes(), f"{path.stem} of {name}")
-        text = f"# {path.stem} of {name}\n\n{CAPTIONS.get(path.stem, '')}\n\n{picture}\n"
-        publish_markdown(f"{path.stem}-{name}", text, CAPTIONS.get(path.stem, path.stem))
+        text = f"## {path.stem.capitalize()} of {name}\n\n{picture}\n"
+        publish_markdown(f"{path.stem}-{name}", text, CAPTIONS.get(path.stem, ""))
     if rows := metrics_rows(records):
         publish_table(f"validation-{name}", rows, f"Validation of {name}")
 

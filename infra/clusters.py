@@ -22,6 +22,10 @@ DASK_CONFIG: dict[str, Any] = {
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.comm.timeouts.connect": "30s",
+    "distributed.worker.preload": ["infra.worker"],
+    # The cluster gives a worker up that is away 15 s after its death, although its nanny is restarting it: after a
+    # second death within that time no worker would be left and the flow would wait for ever.
+    "distributed.deploy.lost-worker-timeout": "1h",
 }
 
 

@@ -48,12 +48,12 @@ class BrainMVPConfig(Record):
     template_init: Literal["zero", "mean"] = "zero"
     """`mean`: start the bank at the mean image of the training cases."""
     template_lr_scale: float = Field(1.0, gt=0)
+    """Learning rate of the template bank, relative to the optimiser's."""
     modality_heads: bool = False
     """One output convolution per modality instead of one for all: the decoder makes maps of the anatomy, the head of
     the target modality turns them into its contrast."""
     template_residual: bool = False
     """Let the decoder predict the difference from the modality's template window instead of the whole image."""
-    """Learning rate of the template bank, relative to the optimiser's."""
     decoder_lr_scale: float = Field(1.0, gt=0)
     """Learning rate of the pre-training decoder, relative to the optimiser's."""
 

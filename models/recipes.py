@@ -75,7 +75,7 @@ def brainmvp_tiny(store: str, selection: str, preset: str = "recommended", **ove
         objective=_brainmvp_objective(preset),
         data=DataConfig(store=store, selection=selection, crop=(32, 32, 32), batch_size=4),
         optimiser=OptimiserConfig(kind="adamw", lr=2e-3, weight_decay=1e-4, warmup_share=0.05),
-        epochs=100,
+        epochs=36,
         world_size=2,
         checkpoint_every=50,
         validate_every=200,
@@ -158,7 +158,7 @@ def classification_tiny(store: str, selection: str, **overrides: Any) -> Trainin
         network=TINY_NETWORK,
         data=base.data.replace(crop=(48, 48, 48), batch_size=4, workers=0),
         optimiser=OptimiserConfig(kind="adamw", lr=1e-3, weight_decay=1e-4, warmup_share=0.05),
-        epochs=8,
+        epochs=6,
         precision="fp32",
         checkpoint_every=50,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from models.records import Scan
 from tasks.catalog import CATALOG_FILE, CHANNEL_ORDER, CatalogResult
 
+_FOLDERS = re.compile(r"(?<![^\s'\"(=])(?:[a-z][a-z0-9+.-]*://|/)(?:[^/\s'\"]+/)+", re.IGNORECASE)
+"""The folders of an absolute path or a URL inside a sentence."""
 SHOWN = 200
 """Rows of the left-out table in the report; the catalog holds all."""
 
@@ -21,11 +24,17 @@ def left_out_table(scans: Iterable[Scan]) -> list[dict[str, str]]:
             "case": scan.case,
             "file": scan.path.rsplit("/", 1)[-1],
             "reason": scan.reason,
-            "detail": scan.detail,
+            "detail": short_detail(scan.detail, scan.path.rsplit("/", 1)[-1]),
         }
         for scan in scans
         if scan.status != "ok"
     ]
+
+
+def short_detail(detail: str, file: str) -> str:
+    """Return a detail for a row that names the file already: without that name and without folders of this machine."""
+    text = _FOLDERS.sub("", detail)
+    return text.removeprefix(file).lstrip(": ") or text if file else text
 
 
 def modality_combinations(scans: Iterable[Scan]) -> list[dict[str, Any]]:

@@ -17,11 +17,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Points = list[tuple[int, float]]
+"""(step, value) in order."""
 INK = "#1f2933"
 MUTED = "#7b8794"
 COLOURS = {"ours": "#1769aa", "baseline": "#7b8794", "ceiling": "#2e7d32", "published": "#b45309"}
 # Colours that people with red-green blindness can tell apart (Okabe and Ito, 2008).
 REGION_COLOURS: tuple[str, ...] = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73")
+LINE_COLOURS = (COLOURS["ours"], COLOURS["published"], COLOURS["ceiling"], MUTED)
+TOGETHER = {"psnr": "PSNR (dB), validation", "embedding": "embedding, validation"}
+"""Metrics `<group>_<member>` that are compared with each other and share a panel."""
 CHANCE = {"auroc": 0.5, "balanced_accuracy": 0.5}
 _STYLE: Any = {
     "font.size": 9, "font.family": "DejaVu Sans", "text.color": INK, "axes.labelcolor": INK,
@@ -86,7 +91,7 @@ def _draw_forest(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def loss_curves(records: Sequence[Mapping[str, Any]], title: str) -> bytes:
-    """Return the losses of a training against its step, one panel a loss; PNG.
+    """Return the numbers of a training against its step, a panel each, `psnr_*` and `embedding_*` together; PNG.
 
     `records` are lines of metrics.jsonl: kind, step and a dict `losses` (train) or `metrics` (val). Raises ValueError
     without a number.
@@ -97,27 +102,57 @@ def loss_curves(records: Sequence[Mapping[str, Any]], title: str) -> bytes:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    names = sorted(series, key=lambda name: (name != "loss", name))
-    columns = min(3, len(names))
-    rows = -(-len(names) // columns)
+    panels = _panels(series)
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
     with rc_context(_STYLE):
         figure = Figure(figsize=(3.1 * columns + 0.4, 2.3 * rows + 0.4), layout="constrained")
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10)
-        for k, name in enumerate(names):
-            axes = figure.add_subplot(rows, columns, k + 1)
-            for kind, colour in (("train", COLOURS["ours"]), ("val", COLOURS["published"])):
-                _draw_series(axes, series[name].get(kind, []), kind, colour)
-            axes.set_title(name, loc="left", fontsize=9)
-            axes.set_xlabel("optimiser step")
-            axes.grid(color="#e4e7eb", lw=0.8)
-            if len(series[name]) > 1:
-                axes.legend(frameon=False, fontsize=8)
+        for k, (name, lines) in enumerate(panels.items()):
+            _draw_panel(figure.add_subplot(rows, columns, k + 1), name, lines)
         return _png(figure)
 
 
-def loss_series(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[int, float]]]]:
+def _panels(series: Mapping[str, Mapping[str, Points]]) -> dict[str, list[tuple[str, str, Points]]]:
+    """Return the panels, `loss` first: title -> (label, colour, points) of its lines."""
+    panels: dict[str, list[tuple[str, str, Points]]] = {}
+    for name in sorted(series, key=lambda name: (name != "loss", name)):
+        group, _, member = name.partition("_")
+        if group in TOGETHER:
+            lines = panels.setdefault(TOGETHER[group], [])
+            lines += [
+                (member, LINE_COLOURS[len(lines) % len(LINE_COLOURS)], points) for points in series[name].values()
+            ]
+        else:
+            colours = {"train": COLOURS["ours"], "val": COLOURS["published"]}
+            panels[name] = [(kind, colour, series[name].get(kind, [])) for kind, colour in colours.items()]
+    return panels
+
+
+def _draw_panel(axes: Axes, title: str, lines: Sequence[tuple[str, str, Points]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    drawn = [line for line in lines if line[2]]
+    for label, colour, points in drawn:
+        _draw_series(axes, points, label, colour)
+    steps = {step for _, _, points in drawn for step, _ in points}
+    if len(steps) == 1:
+        axes.set_xlim(min(steps) - 1, min(steps) + 1)
+    values = [value for _, _, points in drawn for _, value in points]
+    if len(values) == 1:
+        reach = 0.5 * abs(values[0]) or 0.5
+        axes.set_ylim(values[0] - reach, values[0] + reach)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.set_title(title, loc="left", fontsize=9)
+    axes.set_xlabel("optimiser step")
+    axes.grid(color="#e4e7eb", lw=0.8)
+    if len(drawn) > 1:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def loss_series(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Points]]:
     """Return the finite numbers of metrics.jsonl as name -> kind (train, val) -> (step, value), in order."""
-    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    found: dict[str, dict[str, Points]] = {}
     for record in records:
         kind = str(record.get("kind", "train"))
         for name, value in {**dict(record.get("losses") or {}), **dict(record.get("metrics") or {})}.items():
@@ -126,9 +161,7 @@ def loss_series(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, lis
     return found
 
 
-def _draw_series(axes: Axes, points: Sequence[tuple[int, float]], label: str, colour: str) -> None:
-    if not points:
-        return
+def _draw_series(axes: Axes, points: Points, label: str, colour: str) -> None:
     steps, values = np.array(points).T
     width = max(1, len(values) // 20)
     if width > 1:

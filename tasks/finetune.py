@@ -177,9 +177,19 @@ def run_lanes(
             raise
         for future in futures:
             future.result()
-    if unfinished := [training.folder.name for training in trainings if not training.finished]:
-        raise RuntimeError(f"{len(unfinished)} trainings ended without done.json, first {unfinished[0]!r}; see its log")
+    if unfinished := [_why_unfinished(training) for training in trainings if not training.finished]:
+        raise RuntimeError(f"{len(unfinished)} trainings did not end as asked, first {unfinished[0]}")
     return sum(len(lane) for lane in parts)
+
+
+def _why_unfinished(training: Finetuning) -> str:
+    done = read_json(training.folder / "done.json")
+    if done is None:
+        return f"{training.folder.name!r}: it ended without done.json; see its log"
+    return (
+        f"{training.folder.name!r}: its done.json belongs to another config ({done.get('config_digest')}, asked for is "
+        f"{training.config.content_digest()}); move the folder away and run again"
+    )
 
 
 def _follow(

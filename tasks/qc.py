@@ -15,7 +15,7 @@ from infra import storage
 from models.store import Store, open_store
 from models.store_layout import CASES
 from tasks.catalog import read_catalog
-from tasks.catalog_report import left_out_table, markdown_table
+from tasks.catalog_report import left_out_table, markdown_table, short_detail
 from tasks.mosaic import mosaic
 
 __all__ = ["mosaic", "mosaic_of", "qc_cases", "qc_outliers", "qc_page", "quarantine_table"]
@@ -142,7 +142,7 @@ def quarantined_rows(cases: pa.Table) -> list[dict[str, str]]:
             "case": line["case"],
             "file": _blamed_file(line),
             "reason": line["reason"],
-            "detail": line["detail"],
+            "detail": short_detail(line["detail"], _blamed_file(line)),
         }
         for line in cases.to_pylist()
         if line["status"] == "quarantined"

@@ -194,13 +194,28 @@ def _seed_statements(table: BenchmarkTable) -> list[str]:
 
 def to_markdown(table: BenchmarkTable, title_level: int = 2) -> str:
     """Return the table as Markdown with its statements."""
-    header, body = grid(table)
     lines = [f"{'#' * title_level} {table.benchmark.title}", ""]
-    lines += [_markdown_row(header), _markdown_row(["---"] * len(header)), *(_markdown_row(row) for row in body), ""]
+    for header, body in _narrow_grids(table):
+        lines += [_markdown_row(header), _markdown_row(["---"] * len(header)), *map(_markdown_row, body), ""]
     lines += [f"- {sentence}" for sentence in statements(table)]
     lines += [f"- {name}: `{digest}`" for name, digest in (*table.provenance, ("table digest", table.digest[:16]))]
     lines += [f"- Written on {table.date}."] if table.date else []
     return "\n".join(lines) + "\n"
+
+
+def _narrow_grids(table: BenchmarkTable) -> list[tuple[list[str], list[list[str]]]]:
+    """Return the grid as one of Dice and one of HD95, for pages of limited width; one grid for a classification.
+
+    The basis is left out: a sentence under the table says it. Rows without a number in the second grid are left out.
+    """
+    header, body = grid(table)
+    millimetres = [k for k, name in enumerate(header) if name.endswith("(mm)")]
+    first = [k for k in range(len(header) - 1) if k not in millimetres]
+    found = [([header[k] for k in first], [[row[k] for k in first] for row in body])]
+    if rows := [row for row in body if any(row[k] != "–" for k in millimetres)]:
+        second = [0, 1, 2, *millimetres]
+        found.append(([header[k] for k in second], [[row[k] for k in second] for row in rows]))
+    return found
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
@@ -249,6 +264,12 @@ def to_latex(table: BenchmarkTable) -> str:
 
 
 def artifact_rows(table: BenchmarkTable) -> list[dict[str, str]]:
-    """Return the printed cells as rows for a Prefect table artifact: strings only, so nothing in it is infinite."""
+    """Return the printed cells as rows for a Prefect table artifact: strings only, so nothing in it is infinite.
+
+    The artifact's page is narrow: of several regions only the mean is shown, and the basis is left out.
+    """
     header, body = grid(table)
-    return [dict(zip(header, row, strict=True)) for row in body]
+    columns = columns_of(table)
+    means = {metric for metric, region in columns if region == MEAN}
+    hidden = {heading(*column) for column in columns if column[0] in means and column[1] != MEAN} | {"basis"}
+    return [{name: text for name, text in zip(header, row, strict=True) if name not in hidden} for row in body]

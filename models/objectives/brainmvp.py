@@ -51,8 +51,8 @@ PRESETS: dict[str, BrainMVPConfig] = {
     # The paper's contrast (T = 1, no projector, 2 negatives) lies between 0.37 and 1.10 and gives almost no signal: a
     # projector keeps invariance out of the features, T = 0.1 is the class default of the code. InfoNCE (about 1) is 10
     # to 100 times the squared error of images in [0, 1], so at weight 1 it would hide the reconstruction. The decoder
-    # adds to the template, so that the network learns what is special to a subject and the template stays the average; one
-    # head per modality spares it to guess from a few visible blocks which contrast is wanted.
+    # adds to the template, so that the network learns what is special to a subject and the template stays the average;
+    # one head per modality spares it to guess from a few visible blocks which contrast is wanted.
     "recommended": BrainMVPConfig(
         weight_contrast=0.02,
         contrast_from_epoch=0,
@@ -270,7 +270,12 @@ class BrainMVP(Objective):
         columns = (views.mixed[0], views.restored[0], views.mixed[1], views.restored[1], views.target)
         rows = [[middle_slice(column[i]) for column in columns] for i in range(min(4, len(views.target)))]
         templates = [[middle_slice(image, axis) for axis in (0, 1, 2)] for image in self.template.normalised()]
-        return {"reconstruction": montage(rows), "templates": montage(templates)}
+        titles = ("masked by template", "restored", "masked by other modality", "restored", "target")
+        names = [MODALITIES[int(k)] for k in batch["template"][: len(rows)]]
+        return {
+            "reconstruction": montage(rows, titles=titles, names=names),
+            "templates": montage(templates, titles=("sagittal", "coronal", "axial"), names=MODALITIES),
+        }
 
     def parameter_groups(self, optimiser: OptimiserConfig) -> list[dict[str, Any]]:
         """Return the groups of the network, the decoder and the template, each with its own rate.

@@ -140,7 +140,7 @@ class Segmentation(Objective):
         found = torch.sigmoid(self.logits(batch["image"])[0])
         columns = (batch["image"], batch["target"], found)
         rows = [[middle_slice(column[i, 0]) for column in columns] for i in range(min(4, len(found)))]
-        return {"segmentation": montage(rows)}
+        return {"segmentation": montage(rows, titles=("image", "truth", "probability"))}
 
     @torch.no_grad()
     def predict(self, case: CaseInfo, reader: Reader) -> dict[str, NDArray[Any]]:

@@ -236,16 +236,17 @@ def test_the_terminal_drops_repeated_tracebacks_and_keeps_warnings() -> None:
 
 def test_tables_are_folded_and_never_cut(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.print_table(
-        "## Title\n\n| row | mean Dice | basis |\n| --- | --- | --- |\n"
-        "| ours \\| theirs [x] | 0.42 [0.31, 0.53] | confirmed |\n| majority | 0.1 [no interval] | confirmed |\n"
+        "## Title\n\n| row | mean Dice |\n| --- | --- |\n"
+        "| ours \\| theirs [x] | 0.42 [0.31, 0.53] |\n| majority | 0.1 [no interval] |\n"
+        "\n| row | mean HD95 (mm) |\n| --- | --- |\n| ours | 5.0 [4.0, 6.0] |\n"
     )
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert lines[0] == "Title"
     assert [word.split() for word in lines[3:6]] == [["ours", "|", "theirs", "0.42"], ["[x]", "[0.31,"], ["0.53]"]]
     assert lines[6].split() == ["majority", "0.1"]
-    assert "basis" not in lines[1]
+    assert [line.split() for line in lines if "HD95" in line] == [["row", "mean", "HD95", "(mm)"]]
     with pytest.raises(ValueError, match="no Markdown table in: 'nothing'"):
-        terminal.markdown_table("nothing")
+        terminal.markdown_tables("nothing")
 
 
 QUIET = """

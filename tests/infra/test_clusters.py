@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +29,8 @@ def test_dask_is_configured() -> None:
     assert dask.config.get("distributed.worker.daemon") is True
     assert dask.config.get("distributed.worker.memory.spill") is False
     assert dask.config.get("distributed.scheduler.allowed-failures") > 3
+    assert dask.config.get("distributed.deploy.lost-worker-timeout") == "1h"
+    assert dask.config.get("distributed.worker.preload") == ["infra.worker"]
 
 
 def test_address_options() -> None:
@@ -57,3 +60,19 @@ def test_a_local_cluster_starts_with_these_options_on_loopback(tmp_path: Path) -
         assert client.submit(dask.config.get, "distributed.worker.memory.spill").result(timeout=60) is False
         (worker,) = client.scheduler_info()["workers"].values()
         assert (worker["nthreads"], worker["memory_limit"]) == (1, 2**30)
+
+
+def test_a_worker_process_leaves_right_after_its_exit_handlers() -> None:
+    """Exit code 0 and the handlers' output, but no tear-down of the interpreter: the module's `__del__` never runs."""
+    script = """
+import atexit
+from infra.worker import dask_setup
+class Late:
+    def __del__(self):
+        print("torn down")
+late = Late()
+dask_setup(None)
+atexit.register(print, "handler")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "handler\n", "")

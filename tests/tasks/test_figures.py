@@ -6,9 +6,10 @@ import io
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from tasks.figures import OverlayCase, forest_plot, loss_curves, loss_series, overlays
+from tasks.figures import OverlayCase, _draw_panel, _panels, forest_plot, loss_curves, loss_series, overlays
 from tasks.summary import Line
 
 
@@ -46,6 +47,18 @@ def test_loss_curves_of_training_and_validation() -> None:
     assert size_of(loss_curves(records, "t"))[0] > 200
     with pytest.raises(ValueError, match=r"loss curves 't': metrics\.jsonl has no finite loss yet"):
         loss_curves([], "t")
+
+
+def test_metrics_of_one_group_share_a_panel_and_one_point_has_limits_around_it() -> None:
+    values = {"psnr_model": 20.0, "psnr_mean": 14.0, "embedding_rank": 3.0, "loss": 0.3}
+    panels = _panels(loss_series([{"kind": "val", "step": 4, "metrics": values}]))
+    assert list(panels) == ["loss", "embedding, validation", "PSNR (dB), validation"]
+    assert [label for label, _, _ in panels["PSNR (dB), validation"]] == ["mean", "model"]
+    axes = Figure().add_subplot()
+    _draw_panel(axes, "loss", panels["loss"])
+    assert axes.get_xlim() == (3, 5)
+    assert axes.get_ylim() == pytest.approx((0.15, 0.45))
+    assert all(tick == round(tick) for tick in axes.get_xticks())
 
 
 def test_overlays_show_one_panel_a_case_and_survive_empty_masks() -> None:

@@ -214,10 +214,13 @@ def test_a_failing_lane_lets_the_other_finish_and_an_interrupt_stops_it(pretrain
 
 
 def test_a_training_that_ends_without_a_result_is_an_error(pretrained: Path) -> None:
-    with pytest.raises(
-        RuntimeError, match=r"4 trainings ended without done\.json, first 'phantom-diagnosis-pre-trained"
-    ):
-        run_lanes(prepared(pretrained), 1, lambda *_, **__: None)
+    found = prepared(pretrained)
+    words = r"4 trainings did not end as asked, first 'phantom-.*-pre-trained-seed0': it ended without done\.json"
+    with pytest.raises(RuntimeError, match=words):
+        run_lanes(found, 1, lambda *_, **__: None)
+    (found[0].folder / "done.json").write_text(json.dumps({"config_digest": "of-another"}))
+    with pytest.raises(RuntimeError, match=r"its done\.json belongs to another config \(of-another, asked for is "):
+        run_lanes(found, 1, lambda *_, **__: None)
 
 
 def test_selected_cases_are_records() -> None:

@@ -15,6 +15,7 @@ from models.records import PreprocessSpec, Reason
 from models.store import create_or_open, open_store
 from tasks import plan, shards
 from tasks.catalog import build_catalog, write_catalog
+from tasks.catalog_report import short_detail
 from tasks.preprocess import preprocess_batch
 from tasks.qc import mosaic_of, qc_cases, qc_outliers, qc_page, quarantine_table
 from tasks.sources import BidsSource
@@ -136,3 +137,17 @@ def test_the_file_to_blame(paths, detail, file):
     line = {"status": "quarantined", "reason": "r", "detail": detail, "qc": "{}"}
     cases = table([line | {"files": json.dumps([{"path": path} for path in paths])}])
     assert [row["file"] for row in quarantine_table(cases)] == [file]
+
+
+@pytest.mark.parametrize(
+    ("detail", "file", "short"),
+    [
+        ("/data/a/x.nii.gz does not exist; restore it", "x.nii.gz", "does not exist; restore it"),
+        ("s3://bucket/a/x.nii.gz: truncated", "x.nii.gz", "truncated"),
+        ("x.nii.gz: (3, 4) voxels", "x.nii.gz", "(3, 4) voxels"),
+        ("1/2 of the voxels", "x.nii.gz", "1/2 of the voxels"),
+        ("killed the worker", "all 2 files", "killed the worker"),
+    ],
+)
+def test_a_detail_repeats_neither_file_nor_folders(detail, file, short):
+    assert short_detail(detail, file) == short
