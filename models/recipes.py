@@ -150,7 +150,7 @@ def classification(store: str, selection: str, **overrides: Any) -> TrainingConf
 
 
 def classification_tiny(store: str, selection: str, **overrides: Any) -> TrainingConfig:
-    """Fine-tune the small UniFormer for classification on one CPU rank: 32 x 48 x 32 crops (the middle of a 3 mm brain), batch 4."""
+    """Fine-tune the small UniFormer for classification on one CPU rank: the middle of a 3 mm brain, batch 4."""
     base = classification(store, selection)
     base = base.replace(
         name="classification_tiny",
