@@ -83,6 +83,7 @@ def prepare_prefect(settings: Settings) -> None:
         ours = without_prefect(os.environ)
         os.environ.clear()
         os.environ.update(ours)
+        settings.server_dir.mkdir(parents=True, exist_ok=True)  # Prefect warns when it cannot make its parent
         os.environ["PREFECT_HOME"] = str(settings.server_dir)
     os.environ.update({**private_environment(), CONSOLE_LEVEL: level})
     import prefect.main  # noqa: F401 - reads the environment and installs the console handler
