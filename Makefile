@@ -18,7 +18,8 @@ help: ## Show this list
 install: $(STAMP) ## Install everything, at locked versions, into .venv
 
 $(STAMP): requirements.lock pyproject.toml
-	@test -x $(BIN)/python || { echo "creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11; run make PYTHON=python3.11"; exit 1; }
+	@test -x $(BIN)/pip || { echo "creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing $$(grep -c == requirements.lock) locked packages into $(VENV) (some minutes the first time)"
 	@if [ -n "$(TORCH_INDEX)" ]; then \
 		$(PIP) install --no-deps --extra-index-url "$(TORCH_INDEX)" "$$(grep '^torch==' requirements.lock)"; fi

@@ -86,8 +86,8 @@ def _foreign_packages() -> list[str]:
 def _wrong_versions() -> list[str]:
     """Installed versions that are known to break."""
     fastapi = metadata.version("fastapi")
-    if tuple(int(part) for part in fastapi.split(".")[:2]) >= (0, 155):
-        return [f"fastapi {fastapi} breaks the Prefect server; run: pip install 'fastapi<0.155'"]
+    if tuple(int(part) for part in fastapi.split(".")[:2]) >= (0, 151):
+        return [f"fastapi {fastapi} breaks the Prefect server; run: pip install 'fastapi<0.151'"]
     return []
 
 

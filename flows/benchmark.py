@@ -95,7 +95,7 @@ def tiny_params(workspace: Path) -> BenchmarkParams:
         spec="demo",
         max_quarantined_share=0.5,
         split_shares=(0.5, 0.15, 0.35),
-        epochs=2,
+        epochs=4,
         benchmarks=["phantom-tumour", "phantom-control"],
         seeds=1,
         finetune_epochs=1,

@@ -111,10 +111,18 @@ def grow_dataset(url: str, dataset: str, spec: PreprocessSpec, rows: int, with_l
                 _lengthen(zarr.open_array(store, path=f"{dataset}/{name}", mode="r+", zarr_format=3), rows)
             else:
                 _create(store, dataset, name, spec, rows)
-        if not has_array(url, dataset, "modality"):
-            _create_strings(store, dataset, "modality", len(spec.modalities), len(spec.modalities))[:] = np.array(
-                spec.modalities, dtype=object
-            )
+        _name_modalities(store, url, dataset, spec)
+
+
+def _name_modalities(store: Any, url: str, dataset: str, spec: PreprocessSpec) -> None:
+    """Write the modality coordinate unless it is complete: a kill may fall between its creation and its values."""
+    count = len(spec.modalities)
+    if has_array(url, dataset, "modality"):
+        names = zarr.open_array(store, path=f"{dataset}/modality", mode="r+", zarr_format=3)
+    else:
+        names = _create_strings(store, dataset, "modality", count, count)
+    if [str(name) for name in names[:]] != list(spec.modalities):
+        names[:] = np.array(spec.modalities, dtype=object)
 
 
 def check_dataset_name(dataset: str) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
-import zarr
 
 from infra import storage
 from models.records import CaseGeometry, PreprocessSpec, Receipt, digest_of
@@ -173,8 +172,7 @@ def create_or_open(url: str, spec: PreprocessSpec) -> StoreWriter:
     if not storage.exists(storage.join(url, "zarr.json")):
         if left := [name for name in storage.listdir(url) if not name.startswith(".")]:
             raise StoreError(f"{url} is not empty and is no store: it holds {left[:5]}; choose another place")
-        zarr.create_group(storage.zarr_store(url, "a"), zarr_format=3)
-        _write_attributes(url, spec, None)
+        _write_attributes(url, spec, None)  # the whole group document in one write: there is no half-made store
         return StoreWriter(url, spec)
     return StoreWriter(url, check_spec(url, spec))
 

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import fcntl
 import json
 import logging
 import signal
 import sys
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 from models.config import TrainingConfig
-from models.distributed import World, open_world
+from models.distributed import World, any_rank, open_world
 from models.export import is_finished, write_text_whole
 from models.selection import read_selection, selection_digest
-from models.state import Stopped
+from models.state import Stop, Stopped
 from models.trainer import train
 
 log = logging.getLogger("models.train")
@@ -29,7 +32,15 @@ log = logging.getLogger("models.train")
 EXIT_STOPPED = 143
 FAILURE = "failure.json"
 """Says why a training failed for a reason of its own, so that nobody restarts it in vain."""
+LOCK = ".lock"
+LOCK_WAIT_SECONDS = 60.0
+"""For ranks of an earlier launch that are writing their last checkpoint."""
+LOCK_POLL_SECONDS = 0.2
 _PR_SET_PDEATHSIG = 1
+
+
+class FolderBusyError(ValueError):
+    """Another process trains in the same folder."""
 
 
 class StopFlag:
@@ -82,6 +93,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+@contextmanager
+def held_folder(folder: Path, world: World, stop: Stop) -> Iterator[None]:
+    """Hold `<folder>/.lock` on rank 0; every rank calls this and goes on when rank 0 has it.
+
+    The ranks hold it, not their launcher, so that those that outlive a killed launcher still keep others out. It ends
+    with the process. Raises FolderBusyError on all ranks after LOCK_WAIT_SECONDS, Stopped when told to stop meanwhile.
+    """
+    if not world.is_main:
+        _agree_on_lock(folder, world, True, stop)
+        yield
+        return
+    with (folder / LOCK).open("ab") as file:
+        _agree_on_lock(folder, world, _wait_for_lock(file.fileno(), folder, stop), stop)
+        try:
+            yield
+        finally:
+            # Closing is not enough: forked loader workers have the same open file.
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _wait_for_lock(descriptor: int, folder: Path, stop: Stop) -> bool:
+    deadline, told = time.monotonic() + LOCK_WAIT_SECONDS, False
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if stop() or time.monotonic() >= deadline:
+                return False
+        if not told:
+            log.info("another process trains in %s; waiting for up to %g s", folder, LOCK_WAIT_SECONDS)
+            told = True
+        time.sleep(LOCK_POLL_SECONDS)
+
+
+def _agree_on_lock(folder: Path, world: World, has_lock: bool, stop: Stop) -> None:
+    missing, stopping = any_rank([not has_lock, stop()], world)
+    if missing and stopping:
+        raise Stopped(f"training {folder.name} was stopped while another process held {folder / LOCK}")
+    if missing:
+        raise FolderBusyError(
+            f"training folder {folder} is in use: another process has held {folder / LOCK} for {LOCK_WAIT_SECONDS:g} s "
+            "and only one may train in a folder; wait for it or end it, then launch again"
+        )
+
+
 def run_training(path: Path, world: World, stop: StopFlag) -> None:
     """Run the training of one run.json, or skip it when it is finished.
 
@@ -90,13 +147,15 @@ def run_training(path: Path, world: World, stop: StopFlag) -> None:
     folder = path.resolve().parent
     try:
         config = TrainingConfig.model_validate_json(path.read_text(encoding="utf-8"))
-        if is_finished(folder, config, selection_digest(read_selection(config.data.selection))):
-            log.info("training %s is finished already", config.name)
-            return
-        if stop():
-            raise Stopped(f"training {config.name} was stopped before its first step")
-        train(config, folder, world, stop)
-        log.info("training %s is finished", config.name)
+        with held_folder(folder, world, stop):
+            # Asked under the lock: the process that we waited for may have finished it.
+            if is_finished(folder, config, selection_digest(read_selection(config.data.selection))):
+                log.info("training %s is finished already", config.name)
+                return
+            if stop():
+                raise Stopped(f"training {config.name} was stopped before its first step")
+            train(config, folder, world, stop)
+            log.info("training %s is finished", config.name)
     except (ValueError, ArithmeticError, TypeError, KeyError) as error:
         reason = {"type": type(error).__name__, "message": str(error), "rank": world.rank}
         write_text_whole(folder / FAILURE, json.dumps(reason) + "\n")

@@ -45,7 +45,8 @@ def training_command(run_dirs: Sequence[Path], world_size: int, module: str = "m
     configs = [part for folder in run_dirs for part in ("--config", str(Path(folder).resolve() / "run.json"))]
     if world_size == 1:
         return [sys.executable, "-m", module, *configs]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    torchrun += ["--nproc-per-node", str(world_size)]
     return [sys.executable, *torchrun, "-m", module, *configs]
 
 

@@ -119,8 +119,10 @@ def is_stale(held: dict[str, Any], now: float | None = None) -> bool:
     if held.get("host") != host_id():
         return False
     try:
-        # A pid may have been given to another process since.
-        return abs(psutil.Process(int(held["pid"])).create_time() - float(held["started"])) > 1
+        process = psutil.Process(int(held["pid"]))
+        # Killed and not yet reaped counts as dead; a pid may have been given to another process since.
+        reused = abs(process.create_time() - float(held["started"])) > 1
+        return reused or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
 

@@ -5,6 +5,7 @@ One split covers all datasets of a workspace, so that a test subject never enter
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from infra.storage import write_bytes
 from models.records import digest_of
@@ -19,6 +22,8 @@ from models.records import digest_of
 ROLES: tuple[str, str, str] = ("train", "val", "test")
 STRATIFY: tuple[str, ...] = ("dataset", "has_label", "lesion", "diagnosis", "control_group", "site")
 """Default strata, most important first: absent columns are left out."""
+METADATA_KEY = b"split"
+"""Of the record (JSON: digest, counts, provenance) in the Parquet schema's metadata."""
 
 
 class SplitError(ValueError):
@@ -91,24 +96,54 @@ def split_digest(split: pd.DataFrame) -> str:
 
 
 def write_split(split: pd.DataFrame, path: Path, provenance: dict[str, Any] | None = None) -> str:
-    """Write `<path>` (Parquet) and `<path>.json` (digest, counts, provenance); return the digest."""
+    """Write `<path>` (Parquet) with its digest, counts and provenance in its metadata; return the digest.
+
+    The table is one atomic write. `<path>.json` is a copy of that metadata for people, which nothing depends on.
+    """
     check_split(split, (1, 0, 0))
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = split_digest(split)
-    write_bytes(str(path), split.to_parquet(index=False))
     counts = {role: int((split["split"] == role).sum()) for role in ROLES}
-    record = {"digest": digest, "subjects": counts, **(provenance or {})}
-    write_bytes(str(path.with_suffix(".json")), json.dumps(record, indent=1, sort_keys=True).encode())
+    record = {**(provenance or {}), "digest": digest, "subjects": counts}
+    table = pa.Table.from_pandas(split, preserve_index=False)
+    metadata = {**(table.schema.metadata or {}), METADATA_KEY: json.dumps(record, sort_keys=True).encode()}
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(metadata), buffer)
+    write_bytes(str(path), buffer.getvalue())
+    _write_copy(path, record)
     return digest
+
+
+def _write_copy(path: Path, record: dict[str, Any]) -> None:
+    """Write `<path>.json` unless it says the same already."""
+    copy, text = path.with_suffix(".json"), json.dumps(record, indent=1, sort_keys=True).encode()
+    if not copy.exists() or copy.read_bytes() != text:
+        write_bytes(str(copy), text)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return digest, counts and provenance of a written split.
+
+    A table without them in its metadata is vouched for by its json; raises SplitError when that is absent too.
+    """
+    metadata = pq.read_schema(path).metadata or {}
+    copy = path.with_suffix(".json")
+    if METADATA_KEY not in metadata and not copy.exists():
+        raise SplitError(
+            f"{path}: the split has no digest, neither in its metadata nor in {copy.name}: it cannot be told whether "
+            "it was changed; restore it or write a split of another name"
+        )
+    record: dict[str, Any] = json.loads(metadata.get(METADATA_KEY) or copy.read_bytes())
+    return record
 
 
 def read_split(path: Path) -> tuple[pd.DataFrame, str]:
     """Return a written split and its digest; raises SplitError when the table no longer matches its digest."""
     split = pd.read_parquet(path)
-    said = json.loads(path.with_suffix(".json").read_text())["digest"]
+    said = str(read_record(path)["digest"])
     if (found := split_digest(split)) != said:
         raise SplitError(
-            f"{path}: the split's digest is {found[:12]} but its json says {said[:12]}: "
+            f"{path}: the split's digest is {found[:12]} but its record says {said[:12]}: "
             "the table was changed after it was written; restore it or write a split of another name"
         )
     check_split(split, (1, 0, 0))
@@ -141,14 +176,24 @@ def ensure_split(
     shares: tuple[float, float, float] = (0.7, 0.1, 0.2),
     stratify: Sequence[str] = STRATIFY,
 ) -> tuple[pd.DataFrame, str]:
-    """Return the split at `path`, written when absent and extended by the subjects that it does not know yet."""
-    existing = read_split(path)[0] if path.exists() else None
-    known = set() if existing is None else set(_as_dict(existing))
-    wanted = set(zip(cases["dataset"].astype(str), cases["subject"].astype(str), strict=True))
-    if existing is not None and wanted <= known:
-        return existing, split_digest(existing)
-    split = make_split(cases, seed, shares, stratify, existing)
-    return split, write_split(split, path, {"seed": seed, "shares": list(shares), "stratify": list(stratify)})
+    """Return the split at `path`, written when absent and extended by the subjects that it does not know yet.
+
+    An extension uses the seed, shares and strata that the split was made with, whatever is asked for now. The json
+    beside it is written again when it is absent or says something else.
+    """
+    existing, record = None, dict[str, Any]()
+    if path.exists():
+        existing, digest = read_split(path)
+        record = read_record(path)
+        wanted = set(zip(cases["dataset"].astype(str), cases["subject"].astype(str), strict=True))
+        if wanted <= set(_as_dict(existing)):
+            _write_copy(path, record)
+            return existing, digest
+    provenance = {"seed": seed, "shares": list(shares), "stratify": list(stratify)}
+    provenance |= {name: record[name] for name in provenance if name in record}
+    train, val, test = provenance["shares"]
+    split = make_split(cases, provenance["seed"], (train, val, test), provenance["stratify"], existing)
+    return split, write_split(split, path, provenance)
 
 
 def roles(split: pd.DataFrame) -> dict[tuple[str, str], str]:

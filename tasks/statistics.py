@@ -117,7 +117,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """
     from statsmodels.stats.multitest import multipletests
 
-    p = np.asarray(p_values, dtype=np.float64)
+    p = np.array(p_values, dtype=np.float64)  # a copy: statsmodels may work in place
     tested = np.isfinite(p)
     if tested.any():
         p[tested] = multipletests(p[tested], method="holm")[1]

@@ -135,10 +135,13 @@ def s3_url(s3_endpoint: dict[str, str], monkeypatch: pytest.MonkeyPatch, request
 
 
 def _free_ports() -> list[int]:
-    """Return four ports of 127.0.0.1 that are free, and free again 10,000 above (for gRPC)."""
+    """Return four ports of 127.0.0.1 that are free, and free again 10,000 above (for gRPC).
+
+    All below 32768, where Linux begins to hand out ports to connections.
+    """
     found: list[int] = []
     while len(found) < 4:
-        port = 20000 + secrets.randbelow(20000)
+        port = 11000 + secrets.randbelow(11000)
         if port not in found and _is_free(port) and _is_free(port + 10000):
             found.append(port)
     return found

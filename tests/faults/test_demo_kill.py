@@ -15,7 +15,7 @@ from infra.server import server_status, stop_server
 from infra.settings import Settings
 from models.store import store_digest, verify
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(2700)]
 POLL_S = 0.05
 STEP_TIMEOUT_S = 400
 Folder = tuple[Path, Path]

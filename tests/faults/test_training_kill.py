@@ -83,7 +83,7 @@ def test_a_killed_rank_costs_no_bits(blobs: Blobs, undisturbed: Path, tmp_path: 
 
 @pytest.mark.full
 @pytest.mark.parametrize("rank", ["0", "1", "agent"])
-@pytest.mark.parametrize("step", [1, 3, 8, 17])
+@pytest.mark.parametrize("step", [1, 3, 8, 13])
 def test_any_process_may_be_killed_at_any_step(
     blobs: Blobs, undisturbed: Path, tmp_path: Path, rank: str, step: int
 ) -> None:

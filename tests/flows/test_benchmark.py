@@ -45,7 +45,7 @@ def test_the_links_run_in_order_and_hand_on_the_workspace(links: list[tuple[str,
     assert given["catalog"].workspace == str(tmp_path)
     assert given["preprocess"].catalog == str(tmp_path / "catalog.parquet")
     assert given["preprocess"].store == str(tmp_path / "store.zarr")
-    assert (given["pretrain"].workspace, given["pretrain"].epochs) == (str(tmp_path), 2)
+    assert (given["pretrain"].workspace, given["pretrain"].epochs) == (str(tmp_path), 4)
     assert (given["evaluate"].pretrained, given["evaluate"].seeds, given["evaluate"].lanes) == ("mvp", 1, 2)
     assert result == {
         "store": str(tmp_path / "store.zarr"),

@@ -286,3 +286,25 @@ def test_specs_whose_chunks_do_not_divide_the_grid_get_whole_chunks():
     from models.store_layout import shard_shape
 
     assert shard_shape(PreprocessSpec(name="x")) == (240, 240, 192)
+
+
+def test_a_kill_while_the_store_is_made_leaves_nothing_behind(tmp_path, monkeypatch):
+    from models import store_writer
+
+    url, spec = str(tmp_path / "s.zarr"), PreprocessSpec(name="s", grid=(48, 48, 48))
+    write = store_writer._write_attributes
+    monkeypatch.setattr(store_writer, "_write_attributes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        create_or_open(url, spec)
+    monkeypatch.setattr(store_writer, "_write_attributes", write)
+    assert create_or_open(url, spec).spec == spec
+
+
+def test_modality_names_lost_in_a_kill_are_written_again(tmp_path):
+    url, spec = str(tmp_path / "s.zarr"), PreprocessSpec(name="s", grid=(48, 48, 48))
+    writer = create_or_open(url, spec)
+    writer.grow("ixi", 2, False)
+    names = zarr.open_array(storage.zarr_store(url, "r+"), path="ixi/modality", mode="r+", zarr_format=3)
+    names[:] = np.array([""] * len(spec.modalities), dtype=object)
+    writer.grow("ixi", 2, False)
+    assert [str(name) for name in names[:]] == list(spec.modalities)

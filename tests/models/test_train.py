@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from training_phantoms import make_training, write_blobs
 from models.distributed import World
 from models.records import SelectedCase
 from models.state import Stopped
-from models.train import EXIT_STOPPED, StopFlag, main, run_training
+from models.train import EXIT_STOPPED, LOCK, FolderBusyError, StopFlag, main, run_training
 
 WORLD = World(0, 1, torch.device("cpu"))
 
@@ -75,6 +76,29 @@ def test_a_failure_of_its_own_leaves_its_reason(blobs: tuple[str, list[SelectedC
     reason = json.loads((tmp_path / "a" / "failure.json").read_text())
     assert reason["type"] == "NotFinishedError"
     assert "run it to its end before using it" in reason["message"]
+
+
+def test_a_folder_that_another_process_holds_is_left_alone(
+    blobs: tuple[str, list[SelectedCase]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.train.LOCK_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("models.train.LOCK_POLL_SECONDS", 0.02)
+    folder = tmp_path / "a"
+    make_training(folder, *blobs, epochs=1)
+    with (folder / LOCK).open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(FolderBusyError, match=rf"training folder {folder} is in use: .* only one may train"):
+            run_training(folder / "run.json", WORLD, StopFlag())
+        assert "is in use" in json.loads((folder / "failure.json").read_text())["message"]
+        assert not (folder / "checkpoints").exists()
+        stop = StopFlag()
+        stop.is_set = True
+        with pytest.raises(Stopped, match="stopped while another process held"):
+            run_training(folder / "run.json", WORLD, stop)
+    run_training(folder / "run.json", WORLD, StopFlag())
+    assert (folder / "done.json").exists()
+    with (folder / LOCK).open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises unless it was given back
 
 
 def test_the_entry_point_imports_neither_prefect_nor_dask() -> None:

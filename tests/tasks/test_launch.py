@@ -47,7 +47,8 @@ def test_one_rank_runs_without_torchrun_and_more_run_standalone(tmp_path: Path) 
         str(tmp_path / "b" / "run.json"),
     ]
     two = training_command([tmp_path / "a"], 2)
-    assert two[1:8] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "models.train"]
+    assert two[1:6] == ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    assert two[6:10] == ["--nproc-per-node", "2", "-m", "models.train"]
 
 
 def test_the_environment_is_private_isolated_and_has_no_rank() -> None:

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from infra import storage
@@ -45,6 +46,17 @@ def test_a_killed_holder_is_replaced_at_once(url):
     assert killed.returncode == -9
     with Lease(url, "next") as lease:
         assert lease.took_over
+
+
+def test_a_killed_holder_that_nobody_has_reaped_is_dead():
+    child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    process = psutil.Process(child.pid)
+    held = {"host": leases.host_id(), "pid": child.pid, "started": process.create_time(), "renewed": 1000.0}
+    assert not is_stale(held, now=1001.0)
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, and still in the process table
+    assert is_stale(held, now=1001.0)
+    child.communicate()
 
 
 def test_a_holder_on_another_host_is_stale_after_minutes_only():

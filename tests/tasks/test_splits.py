@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks import splits
 from tasks.splits import (
     SplitError,
     check_split,
     ensure_split,
     leaking,
     make_split,
+    read_record,
     read_split,
     split_digest,
     with_phenotypes,
@@ -97,6 +102,60 @@ def test_ensure_split_writes_once_then_extends(tmp_path: Path) -> None:
     assert other != digest
     assert len(grown) == 50
     assert len(first.merge(grown)) == 40
+
+
+def test_a_kill_between_table_and_json_is_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "default.parquet"
+    real, calls = splits.write_bytes, list[str]()
+
+    def killed_at_the_second(url: str, data: bytes) -> None:
+        calls.append(url)
+        if len(calls) % 2 == 0:
+            raise KeyboardInterrupt
+        real(url, data)
+
+    for n in (40, 50):  # made, then extended beside a json of the smaller split
+        monkeypatch.setattr(splits, "write_bytes", killed_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            ensure_split(path, cohort(n), seed=0)
+        monkeypatch.setattr(splits, "write_bytes", real)
+        split, digest = read_split(path)
+        assert len(split) == n
+        assert ensure_split(path, cohort(n), seed=0)[1] == digest
+        assert json.loads(path.with_suffix(".json").read_text()) == read_record(path)
+    path.with_suffix(".json").unlink()
+    ensure_split(path, cohort(50), seed=0)
+    assert json.loads(path.with_suffix(".json").read_text())["digest"] == digest
+
+
+def test_a_change_that_keeps_the_metadata_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "default.parquet"
+    write_split(make_split(cohort(40), seed=1), path)
+    pq.write_table(pq.read_table(path).slice(1), path)
+    with pytest.raises(SplitError, match="the table was changed after it was written"):
+        read_split(path)
+
+
+def test_a_table_without_metadata_needs_its_json(tmp_path: Path) -> None:
+    path = tmp_path / "default.parquet"
+    split = make_split(cohort(40), seed=1)
+    digest = write_split(split, path)
+    split.to_parquet(path)
+    assert read_split(path)[1] == digest
+    path.with_suffix(".json").unlink()
+    with pytest.raises(SplitError, match=r"no digest, neither in its metadata nor in default\.json"):
+        read_split(path)
+
+
+def test_an_extension_keeps_seed_shares_and_strata(tmp_path: Path) -> None:
+    path = tmp_path / "default.parquet"
+    made: dict[str, Any] = {"seed": 3, "shares": (0.5, 0.25, 0.25), "stratify": ("site",)}
+    first, _ = ensure_split(path, cohort(40), **made)
+    grown, _ = ensure_split(path, cohort(80), seed=0)
+    assert split_digest(grown) == split_digest(make_split(cohort(80), **made, existing=first))
+    assert grown["split"].value_counts().to_dict() == {"train": 40, "val": 20, "test": 20}
+    record = read_record(path)
+    assert (record["seed"], record["shares"], record["stratify"]) == (3, [0.5, 0.25, 0.25], ["site"])
 
 
 def test_bad_splits_are_refused() -> None:
