@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,7 @@ def evaluate(params: EvaluateParams) -> dict[str, Any]:
     scores, computed = _score_all(present, trainings, workspace / "scores")
     inputs = _inputs(params, made, trainings, cohorts)
     kept = finetune.read_json(workspace / "report" / "evaluation.json") or {}
-    if kept.get("inputs") != inputs or not (workspace / "report" / "index.html").exists():
+    if kept.get("inputs") != inputs or not _results_exist(workspace, kept["digests"]):
         kept = {"inputs": inputs, **_write_results(params, made, cohorts, trainings, scores)}
         write_bytes(str(workspace / "report" / "evaluation.json"), json.dumps(kept, indent=1).encode())
     _publish([BenchmarkTable.model_validate(table) for table in kept["tables"]], workspace / "tables")
@@ -150,6 +150,12 @@ def evaluate(params: EvaluateParams) -> dict[str, Any]:
         "scored": computed,
         "no_data": kept["no_data"],
     }
+
+
+def _results_exist(workspace: Path, names: Iterable[str]) -> bool:
+    """Return whether the report and the table of each of these benchmarks are on disk."""
+    tables_written = (workspace / "tables" / f"{name}.md" for name in names)
+    return all(path.exists() for path in (workspace / "report" / "index.html", *tables_written))
 
 
 def _inputs(params: EvaluateParams, made: Made, trainings: Sequence[Finetuning], cohorts: Sequence[Cohort]) -> str:

@@ -189,7 +189,7 @@ def ensure_split(
         if wanted <= set(_as_dict(existing)):
             _write_copy(path, record)
             return existing, digest
-    provenance = {"seed": seed, "shares": list(shares), "stratify": list(stratify)}
+    provenance: dict[str, Any] = {"seed": seed, "shares": list(shares), "stratify": list(stratify)}
     provenance |= {name: record[name] for name in provenance if name in record}
     train, val, test = provenance["shares"]
     split = make_split(cases, provenance["seed"], (train, val, test), provenance["stratify"], existing)

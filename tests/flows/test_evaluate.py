@@ -146,6 +146,20 @@ def test_tables_report_and_resume(
     assert len(registered["table"]) == 6, "artifacts are published again"
 
 
+@pytest.mark.parametrize("lost", ["blobs-tumour", "adni"])
+def test_a_deleted_table_is_written_again(
+    workspace: Path, prefect_server: ServerInfo, registered: dict[str, list[str]], lost: str
+) -> None:
+    first = evaluate(params(workspace))
+    table = workspace / "tables" / f"{lost}.md"
+    text = table.read_text()
+    table.unlink()
+    again = evaluate(params(workspace))
+    assert table.read_text() == text
+    assert again["tables"] == first["tables"]
+    assert (again["trained"], again["scored"]) == (0, 0)
+
+
 def test_one_lost_training_is_run_again_and_the_rest_is_kept(
     workspace: Path, prefect_server: ServerInfo, registered: dict[str, list[str]]
 ) -> None:
