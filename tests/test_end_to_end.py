@@ -149,12 +149,12 @@ def test_a_second_run_finds_everything_done(tiny_demo: DemoRun) -> None:
     assert again.ui_url == tiny_demo.ui_url
     assert again.digests == tiny_demo.digests
     for told in (
-        "preprocess: 27/27 cases, nothing to do",
-        "pretrain: 3/3 steps, found finished",
-        "fine-tune: 10/10 steps, 4 of 4 trainings found finished",
-        "0 rows computed",
+        r"preprocess: 27/27 cases, nothing to do",
+        r"pretrain: (\d+)/\1 steps, found finished",
+        r"fine-tune: (\d+)/\1 steps, 4 of 4 trainings found finished",
+        r"0 rows computed",
     ):
-        assert told in again.stderr
+        assert re.search(told, again.stderr), again.stderr
     after = snapshot(tiny_demo.workspace)
     rewritten = {name for name in after.keys() | before.keys() if after.get(name) != before.get(name)}
     assert not {name for name in rewritten if name.startswith(("sources/", "trainings/", "report/", "tables/"))}
