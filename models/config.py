@@ -52,10 +52,11 @@ class BrainMVPConfig(Record):
     modality_heads: bool = False
     """One output convolution per modality instead of one for all: the decoder makes maps of the anatomy, the head of
     the target modality turns them into its contrast."""
-    template_residual: bool = False
-    """Let the decoder predict the difference from the modality's template window instead of the whole image."""
-    decoder_lr_scale: float = Field(1.0, gt=0)
-    """Learning rate of the pre-training decoder, relative to the optimiser's."""
+    template_gain: bool = False
+    """Let the decoder predict a gain and an offset, voxel by voxel, of the modality's template window instead of the
+    whole image."""
+    decoder_skips: bool = False
+    """Let stages 1 to 3 enter the pre-training decoder too, each through convolutions."""
 
 
 class Region(Record):
@@ -119,8 +120,11 @@ class DataConfig(Record):
 class OptimiserConfig(Record):
     """Optimiser and learning-rate schedule."""
 
-    kind: Literal["adamw", "adam"] = "adamw"
+    kind: Literal["adamw", "adam", "muon"] = "adamw"
+    """muon: Muon for weight matrices, AdamW for the rest."""
     lr: float = Field(3e-4, gt=0)
+    muon_lr: float = Field(0.02, gt=0)
+    """Of the matrices, with kind muon only."""
     weight_decay: float = Field(1e-5, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     warmup_share: float = Field(0.0, ge=0, lt=1)

@@ -23,6 +23,7 @@ from models.means import cached_training_means
 from models.metrics import truncate_after
 from models.objectives import build_objective
 from models.objectives.base import Clock
+from models.optimiser import build_optimiser
 from models.records import SelectedCase
 from models.sampler import OrderedBatches, StreamBatches
 from models.schedule import Plan, plan_steps
@@ -97,7 +98,11 @@ class TrainingState:
 
 
 def configure_numerics(config: TrainingConfig, world: World) -> None:
-    """Make the arithmetic of this process repeatable: threads and seed; deterministic kernels on the CPU."""
+    """Make the arithmetic of this process repeatable: threads and seed; deterministic kernels on the CPU.
+
+    Numbers below 1e-38 count as 0: a CPU computes with them many times slower, and they do not matter here.
+    """
+    torch.set_flush_denormal(True)
     torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(world.device.type == "cpu")
     torch.manual_seed(config.seed)
@@ -165,14 +170,8 @@ def _initialise(objective: Any, config: TrainingConfig) -> str:
 
 def _optimiser(objective: Any, config: TrainingConfig, world: World) -> torch.optim.Optimizer:
     options = config.optimiser
-    kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
     groups = objective.parameter_groups(options)
-    optimiser = kinds[options.kind](
-        groups, lr=options.lr, weight_decay=options.weight_decay, fused=world.device.type == "cuda" or None
-    )
-    for group in optimiser.param_groups:
-        group["initial_lr"] = group["lr"]
-    return optimiser
+    return build_optimiser(groups, options, objective.modules(), fused=world.device.type == "cuda")
 
 
 def save_state(state: TrainingState) -> None:

@@ -40,6 +40,10 @@ class TrainingFailed(RuntimeError):  # noqa: N818 - the word people read in the 
     """A training ended badly; the message has the reason and the end of its log."""
 
 
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
+"""glibc keeps freed memory for the next step instead of giving it back and faulting it in again, page by page."""
+
+
 def training_command(run_dirs: Sequence[Path], world_size: int, module: str = "models.train") -> list[str]:
     """Return the command that runs the trainings of these folders, one after another, on `world_size` ranks."""
     configs = [part for folder in run_dirs for part in ("--config", str(Path(folder).resolve() / "run.json"))]
@@ -56,7 +60,7 @@ def training_environment(threads: int, base: Mapping[str, str] | None = None) ->
     # A launch from inside a rank must not inherit that rank's place.
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)
-    return {**environment, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    return {**KEEP_MEMORY, **environment, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
 def launch(

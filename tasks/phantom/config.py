@@ -73,7 +73,7 @@ class PhantomConfig(Record):
         return self
 
 
-DEMO = PhantomConfig(seed=20261122, bids_subjects=72, datalist_subjects=48, spacing_mm=2.75, broken=True)
+DEMO = PhantomConfig(seed=20261123, bids_subjects=72, datalist_subjects=48, spacing_mm=2.75, broken=True)
 """About 520 scans of 2.5 to 3 mm voxels."""
 
 TINY = PhantomConfig(seed=7, bids_subjects=6, datalist_subjects=4, spacing_mm=6.0)

@@ -16,7 +16,7 @@ from models.config import BrainMVPConfig, OptimiserConfig
 from models.masking import to_voxels
 from models.objectives import OBJECTIVES, build_objective
 from models.objectives.base import Clock
-from models.objectives.brainmvp import PRESETS, BrainMVP, psnr
+from models.objectives.brainmvp import PRESETS, START_GAIN, BrainMVP, psnr
 from models.records import MODALITIES
 from models.template import cut
 
@@ -301,18 +301,25 @@ def test_exports_and_loads_back() -> None:
     assert all(torch.equal(value, tensors[name]) for name, value in target.exports().items())
 
 
+def test_with_a_gain_the_first_guess_is_about_the_template() -> None:
+    objective = _build(RECOMMENDED.replace(template_gain=True)).eval()
+    batch = make_batch(objective.sampler(), _cases(3))
+    views = objective._views(batch, template_in_both=False)
+    template = objective.template(batch["template"], batch["template_start"], objective.crop)
+    for restored in views.restored:
+        assert (restored - START_GAIN * template).square().mean() < 0.1 * template.square().mean()
+
+
 def test_templates_start_at_the_training_mean_or_zero() -> None:
     assert torch.equal(_build().template.bank, torch.from_numpy(make_means()))
     assert not _build(RECOMMENDED.replace(template_init="zero")).template.bank.any()
 
 
-def test_decoder_and_template_have_their_own_rates_and_the_template_no_decay() -> None:
-    objective = _build(RECOMMENDED.replace(template_lr_scale=5.0, decoder_lr_scale=2.0))
+def test_the_template_has_its_own_rate_and_no_decay() -> None:
+    objective = _build(RECOMMENDED.replace(template_lr_scale=5.0))
     groups = {group["name"]: group for group in objective.parameter_groups(OptimiserConfig(lr=1e-3, weight_decay=0.1))}
-    assert {name: group["lr"] for name, group in groups.items()} == {"network": 1e-3, "decoder": 2e-3, "template": 5e-3}
-    assert {name: group["weight_decay"] for name, group in groups.items()} == {
-        "network": 0.1, "decoder": 0.1, "template": 0.0,
-    }  # fmt: skip
+    assert {name: group["lr"] for name, group in groups.items()} == {"network": 1e-3, "template": 5e-3}
+    assert {name: group["weight_decay"] for name, group in groups.items()} == {"network": 0.1, "template": 0.0}
     grouped = [id(parameter) for group in groups.values() for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(parameter) for parameter in objective.parameters())
 

@@ -61,6 +61,24 @@ def test_segmentation_trains_every_parameter() -> None:
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
 
 
+def test_outputs_can_be_chosen_case_by_case() -> None:
+    torch.manual_seed(0)
+    encoder, decoder = UniFormer(TINY).eval(), PretrainingDecoder(TINY, outputs=5)
+    features = encoder(torch.randn(2, 1, 16, 32, 16))
+    chosen = torch.tensor([[4, 0], [1, 1]])
+    everything = decoder(features)
+    expected = torch.stack([everything[case, outputs] for case, outputs in enumerate(chosen)])
+    torch.testing.assert_close(decoder(features, chosen), expected)
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_only_the_stages_enter_the_decoder_never_the_image(skips: bool) -> None:
+    torch.manual_seed(0)
+    features = [torch.randn_like(x).requires_grad_() for x in UniFormer(TINY)(torch.randn(1, 1, 32, 32, 32))]
+    PretrainingDecoder(TINY, skips=skips)(features).square().sum().backward()
+    assert [x.grad is not None for x in features] == [False, skips, skips, skips, True]
+
+
 def test_pretrained_decoder_names_exist_in_the_segmentation_net() -> None:
     pretraining, downstream = PretrainingDecoder(TINY).state_dict(), SegmentationNet(TINY, 1).decoder.state_dict()
     shared = [name for name in pretraining if name in downstream]

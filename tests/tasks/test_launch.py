@@ -57,6 +57,8 @@ def test_the_environment_is_private_isolated_and_has_no_rank() -> None:
     assert environment["OMP_NUM_THREADS"] == "3"
     assert "RANK" not in environment
     assert environment["PATH"] == "p"
+    assert environment["MALLOC_TRIM_THRESHOLD_"] == str(1 << 30)
+    assert training_environment(1, {"MALLOC_TRIM_THRESHOLD_": "7"})["MALLOC_TRIM_THRESHOLD_"] == "7", "users decide"
     assert environment["DO_NOT_TRACK"] == "1"
 
 
