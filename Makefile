@@ -23,7 +23,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@echo "installing $$(grep -c == requirements.lock) locked packages into $(VENV) (some minutes the first time)"
 	@if [ -n "$(TORCH_INDEX)" ]; then \
 		$(PIP) install --no-deps --extra-index-url "$(TORCH_INDEX)" "$$(grep '^torch==' requirements.lock)"; fi
-	@$(PIP) install -r requirements.lock
+	@$(PIP) install --no-deps -r requirements.lock
 	@$(PIP) install --no-deps -e .
 	@touch $@
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 
 # Thread pools read these when their libraries are loaded.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS", "BLOSC_NTHREADS")
 os.environ.update(dict.fromkeys(THREADS, "1"))
 
+from infra.clusters import WORKER_MALLOC  # noqa: E402
 from infra.settings import private_environment  # noqa: E402
+
+if not os.environ.keys() >= WORKER_MALLOC.keys():
+    # glibc reads these at the start of a process only; workers run with them, so all rivals here do.
+    os.execve(sys.executable, [sys.executable, "-m", "bench", *sys.argv[1:]], os.environ | WORKER_MALLOC)
 
 os.environ.update(private_environment())
 

@@ -18,18 +18,19 @@ from bench.inputs import DATASET, MODALITIES, Workplace, workplace, write_scans
 from bench.timing import Ratio, Rounds, Target, race
 from models.records import PreprocessSpec
 from models.store_layout import open_array
-from tasks.preprocess import prepare_case, preprocess_case
+from tasks.prepare import prepare_case
+from tasks.preprocess import preprocess_case
 
 OURS, FLOOR, CHAIN, CHAIN_WRITE = "ours", "floor", "MONAI chain", "MONAI chain + shard write"
 STEPS = {
-    "gunzip, header, float32": ("nifti.py", "parse_nifti"),
-    "NaN and constant checks": ("nifti.py", "finite", "varied"),
-    "orientation": ("volumes.py", "to_ras"),
-    "resampling": ("volumes.py", "resample"),
+    "gunzip, header": ("nifti.py", "parse_nifti"),
+    "NaN and constant checks": ("integrity.py", "finite", "varied"),
+    "box of the tissue, orientation": ("prepare.py", "_source"),
+    "resampling": ("resampling.py", "resample"),
     "foreground boxes": ("volumes.py", "foreground_box"),
-    "percentiles": ("volumes.py", "intensity_range"),
-    "scaling": ("volumes.py", "scale"),
-    "quality measures": ("preprocess.py", "_quality"),
+    "percentiles": ("intensity.py", "intensity_range"),
+    "scaling, copy": ("prepare.py", "_fill"),
+    "quality measures": ("prepare.py", "_image_quality"),
     "fingerprint": ("fingerprint.py", "fingerprint"),
     "shard: encode, write, fsync": ("store_writer.py", "write_case"),
     "case digest": ("store_writer.py", "case_digest"),

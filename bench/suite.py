@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench import crops, preprocess
-from bench.inputs import GRID, Workplace, centred, mni_brain, workplace, write_scans
+from bench import catalog, crops, preprocess
+from bench.inputs import GRID, centred, mni_brain, workplace, write_scans
 from bench.timing import machine, target_table, time_table
 from models.records import SPECS, PreprocessSpec
 from models.store_layout import limit_threads
 
 CROP = 96
 ROUNDS = 7
+CATALOG_ROUNDS = 3
 INPUTS = ((1, (1.6, 2.0)), (2, (1.6, 2.5)))
 """Every how many planes are in the files; asked: at most x the floor, at least x faster than the chain."""
 CLOSE = 2e-3
@@ -29,12 +30,17 @@ def main() -> None:
     # The chain's libraries announce their own deprecations; they would stand between the tables.
     warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory(prefix="brainloom-bench-") as folder:
-        for part in report(Path(folder), centred(mni_brain(), GRID), SPECS["brainmvp"], CROP, ROUNDS):
+        for part in report(Path(folder), centred(mni_brain(), GRID), SPECS["brainmvp"], CROP, ROUNDS, 1.0):
             print(part, flush=True)
 
 
-def report(folder: Path, brain: np.ndarray, spec: PreprocessSpec, crop: int, rounds: int) -> Iterator[str]:
-    """Yield the parts of the report as Markdown. brain: (X, Y, Z) float32 on the grid of the spec, centred."""
+def report(
+    folder: Path, brain: np.ndarray, spec: PreprocessSpec, crop: int, rounds: int, share: float
+) -> Iterator[str]:
+    """Yield the parts of the report as Markdown.
+
+    brain: (X, Y, Z) float32 on the grid of the spec, centred; share: of BrainMVP-16k's cases in the catalog.
+    """
     torch.set_num_threads(1)
     limit_threads(1)
     yield f"Machine: {machine()}\n"
@@ -46,11 +52,12 @@ def report(folder: Path, brain: np.ndarray, spec: PreprocessSpec, crop: int, rou
         yield f"Largest difference to the chain: {result.gap:.1e} ({'met' if result.gap <= CLOSE else '**not met**'})\n"
         yield "Our time by step: " + ", ".join(f"{step} {share:.0%}" for step, share in result.steps.items()) + "\n"
     chain = results[0].rounds[preprocess.CHAIN]
-    times, targets = crops.measure(folder, _reading_place(folder, brain, spec), crop, 3 * rounds, chain)
+    scans = write_scans(folder / "read", brain)
+    reading = workplace(folder / "read.zarr", scans, spec)
+    times, targets = crops.measure(folder, reading, scans, crop, 3 * rounds, chain)
     yield f"## Crop: {crop}^3 voxels of 2 modalities\n\n{time_table(times)}\n"
+    listed = catalog.measure(folder / "catalog", min(rounds, CATALOG_ROUNDS), share)
+    yield f"## Catalog: {listed.scans:,} scans\n\n{time_table(listed.rounds)}\n"
+    targets += listed.targets
     yield f"## Targets\n\n{target_table([t for r in results for t in r.targets] + targets)}\n"
     yield f"Machine at the end: {machine()}"
-
-
-def _reading_place(folder: Path, brain: np.ndarray, spec: PreprocessSpec) -> Workplace:
-    return workplace(folder / "read.zarr", write_scans(folder / "read", brain), spec)

@@ -35,6 +35,7 @@ Config = Annotated[Path, typer.Option("--config", "-c", help="YAML file with the
 Deployment = Annotated[
     str, typer.Option(help="Run as this deployment (`flow/deployment`) on the server instead of in this process.")
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print time, disk, memory and S3 requests; start nothing.")]
 
 # Verb of the shell -> where its flow and its parameters live.
 FLOWS: dict[str, tuple[str, str, str]] = {
@@ -49,6 +50,9 @@ FLOWS: dict[str, tuple[str, str, str]] = {
     "evaluate": ("flows.evaluate", "EvaluateParams", "Fine-tune on benchmarks and write the tables."),
     "benchmark": ("flows.benchmark", "BenchmarkParams", "The whole chain, from NIfTI to the table."),
 }
+
+ESTIMATED = ("catalog", "preprocess")
+"""Verbs whose module has a `dry_run`."""
 
 
 def _read_config(config: Path) -> dict[str, Any]:
@@ -83,25 +87,36 @@ def run_flow(verb: str, params: BaseModel, deployment: str = "") -> Any:
     return start(getattr(import_module(module), verb), deployment=deployment or None, params=params)
 
 
+def _run(verb: str, config: Path, deployment: str, dry_run: bool) -> None:
+    """Run the flow of a verb with the parameters of a file, or print what it would cost."""
+    from infra.server import connect  # keeps `--help` fast
+    from infra.settings import Settings
+
+    module, params_name, _ = FLOWS[verb]
+    content = _read_config(config)
+    settings = Settings()
+    prepare_prefect(settings)
+    # Wrong parameters are refused before a server is started.
+    params = _validate(getattr(import_module(module), params_name), content, config)
+    if dry_run:
+        typer.echo(import_module(module).dry_run(params))
+        return
+    console(stderr=True).print(f"Prefect UI: {connect(settings).ui_url}")
+    result = run_flow(verb, params, deployment)
+    if result is not None:
+        Console().print_json(data=result, default=str)
+
+
 def _register(verb: str) -> None:
-    module, params_name, help_text = FLOWS[verb]
+    help_text = FLOWS[verb][2]
 
     def command(config: Config, deployment: Deployment = "") -> None:
-        from infra.server import connect  # keeps `--help` fast
-        from infra.settings import Settings
+        _run(verb, config, deployment, dry_run=False)
 
-        content = _read_config(config)
-        settings = Settings()
-        prepare_prefect(settings)
-        # Wrong parameters are refused before a server is started.
-        params = _validate(getattr(import_module(module), params_name), content, config)
-        console(stderr=True).print(f"Prefect UI: {connect(settings).ui_url}")
-        result = run_flow(verb, params, deployment)
-        if result is not None:
-            Console().print_json(data=result, default=str)
+    def estimated(config: Config, deployment: Deployment = "", dry_run: DryRun = False) -> None:
+        _run(verb, config, deployment, dry_run)
 
-    command.__doc__ = help_text
-    app.command(name=verb, help=help_text)(command)
+    app.command(name=verb, help=help_text)(estimated if verb in ESTIMATED else command)
 
 
 for _verb in FLOWS:

@@ -1,21 +1,27 @@
-"""`brainloom store`: look into a store without writing code."""
+"""`brainloom store`: look into a store and look after it without writing code."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-store_app = typer.Typer(help="Look into a store: info, verify, show.", no_args_is_help=True)
+store_app = typer.Typer(
+    help="Look into a store and look after it: info, verify, show, export, compare, duplicates, compact, forget.",
+    no_args_is_help=True,
+)
 Url = Annotated[str, typer.Argument(help="Path or s3:// URL of the store.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+SHOWN = 20
+"""Lines of each kind that are printed; --json has them all."""
 
 
 @store_app.command()
-def info(store: Url, as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
+def info(store: Url, as_json: AsJson = False) -> None:
     """Print the spec, the digest and the cases by dataset and status."""
     from models.store import open_store, store_digest  # keeps `--help` fast
 
@@ -41,33 +47,138 @@ def info(store: Url, as_json: Annotated[bool, typer.Option("--json", help="Machi
 def verify(
     store: Url,
     deep: Annotated[bool, typer.Option(help="Read every voxel again and recompute the digests.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check receipts, tables and arrays against each other; exit code 1 when something is wrong."""
-    from models.store import verify as verify_store  # keeps `--help` fast
+    from tasks.verify import verify as verify_store  # keeps `--help` fast
 
     problems = verify_store(store, deep=deep)
-    for problem in problems:
+    if as_json:
+        typer.echo(json.dumps({"store": store, "deep": deep, "problems": problems}))
+    for problem in [] if as_json else problems:
         typer.echo(problem)
     if problems:
         raise typer.Exit(1)
-    typer.echo(f"{store}: no problem found ({'every voxel read' if deep else 'tables and metadata only'})")
+    if not as_json:
+        typer.echo(f"{store}: no problem found ({'every voxel read' if deep else 'tables and metadata only'})")
 
 
 @store_app.command()
 def show(
     store: Url,
-    case: Annotated[str, typer.Argument(help="`dataset/case`, as in `store info --json` or the catalog.")],
+    case: Annotated[str, typer.Argument(help="`dataset/case`, as in cases.parquet or the catalog.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")] = Path("mosaic.png"),
 ) -> None:
     """Write the tri-planar mosaic of one case."""
     from models.store import open_store  # keeps `--help` fast
+    from tasks.export_nifti import stored_rows
     from tasks.qc import mosaic_of
 
     opened = open_store(store)
-    rows = {
-        f"{line['dataset']}/{line['case']}": line for line in opened.cases().to_pylist() if line["status"] == "stored"
-    }
+    rows = stored_rows(opened)
     if case not in rows:
         raise typer.BadParameter(f"no stored case {case!r} in {store}; for example {next(iter(rows), 'none')!r}")
-    out.write_bytes(mosaic_of(opened, rows[case]["dataset"], rows[case]["row"]))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(mosaic_of(opened, *rows[case]))
     typer.echo(str(out))
+
+
+@store_app.command()
+def export(
+    store: Url,
+    cases: Annotated[list[str], typer.Argument(help="One or more `dataset/case`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path("export"),
+    native: Annotated[bool, typer.Option(help="On each source's own grid, with its intensities.")] = False,
+    modality: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated. Default: all.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
+) -> None:
+    """Write cases back to NIfTI, on the stored grid or on their sources' grids."""
+    from tasks.export_nifti import export_cases  # keeps `--help` fast
+
+    for path in export_cases(store, cases, out, native=native, modalities=modality or (), overwrite=overwrite):
+        typer.echo(str(path))
+
+
+@store_app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="Path or s3:// URL of one store.")],
+    b: Annotated[str, typer.Argument(help="Path or s3:// URL of the other.")],
+    voxels: Annotated[bool, typer.Option(help="Read changed cases: how far apart are they?")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say how two stores differ; exit code 1 when they do."""
+    from tasks.compare import compare as compare_stores  # keeps `--help` fast
+
+    found = compare_stores(a, b, voxels)
+    typer.echo(found.model_dump_json() if as_json else "\n".join(found.sentences(SHOWN)))
+    if not found.equal:
+        raise typer.Exit(1)
+
+
+@store_app.command()
+def duplicates(
+    store: Url,
+    search: Annotated[bool, typer.Option(help="Search again instead of reading duplicates.parquet.")] = False,
+    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Similarity to list; searches again.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List pairs of subjects that look like one person; splits keep them together."""
+    from models.store import open_store  # keeps `--help` fast
+    from tasks import duplicates as search_of
+
+    opened = open_store(store)
+    pairs = search_of.read_duplicates(store)
+    if search or threshold is not None:
+        limit = search_of.THRESHOLD if threshold is None else threshold
+        pairs = search_of.find_duplicates(opened.cases(), opened.spec.reference_order, limit)
+    if as_json:
+        typer.echo(json.dumps(pairs))
+        return
+    for pair in pairs:
+        one, other = (f"{pair[f'dataset_{side}']}/{pair[f'subject_{side}']}" for side in "ab")
+        typer.echo(f"{pair['similarity']:.3f}  {one}  {other}")
+    typer.echo(f"{store}: {len(pairs)} pairs of subjects look alike")
+
+
+@store_app.command()
+def compact(store: Url) -> None:
+    """Erase the voxels of retired rows; digests and the rows of all current cases stay."""
+    from tasks.compact import compact as compact_store  # keeps `--help` fast
+
+    done = compact_store(store)
+    typer.echo(
+        f"{store}: {done.rows} retired rows dropped, {done.freed_bytes / 1e6:.1f} MB freed; digest {done.digest}"
+    )
+
+
+@store_app.command()
+def forget(
+    store: Url,
+    subject: Annotated[str, typer.Argument(help="`dataset/subject`, as in cases.parquet or the catalog.")],
+    lift: Annotated[
+        bool, typer.Option(help="Remove the tombstone: the next ingest may bring the subject back.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Erase a subject from a store for good; if it was interrupted, run it again."""
+    from tasks import forget as forgetting  # keeps `--help` fast
+
+    dataset, slash, name = subject.partition("/")
+    if not slash or not dataset or not name:
+        raise typer.BadParameter(f"{subject!r}: name the subject as DATASET/SUBJECT", param_hint="SUBJECT")
+    if lift:
+        forgetting.lift(store, dataset, name)
+        typer.echo(f"{store}: the next ingest may bring {subject} back")
+        return
+    if not yes:
+        typer.confirm(f"Erase {subject} from {store}? It cannot be undone", abort=True)
+    _say_forgotten(store, subject, forgetting.forget(store, dataset, name))
+
+
+def _say_forgotten(store: str, subject: str, done: Any) -> None:
+    rows = ", ".join(map(str, done.rows))
+    typer.echo(f"{store}: {subject} is forgotten (rows {rows}); digest {done.digest or 'none yet'}")
+    typer.echo("Trainings that used it refuse to resume. Not reached: source files, catalog, splits and phenotypes in")
+    typer.echo("workspaces, QC pages in Prefect's database, weights trained before, and backups.")
+    for dataset, other in done.linked:
+        typer.echo(f"{dataset}/{other} looks like the same person and is still stored; forget it too if it is")

@@ -51,11 +51,14 @@ def split_batches(cases: Sequence[PlannedCase], size: int, workers: int = 1) -> 
 class BatchRunner:
     """Runs case batches of one store on a started DaskTaskRunner."""
 
-    def __init__(self, runner: DaskTaskRunner, store_url: str, token: str, memory_bytes: int) -> None:
+    def __init__(
+        self, runner: DaskTaskRunner, store_url: str, token: str, memory_bytes: int, device: str = "cpu"
+    ) -> None:
         self.runner = runner
         self.store_url = store_url
         self.token = token
         self.memory_bytes = memory_bytes
+        self.device = device
 
     def run(
         self,
@@ -122,6 +125,7 @@ class BatchRunner:
             "cases": [case.model_dump(mode="json") for case in batch],
             "token": self.token,
             "memory_bytes": self.memory_bytes,
+            "device": self.device,
             "dataset": batch[0].dataset,
             "first": batch[0].case,
             "others": len(batch) - 1,

@@ -18,6 +18,7 @@ from flows.start import start
 from models.records import SPECS
 from models.store import open_store
 from tasks.benchmarks import PHANTOM_BENCHMARKS
+from tasks.duplicates import links
 from tasks.phantom import DEMO, TINY, PhantomConfig, cohort_paths
 from tasks.pretraining import people_of
 from tasks.sources import SourceConfig
@@ -156,7 +157,7 @@ def benchmark(params: BenchmarkParams) -> dict[str, Any]:
 def _write_split(workspace: Path, store: Path, shares: tuple[float, float, float]) -> None:
     """Fix who trains, validates and tests before anything is trained."""
     people = people_of(open_store(str(store)).cases().to_pandas(), workspace / "phenotypes.parquet")
-    ensure_split(workspace / "splits" / "default.parquet", people, seed=0, shares=shares)
+    ensure_split(workspace / "splits" / "default.parquet", people, seed=0, shares=shares, links=links(str(store)))
 
 
 def _phantom_sources(params: BenchmarkParams, workspace: Path) -> list[SourceConfig]:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from flows.artifacts import pictures_allowed, publish_markdown, publish_table
 from flows.progress import Progress
 from tasks.catalog import CatalogResult, build_catalog, write_catalog
+from tasks.catalog_estimate import estimate_catalog
 from tasks.catalog_report import catalog_report, left_out_table
 from tasks.sources import SourceConfig
 
@@ -26,21 +27,28 @@ class CatalogParams(BaseModel):
 
     sources: list[SourceConfig] = Field(
         title="Sources",
-        description="One entry per dataset: a BIDS tree or a datalist, with its root. At least one.",
+        description="One entry per dataset: a BIDS tree, datalist, table, folder tree or DICOM folder, with its root. "
+        "At least one.",
         min_length=1,
         examples=[[{"kind": "bids", "dataset": "ixi", "root": "./sources/ixi"}]],
     )
     workspace: str = Field(
         "./state/demo",
         title="Workspace",
-        description="Folder or URL that receives catalog.parquet, catalog.json and phenotypes.parquet.",
+        description="Folder or URL that receives catalog.parquet, catalog.json, phenotypes.parquet, converted DICOM.",
         examples=["./state/demo", "s3://mri/work"],
         min_length=1,
     )
     strict: bool = Field(
         False,
         title="Strict",
-        description="Fail, and leave the former catalog as it is, when any file must be left out.",
+        description="Fail, and leave the former catalog as it is, when a file must be left out or phenotypes disagree.",
+    )
+    checksums: bool = Field(
+        False,
+        title="Checksums",
+        description="Read every file whole and take its SHA-256 as identity instead of size and modification time or "
+        "ETag. Costs reading all data at every run.",
     )
 
 
@@ -60,7 +68,7 @@ def run_name(params: CatalogParams) -> str:
 
 
 @task(name="find scans", cache_policy=NO_CACHE)
-def find_all(sources: list[SourceConfig]) -> CatalogResult:
+def find_all(sources: list[SourceConfig], workspace: str, checksums: bool) -> CatalogResult:
     """Build the catalog with a progress display; see tasks.catalog.build_catalog."""
     with ExitStack() as stack:
         progress: Progress | None = None
@@ -71,13 +79,14 @@ def find_all(sources: list[SourceConfig]) -> CatalogResult:
             progress = progress or stack.enter_context(Progress("catalog", total, "scans"))
             progress.update(done)
 
-        return build_catalog(sources, on_progress=show)
+        return build_catalog(sources, show, workspace, checksums)
 
 
 def refuse_left_out(result: CatalogResult) -> None:
-    """Raise StrictCatalogError naming the files that were left out; do nothing when there are none."""
+    """Raise StrictCatalogError naming the files that were left out or the phenotypes that disagree, if any."""
     rows = left_out_table(result.scans)
     if not rows:
+        refuse_conflicts(result)
         return
     named = [f"  {row['dataset']} {row['case']} {row['file']}: {row['reason']} ({row['detail']})" for row in rows]
     more = [f"  ... and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []
@@ -93,10 +102,25 @@ def refuse_left_out(result: CatalogResult) -> None:
     )
 
 
+def refuse_conflicts(result: CatalogResult) -> None:
+    """Raise StrictCatalogError naming the phenotypes that disagree between tables; do nothing when there are none."""
+    conflicts = [issue for issue in result.issues if issue.problem == "conflict"]
+    if conflicts:
+        named = [f"  {issue.dataset} {issue.detail}" for issue in conflicts[:SHOWN]]
+        raise StrictCatalogError(
+            "\n".join([f"strict catalog: {len(conflicts)} phenotypes disagree, 0 may; correct the tables:", *named])
+        )
+
+
+def dry_run(params: CatalogParams) -> str:
+    """Return what the flow would cost, in lines; lists the sources and reads a sample of headers, writes nothing."""
+    return estimate_catalog(params.sources, params.workspace, params.checksums)
+
+
 @flow(name="catalog", flow_run_name=_run_name)
 def catalog(params: CatalogParams) -> dict[str, Any]:
     """Find the scans of all sources and write the catalog into the workspace; unchanged sources rewrite nothing."""
-    result = find_all(params.sources)
+    result = find_all(params.sources, params.workspace, params.checksums)
     page = catalog_report(result, name_files=pictures_allowed())
     publish_markdown("catalog", page, "What was found at the sources")
     publish_table("catalog-left-out", left_out_table(result.scans), "Files that were left out, with the reason")

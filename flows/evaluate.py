@@ -23,6 +23,7 @@ from models.selection import read_selection
 from models.store import open_store
 from tasks import finetune, tables
 from tasks.benchmarks import BENCHMARKS, PHANTOM_BENCHMARKS, find_benchmark
+from tasks.duplicates import links
 from tasks.evaluation import (
     Cohort,
     check_leakage,
@@ -204,7 +205,8 @@ def _read_workspace(params: EvaluateParams, workspace: Path) -> tuple[Made, list
     phenotypes = workspace / "phenotypes.parquet"
     people = with_phenotypes(cases, pd.read_parquet(phenotypes)) if phenotypes.exists() else cases
     path = workspace / "splits" / f"{params.split}.parquet"
-    split, digest = ensure_split(path, people[people["status"] == "stored"], seed=0)
+    stored = people[people["status"] == "stored"]
+    split, digest = ensure_split(path, stored, seed=0, links=links(store.url))
     by_subject = roles(split)
     made = Made(workspace, store, cases, split, digest, params.pretrained)
     cohorts = []

@@ -20,13 +20,17 @@ from flows.progress import Progress
 from infra import storage
 from infra.clusters import cluster_options, describe_cluster
 from infra.settings import Settings
-from models.records import SPECS, PlannedCase, Reason, Scan, find_spec
+from models.records import SPECS, PlannedCase, PreprocessSpec, Reason, Scan, find_spec
 from models.store import StoreWriter, create_or_open
+from models.store_writer import check_spec
 from tasks import plan as plans
 from tasks import receipts, shards
 from tasks.catalog import read_catalog
+from tasks.dry_run import estimate_store
+from tasks.forget import without_forgotten
 from tasks.lease import Lease
 from tasks.qc import qc_page, quarantine_table
+from tasks.registration import require_extra
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +61,11 @@ class PreprocessParams(BaseModel):
         title="Preprocessing spec",
         description=f"How scans become voxels; fixed for the life of a store. One of: {', '.join(SPECS)}.",
         json_schema_extra={"enum": list(SPECS)},
+    )
+    own_spec: PreprocessSpec | None = Field(
+        None,
+        title="Own preprocessing spec",
+        description="Used instead of a named one, e.g. {name: mine, spacing_mm: 2, grid: [128, 128, 128]}.",
     )
     datasets: list[str] = Field(
         default_factory=list,
@@ -129,12 +138,15 @@ def preprocess(params: PreprocessParams) -> dict[str, Any]:
     Returns counts and the store's digest. Raises PreprocessError after publishing everything that was finished, and
     StoreError before any work for another spec, another live writer or too little memory.
     """
-    spec = find_spec(params.spec)
+    spec = chosen_spec(params)
     scans = usable_scans(read_catalog(params.catalog), params)
     settings = Settings() if params.workers is None else Settings(workers=params.workers)
     storage_url = params.store if not storage.is_local(params.store) else str(storage.local_path(params.store))
     writer = create_or_open(storage_url, spec)
     with Lease(writer.url, _owner()) as lease:
+        scans, forgotten = without_forgotten(writer.url, scans)
+        if forgotten:
+            _log.warning("%d forgotten subjects of the catalog stay out (`store forget --lift`)", len(forgotten))
         if lease.took_over and (removed := shards.clean_partials(writer.url)):
             _log.info("the last writer was killed: %d half-written files removed", removed)
         work = plan_work(writer, scans, params, settings.memory_per_worker())
@@ -143,7 +155,31 @@ def preprocess(params: PreprocessParams) -> dict[str, Any]:
         digest = shards.finalise(writer.url, work.current)
         if not failures:
             receipts.clear_attempts(writer.url)
-    return report(writer.url, work, failures, digest, params)
+    return {**report(writer.url, work, failures, digest, params), "forgotten": len(forgotten)}
+
+
+def dry_run(params: PreprocessParams) -> str:
+    """Return what the flow would cost, in lines; starts and writes nothing. Raises what the flow refuses to begin."""
+    spec = chosen_spec(params)
+    scans = usable_scans(read_catalog(params.catalog), params)
+    settings = Settings() if params.workers is None else Settings(workers=params.workers)
+    url = params.store if not storage.is_local(params.store) else str(storage.local_path(params.store))
+    if storage.exists(storage.join(url, "zarr.json")):
+        check_spec(url, spec)
+        scans, _ = without_forgotten(url, scans)
+    current = plans.plan_rows(plans.cases_from_scans(scans), plans.read_plans(url)).current
+    todo = list(pending(url, current, retry_quarantined=False))
+    if params.retry_quarantined:
+        lines = shards.published(url)
+        todo += [c for c in current if lines.get((c.dataset, c.row), {}).get("status") == "quarantined"]
+    return estimate_store(url, spec, scans, todo, settings.workers, settings.memory_per_worker()).text()
+
+
+def chosen_spec(params: PreprocessParams) -> PreprocessSpec:
+    """Return the spec in the parameters, or the named one; raises MissingExtraError when a step cannot run here."""
+    spec = params.own_spec or find_spec(params.spec)
+    require_extra(spec)
+    return spec
 
 
 def usable_scans(scans: Sequence[Scan], params: PreprocessParams) -> list[Scan]:
@@ -218,7 +254,8 @@ def _run(writer: StoreWriter, work: Work, token: str, params: PreprocessParams, 
 
         with DaskTaskRunner(**cluster_options(settings)) as runner:
             memory = settings.memory_per_worker() - plans.BASE_BYTES
-            return BatchRunner(runner, writer.url, token, memory).run(batches, missing, show)
+            device = "cuda" if settings.cluster == "cuda" else "cpu"
+            return BatchRunner(runner, writer.url, token, memory, device).run(batches, missing, show)
 
 
 def _refuse(writer: StoreWriter, work: Work) -> list[PlannedCase]:

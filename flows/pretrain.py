@@ -14,6 +14,7 @@ from flows.artifacts import png_markdown, publish_markdown, publish_table
 from flows.progress import Progress
 from infra import storage
 from models.store import open_store
+from tasks.duplicates import links
 from tasks.launch import launch
 from tasks.pretraining import PreparedTraining, metrics_rows, people_of, prepare_training
 from tasks.selection import select_cases
@@ -125,7 +126,7 @@ def prepare(params: PretrainParams) -> PreparedTraining:
     workspace, url = Path(params.workspace).resolve(), store_url(params)
     cases = open_store(url).cases()
     people = people_of(cases.to_pandas(), workspace / "phenotypes.parquet")
-    split, _ = ensure_split(workspace / "splits" / f"{params.split}.parquet", people, seed=0)
+    split, _ = ensure_split(workspace / "splits" / f"{params.split}.parquet", people, seed=0, links=links(url))
     selected = select_cases(cases, split, params.datasets or None, drop_test=True)
     name = params.name or params.recipe
     folder = workspace / "trainings" / name

@@ -170,6 +170,20 @@ def listdir(url: str | os.PathLike[str]) -> list[str]:
     return sorted({str(name).rstrip("/").rsplit("/", 1)[-1] for name in found if str(name).rstrip("/") != path})
 
 
+def find(url: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """Return every file below a folder: path relative to it -> entry of fsspec's listing (size, ETag on S3, links).
+
+    On S3 this is one request per 1,000 objects. Raises FileNotFoundError when nothing is there.
+    """
+    fs, path = filesystem(url)
+    with _named("list", url):
+        # An object of the same name would be listed as if it were the folder's only file.
+        if not fs.isdir(path):
+            raise FileNotFoundError(f"{os.fspath(url)} is not a folder")
+        entries = fs.find(path, detail=True)
+    return {name[len(path) :].lstrip("/"): info for name, info in entries.items() if not name.endswith("/")}
+
+
 def delete(url: str | os.PathLike[str]) -> None:
     """Delete an object or a folder with all in it; what is absent is no error. A root or a bucket is refused."""
     if is_local(url):

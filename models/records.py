@@ -18,6 +18,11 @@ MODALITIES: tuple[str, ...] = ("flair", "t1", "t1c", "t2", "mra", "pd", "dwi", "
 OTHER_MODALITIES: tuple[str, ...] = ("bold", "gm")
 """Canonical names that other methods use and that have no BrainMVP template."""
 
+LABEL = "label"
+"""The `modality` of a segmentation in the catalog."""
+BRAIN_MASK = "brain_mask"
+"""The `modality` of a brain mask: no channel of the store, but preprocessing may use it."""
+
 # Explicit and lower-case; a token that is not here is reported, never guessed.
 MODALITY_ALIASES: dict[str, str] = {
     **{name: name for name in (*MODALITIES, *OTHER_MODALITIES)},
@@ -76,6 +81,8 @@ class Reason(StrEnum):
     UNKNOWN_MODALITY = "unknown modality"
     DUPLICATE_SCAN = "duplicate scan"
     OUTSIDE_ROOT = "outside root"
+    UNMATCHED = "matches no pattern"
+    BAD_ID = "unusable id"
     NOT_3D = "not 3D"
     NOT_FINITE = "not finite"
     CONSTANT = "constant image"
@@ -86,6 +93,9 @@ class Reason(StrEnum):
     LABEL_VALUES = "label values"
     NO_SCAN = "no usable scan"
     TOO_LARGE = "does not fit the grid"
+    NOT_MNI = "not in MNI space"
+    NO_MASK = "no brain mask"
+    REGISTRATION = "registration failed"
     MEMORY = "memory refused"
     KILLED_WORKER = "killed the worker"
 
@@ -99,12 +109,12 @@ class Scan(Record):
     case: str
     """`<subject>` or `<subject>_<session>`; unique inside a dataset."""
     modality: str
-    """Canonical name, or `label` for a segmentation."""
+    """Canonical name, `label` for a segmentation, or `brain_mask`."""
     path: str
     """URL or absolute path of the file."""
     size_bytes: int = 0
     etag: str = ""
-    """Identity beside the size: S3's ETag, or the modification time in ns for a local file."""
+    """Identity beside the size: S3's ETag, a local file's modification time in ns, or `sha256:<hex>` on request."""
     shape: tuple[int, ...] = ()
     spacing_mm: tuple[float, ...] = ()
     dtype: str = ""
@@ -124,6 +134,8 @@ class PreprocessSpec(Record):
 
     Source: BrainMVP's input pipeline (methods paper, section on pre-training data; reference code).
     """
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     name: str
     spacing_mm: float = Field(1.0, gt=0)
@@ -147,11 +159,46 @@ class PreprocessSpec(Record):
     """Largest share of non-finite voxels that is replaced by 0 and flagged; above it the case is quarantined."""
     chunk: int = Field(48, ge=48)
     """Edge of a store chunk in voxels."""
+    codec: Literal["lz4", "none"] = "lz4"
+    """How chunks are packed. `none` reads two to three times faster and takes some two and a half times the space."""
+    space: Literal["any", "mni"] = "any"
+    """`mni`: a scan that clearly does not lie in MNI space is quarantined (tasks.mni); for frame `template`."""
+    brain_mask: Literal["none", "file"] = "none"
+    """`file`: everything outside the case's brain mask (modality `brain_mask` of the catalog) becomes 0."""
+    bias_correction: Literal["none", "n4"] = "none"
+    """`n4`: N4 bias field correction of each scan (needs the extra `registration`; some 10 s a scan)."""
+    registration: Literal["none", "rigid", "affine"] = "none"
+    """Registers the reference scan to `template` and moves all files of the case with it, by their affines: voxels are
+    still interpolated once. For frame `template`; needs the extra `registration`; some 20 s a case."""
+    template: str = "mni152"
+    """`mni152` (the skull-stripped T1 that nilearn ships, 2 mm), or the path of a NIfTI file."""
+    template_sha256: str = ""
+    """SHA-256 of the template's file; required for a path, so that the spec's digest covers the voxels."""
+
+    @model_validator(mode="after")
+    def _check_grid(self) -> Self:
+        if (self.frame == "template") != (self.grid_affine is not None):
+            raise ValueError("grid_affine is required for frame 'template' and refused for frame 'image'")
+        if min(self.grid) < 2:
+            raise ValueError(f"grid must have two or more voxels along each axis, got {self.grid}")
+        if self.grid_affine is not None:
+            edges = [sum(row[axis] ** 2 for row in self.grid_affine[:3]) ** 0.5 for axis in range(3)]
+            if any(abs(edge - self.spacing_mm) > 1e-3 * self.spacing_mm for edge in edges):
+                raise ValueError(f"grid_affine has voxel edges of {edges} mm, but spacing_mm is {self.spacing_mm:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> Self:
+        if self.frame == "image" and (self.space == "mni" or self.registration != "none"):
+            raise ValueError("space 'mni' and registration need frame 'template'")
+        if self.space == "mni" and self.registration != "none":
+            raise ValueError("space 'mni' refuses scans that are not registered yet, registration does it: choose one")
+        if (self.template == "mni152") == bool(self.template_sha256):
+            raise ValueError("template_sha256 is required for a template from a file and refused for 'mni152'")
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.frame == "template") != (self.grid_affine is not None):
-            raise ValueError("grid_affine is required for frame 'template' and refused for frame 'image'")
         if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
             raise ValueError(f"percentiles must rise within 0..100, got {self.percentiles}")
         if unknown := set(self.modalities) - {*MODALITIES, *OTHER_MODALITIES}:
@@ -176,6 +223,23 @@ SPECS: dict[str, PreprocessSpec] = {
         grid_affine=_mni_affine(3.0, (-96.0, -132.0, -78.0)),
         percentiles=(1.0, 99.0),
         percentile_region="foreground",
+    ),
+    # CINP's T1: 1 mm MNI, intensities between percentiles 0.5 and 99.5 of the foreground. The grid lies on the voxels
+    # of the 1 mm MNI152 templates, so that images on them are only shifted; 160 x 192 x 160 holds the brain with 2 to
+    # 8 mm to spare. Scaled to [0, 1] (the option of the reconstruction); a z-score is left to training.
+    "t1_mni": PreprocessSpec(
+        name="t1_mni",
+        grid=(160, 192, 160),
+        frame="template",
+        grid_affine=_mni_affine(1.0, (-80.0, -113.0, -75.0)),
+        modalities=("t1",),
+        percentiles=(0.5, 99.5),
+        percentile_region="foreground",
+        space="mni",
+    ),
+    # A start for own studies: give `own_spec` with other spacing, grid and percentiles.
+    "generic": PreprocessSpec(
+        name="generic", grid=(256, 256, 256), percentiles=(1.0, 99.0), percentile_region="foreground"
     ),
 }
 
@@ -223,6 +287,8 @@ class CaseGeometry(Record):
     """By modality: source voxel -> RAS+ mm, as it was used."""
     intensity_range: dict[str, tuple[float, float]] = Field(default_factory=dict)
     """By modality: source intensities that became 0 and 1."""
+    registration: Matrix | None = None
+    """RAS+ mm of the files -> RAS+ mm of the template, already part of `source_affine`; None when not registered."""
 
 
 class Receipt(Record):

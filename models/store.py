@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,9 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import DTypeLike
 
 from infra import storage
 from models.records import PreprocessSpec
+from models.shard_reader import ShardReader, to_float32
 from models.store_layout import CASES, Shape3, StoreError, clip_window, dataset_names, has_array, open_array
 from models.store_writer import StoreWriter, case_digest, create_or_open, open_writer, read_attributes
 
@@ -36,7 +38,6 @@ __all__ = [
     "open_store",
     "open_writer",
     "store_digest",
-    "verify",
 ]
 
 _decoded_in: int | None = None
@@ -88,11 +89,19 @@ class _Lazy:
         return {"url": self.url, "_handles": {}, "_pid": -1}
 
     def open(self, path: str) -> Any:
+        """Return the zarr array."""
+        return self._kept(path, lambda: open_array(self.url, path))
+
+    def reader(self, path: str) -> ShardReader | None:
+        """Return the fast reader of an array, or None where zarr must read it (S3, foreign layouts)."""
+        return self._kept(f"{path} reader", lambda: ShardReader.of(self.url, path, self.open(path)))
+
+    def _kept(self, key: str, make: Callable[[], Any]) -> Any:
         if self._pid != os.getpid():
             self._handles, self._pid = {}, os.getpid()
-        if path not in self._handles:
-            self._handles[path] = open_array(self.url, path)
-        return self._handles[path]
+        if key not in self._handles:
+            self._handles[key] = make()
+        return self._handles[key]
 
 
 class StoredDataset:
@@ -137,6 +146,10 @@ class StoredDataset:
         """The zarr array (case, axis) int32: index of stored voxel 0 in the template grid."""
         return self._lazy.open(f"{self.name}/origin")
 
+    def small(self, name: str) -> np.ndarray:
+        """Return a per-case array as a whole: one of SMALL_ARRAYS, e.g. `source_affine` (case, modality, row, col)."""
+        return np.asarray(self._lazy.open(f"{self.name}/{name}")[:])
+
     @property
     def rows(self) -> list[int]:
         """Rows with status `stored`, ascending."""
@@ -144,7 +157,7 @@ class StoredDataset:
 
     @cached_property
     def _small(self) -> dict[str, np.ndarray]:
-        return {name: np.asarray(getattr(self, name)[:]) for name in ("present", "extent", "affine", "origin")}
+        return {name: self.small(name) for name in ("present", "extent", "affine", "origin")}
 
     def case_info(self, row: int) -> StoredCase:
         """Return what is known of a published row; raises StoreError for a row that is not stored."""
@@ -161,20 +174,30 @@ class StoredDataset:
         )
 
     def read_crop(
-        self, row: int, modality_indices: Sequence[int], start: Sequence[int], size: Sequence[int]
+        self,
+        row: int,
+        modality_indices: Sequence[int],
+        start: Sequence[int],
+        size: Sequence[int],
+        dtype: DTypeLike = np.float32,
     ) -> np.ndarray:
-        """Return a window of some modalities, (len(modality_indices), *size) float32, zeros outside the extent.
+        """Return a window of some modalities, (len(modality_indices), *size), zeros outside the extent.
 
-        start may be negative. Only the chunks of these modalities are read; absent ones are zeros.
+        start may be negative. Only the chunks of these modalities are read; absent ones are zeros. dtype: float32, or
+        float16 for the voxels as they are stored. Raises StoreError when the shard is damaged or missing.
         """
         self._stored(row)
-        out = np.zeros((len(modality_indices), *size), dtype=np.float32)
+        out = np.zeros((len(modality_indices), *size), dtype=np.float16)
         stored, window = clip_window(start, size, self._small["extent"][row])
-        if all(s.stop > s.start for s in stored):
-            for channel, modality in enumerate(modality_indices):
-                if self._small["present"][row, modality]:
-                    out[channel][tuple(window)] = self.image[(row, modality, *stored)]
-        return out
+        present = [k for k, modality in enumerate(modality_indices) if self._small["present"][row, modality]]
+        if present and all(s.stop > s.start for s in stored):
+            targets = [out[k][tuple(window)] for k in present]
+            if not self._read("image", row, [(int(modality_indices[k]),) for k in present], stored, targets):
+                raise StoreError(
+                    f"the shard of {self.name}/{self._lines[row]['case']} (row {row}) is missing; run "
+                    "`brainloom store verify` and preprocess the case again"
+                )
+        return to_float32(out) if np.dtype(dtype) == np.float32 else out.astype(dtype, copy=False)
 
     def read_label(self, row: int, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
         """Return a window of the label, (*size) uint8, zeros outside the extent.
@@ -186,16 +209,28 @@ class StoredDataset:
         out = np.zeros(tuple(size), dtype=np.uint8)
         stored, window = clip_window(start, size, self._small["extent"][row])
         if all(s.stop > s.start for s in stored):
-            out[tuple(window)] = self._lazy.open(f"{self.name}/label")[(row, *stored)]
+            self._read("label", row, [()], stored, [out[tuple(window)]])
         return out
 
     def read_case(self, row: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the whole case as stored: image (M, x, y, z) float16, and label (x, y, z) uint8 or None."""
         line = self._stored(row)
-        x, y, z = self._small["extent"][row]
-        image = np.asarray(self.image[row, :, :x, :y, :z])
-        label = np.asarray(self._lazy.open(f"{self.name}/label")[row, :x, :y, :z]) if line["has_label"] else None
-        return image, label
+        extent = _triple(self._small["extent"][row])
+        modalities = range(self._small["present"].shape[1])
+        image = self.read_crop(row, modalities, (0, 0, 0), extent, np.float16)
+        return image, self.read_label(row, (0, 0, 0), extent) if line["has_label"] else None
+
+    def _read(
+        self, name: str, row: int, leads: Sequence[tuple[int, ...]], window: Sequence[slice], out: Sequence[np.ndarray]
+    ) -> bool:
+        """Fill out[i] with a window of channel leads[i]; False when the row is known to have no shard."""
+        path = f"{self.name}/{name}"
+        if (reader := self._lazy.reader(path)) is not None:
+            return reader.read(row, leads, window, out)
+        array = self._lazy.open(path)
+        for target, lead in zip(out, leads, strict=True):
+            target[...] = array[(row, *lead, *window)]
+        return True
 
     def _stored(self, row: int) -> dict[str, Any]:
         _guard_fork()
@@ -255,45 +290,6 @@ def store_digest(url: str) -> str:
     """Return the digest of the published content: no row order, no times, no software versions."""
     columns = ["dataset", "case", "digest", "status"]
     return digest_of_cases(read_cases(url, columns), open_store(url).spec.content_digest())
-
-
-def verify(url: str, deep: bool = False) -> list[str]:
-    """Return what is wrong with a store, one sentence each; empty means sound.
-
-    Shallow: digests and small arrays agree with cases.parquet, shards exist. Deep: every voxel is decoded and every
-    case digest computed again.
-    """
-    store = open_store(url)
-    problems = []
-    finalised = read_attributes(url)["finalised"]
-    if finalised["digest"] != (now := store_digest(url)):
-        problems.append(f"store digest is {now}, but {finalised['digest']} was finalised; run preprocess again")
-    for name in store.datasets:
-        dataset = store.dataset(name)
-        cases = [dataset.case_info(row) for row in dataset.rows]
-        if len({case.case for case in cases}) < len(cases):
-            problems.append(f"{name}: a case is stored in more than one row")
-        for case in cases:
-            problems += _problems_of(dataset, case, deep)
-    return problems
-
-
-def _problems_of(dataset: StoredDataset, case: StoredCase, deep: bool) -> list[str]:
-    where = f"{case.dataset}/{case.case} (row {case.row})"
-    shards = ["image", *(["label"] if case.has_label else [])]
-    if not any(case.present) or min(case.extent) < 1:
-        return [f"{where}: no modality is present or the extent {case.extent} is empty"]
-    for name in shards[:1]:
-        if not storage.exists(storage.join(dataset.url, case.dataset, name, "c", str(case.row))):
-            return [f"{where}: the shard of {name} is missing"]
-    if not deep:
-        return []
-    try:
-        image, label = dataset.read_case(case.row)
-    except Exception as error:  # noqa: BLE001 - whatever a damaged shard makes the decoder raise is the finding
-        return [f"{where}: cannot be decoded: {error}"]
-    found = case_digest(image, label, np.array(case.present), case.affine, case.origin)
-    return [] if found == case.digest else [f"{where}: digest of the voxels is {found}, receipt says {case.digest}"]
 
 
 def _triple(values: np.ndarray) -> Shape3:

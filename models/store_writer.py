@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import xxhash
 
 from infra import storage
 from models.records import CaseGeometry, PreprocessSpec, Receipt, digest_of
+from models.shard_encoder import ShardEncoder
 from models.store_layout import (
     ATTRIBUTE,
     CASES,
@@ -71,20 +73,30 @@ class StoreWriter:
         grow_dataset(self.url, dataset, self.spec, rows, with_label)
         self._arrays.clear()
 
-    def write_case(self, dataset: str, row: int, image: np.ndarray, label: np.ndarray | None) -> None:
+    def write_case(
+        self, dataset: str, row: int, image: np.ndarray, label: np.ndarray | None, present: Sequence[bool] | None = None
+    ) -> None:
         """Write one case as one shard per array. image: (M, x, y, z) float16; label: (x, y, z) uint8 or None.
 
-        A shard left by a killed process is erased first: it may be half-written, and zarr would try to merge with it.
-        Raises StoreError when the case is larger than the grid or the row was not planned.
+        present: which modalities to look at; None: all. Each shard is one object that is forced to disk and then takes
+        the place of whatever a killed process left there: readers and later attempts never see half of one. Raises
+        StoreError when the case is larger than the grid or the row was not planned.
         """
         self._check_fits(dataset, row, image)
-        x, y, z = image.shape[1:]
-        self.erase_case(dataset, row)
-        self._array(dataset, "image")[row, :, :x, :y, :z] = image
-        self._sync(dataset, "image", row)
+        channels = range(len(image)) if present is None else np.flatnonzero(present).tolist()
+        self._write_shard(dataset, "image", row, image, [(channel,) for channel in channels])
         if label is not None:
-            self._array(dataset, "label")[row, :x, :y, :z] = label
-            self._sync(dataset, "label", row)
+            self._write_shard(dataset, "label", row, label, [()])
+
+    def _write_shard(
+        self, dataset: str, name: str, row: int, values: np.ndarray, leads: Sequence[tuple[int, ...]]
+    ) -> None:
+        encoder = self._encoder(dataset, name)
+        target = storage.join(self._shard_url(dataset, name, row), *["0"] * len(encoder.counts))
+        if body := encoder.encode(values, leads):
+            storage.write_bytes(target, body)
+        else:
+            storage.delete(target)
 
     def erase_case(self, dataset: str, row: int) -> None:
         """Delete the shards of a row; it then reads as zeros."""
@@ -110,6 +122,20 @@ class StoreWriter:
             labels[row] = case
         cases[:] = labels
 
+    def mark_stored(self, dataset: str, rows: Collection[int]) -> None:
+        """Write which rows of a dataset are stored; all others are not."""
+        array = open_array(self.url, f"{dataset}/stored", "r+")
+        array[:] = np.isin(np.arange(array.shape[0]), list(rows))
+
+    def clear_rows(self, dataset: str, rows: Collection[int]) -> None:
+        """Empty the per-case properties and the names of erased rows."""
+        for name in (*SMALL_ARRAYS, "case"):
+            array = open_array(self.url, f"{dataset}/{name}", "r+")
+            values = np.asarray(array[:], dtype=object if name == "case" else None)
+            # A plan may be longer than the arrays when its flow was killed before it grew them.
+            values[[row for row in rows if row < len(values)]] = "" if name == "case" else 0
+            array[:] = values
+
     def publish(self, table: pa.Table, digest: str) -> None:
         """Replace cases.parquet, then set the finalised attribute: from here on readers see these rows."""
         sink = io.BytesIO()
@@ -119,6 +145,8 @@ class StoreWriter:
         _write_attributes(self.url, self.spec, {"digest": digest, "rows": table.num_rows, "stored": stored})
 
     def _small_value(self, name: str, geometry: CaseGeometry, extent: Shape3, modalities: tuple[str, ...]) -> Any:
+        if name == "stored":
+            return True
         if name == "present":
             return [m in modalities for m in self.spec.modalities]
         if name == "extent":
@@ -151,17 +179,15 @@ class StoreWriter:
             self._arrays[key] = open_array(self.url, key, "r+")
         return self._arrays[key]
 
+    def _encoder(self, dataset: str, name: str) -> ShardEncoder:
+        array = self._array(dataset, name)
+        key = f"{dataset}/{name} encoder"
+        if key not in self._arrays:
+            self._arrays[key] = ShardEncoder(array)
+        return self._arrays[key]
+
     def _shard_url(self, dataset: str, name: str, row: int) -> str:
         return storage.join(self.url, dataset, name, "c", str(row))
-
-    def _sync(self, dataset: str, name: str, row: int) -> None:
-        """Force a local shard to disk before its receipt is; the object store does so by itself."""
-        if not storage.is_local(self.url):
-            return
-        for path in storage.local_path(self._shard_url(dataset, name, row)).rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
 
 
 def create_or_open(url: str, spec: PreprocessSpec) -> StoreWriter:

@@ -14,18 +14,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra import storage
-from models.records import MODALITIES, OTHER_MODALITIES, Reason, Scan, digest_of
-from tasks.headers import HeaderError, read_header
-from tasks.phenotypes import combine
+from models.records import BRAIN_MASK, LABEL, MODALITIES, OTHER_MODALITIES, Reason, Scan, digest_of
+from tasks.headers import CHECKSUM_PREFIX, HeaderError, file_checksum, read_header
+from tasks.phenotype_join import PhenotypeIssue, join_phenotypes
 from tasks.sources import SourceConfig, find_scans
-from tasks.sources.base import LABEL, left_out
+from tasks.sources.base import left_out
+from tasks.sources.dicom import conversion_folder
 
 CATALOG_FILE = "catalog.parquet"
 SUMMARY_FILE = "catalog.json"
 PHENOTYPES_FILE = "phenotypes.parquet"
-HEADER_THREADS = 16
-"""Header reads wait for the disk or for S3, hardly for the CPU."""
-CHANNEL_ORDER = (*MODALITIES, *OTHER_MODALITIES, LABEL)
+HEADER_THREADS = 32
+"""Header reads wait for S3 or a network disk, hardly for the CPU."""
+LOCAL_BLOCK = 64
+"""Files that a thread reads in one go: of local files a hand-over between threads costs as much as the reading."""
+TELL_EVERY = 100
+CHANNEL_ORDER = (*MODALITIES, *OTHER_MODALITIES, LABEL, BRAIN_MASK)
+MASKS = (LABEL, BRAIN_MASK)
 
 SCHEMA = pa.schema(
     [
@@ -49,50 +54,60 @@ class CatalogResult:
     """See tasks.phenotypes.COLUMNS."""
     report: dict[str, Any]
     """What catalog.json holds: digests and counts."""
+    issues: tuple[PhenotypeIssue, ...] = ()
+    """What is wrong with the phenotype tables."""
 
 
 def build_catalog(
-    sources: Sequence[SourceConfig], on_progress: Callable[[int, int], None] | None = None
+    sources: Sequence[SourceConfig],
+    on_progress: Callable[[int, int], None] | None = None,
+    workspace: str = "",
+    checksums: bool = False,
 ) -> CatalogResult:
     """Find the scans of all sources, read their headers and mark what cannot be used.
 
     Args:
         sources: one config per dataset; several may name the same dataset (BrainMVP lists one in two files).
         on_progress: called with (headers read, headers in all) from the calling thread.
+        workspace: folder or URL that receives converted DICOM series; needed for sources of that kind alone.
+        checksums: read every file whole and take its SHA-256 as identity instead of modification time or ETag.
 
     Raises:
         FileNotFoundError: a root or datalist does not exist.
-        ValueError: a datalist or participants table does not follow its schema, or a source names no scan at all.
+        ValueError: a list or table does not follow its schema, or a source names no scan at all.
+        MissingExtraError: a source of DICOM series without the extra `dicom`.
     """
-    founds = [find_scans(source) for source in sources]
+    founds = [find_scans(source, workspace) for source in sources]
     for source, found in zip(sources, founds, strict=True):
         if not found.scans:
             raise ValueError(
                 f"dataset {source.dataset}: no scan was found below {source.root} as {source.kind}; "
                 "check `root` and `kind`"
             )
-    scans = read_headers([scan for found in founds for scan in found.scans], on_progress)
-    scans = sort_scans(mark_orphans(mark_duplicates(scans)))
-    phenotypes = combine([found.phenotypes for found in founds])
-    roots = [storage_root(source.root) for source in sources]
-    return CatalogResult(scans, phenotypes, summarise(scans, phenotypes, roots))
+    scans = read_headers([scan for found in founds for scan in found.scans], on_progress, checksums)
+    scans = sort_scans(mark_orphans(mark_duplicates(mark_clashes(scans))))
+    phenotypes, issues = join_phenotypes([found.phenotypes for found in founds], scans)
+    roots = [source.url for source in sources]
+    if workspace:
+        roots += [conversion_folder(workspace, source.dataset) for source in sources]
+    return CatalogResult(scans, phenotypes, summarise(scans, phenotypes, roots, issues), tuple(issues))
 
 
-def storage_root(root: str) -> str:
-    """Return a root as the paths of its scans begin: resolved when local, unchanged for a URL."""
-    return str(storage.local_path(root).resolve()) if storage.is_local(root) else root.rstrip("/")
-
-
-def read_headers(scans: Sequence[Scan], on_progress: Callable[[int, int], None] | None = None) -> list[Scan]:
+def read_headers(
+    scans: Sequence[Scan], on_progress: Callable[[int, int], None] | None = None, checksums: bool = False
+) -> list[Scan]:
     """Return the scans with size, identity, shape, spacing and type; bad headers become `left out`. Order is kept."""
     tell = on_progress or _silent
-    result = []
+    result: list[Scan] = []
     tell(0, len(scans))
+    size = LOCAL_BLOCK if all(storage.is_local(scan.path) for scan in scans[:1]) else 1
+    blocks = [scans[start : start + size] for start in range(0, len(scans), size)]
     with ThreadPoolExecutor(HEADER_THREADS, thread_name_prefix="headers") as pool:
-        for number, scan in enumerate(pool.map(with_header, scans), start=1):
-            result.append(scan)
-            if number % 100 == 0 or number == len(scans):
-                tell(number, len(scans))
+        for block in pool.map(lambda some: [with_header(scan, checksums) for scan in some], blocks):
+            told = len(result) // TELL_EVERY
+            result += block
+            if len(result) // TELL_EVERY > told or len(result) == len(scans):
+                tell(len(result), len(scans))
     return result
 
 
@@ -100,7 +115,7 @@ def _silent(done: int, total: int) -> None:
     """Say nothing."""
 
 
-def with_header(scan: Scan) -> Scan:
+def with_header(scan: Scan, checksum: bool = False) -> Scan:
     """Return one scan with what its header says; a scan that is left out already is not opened."""
     if scan.status != "ok":
         return scan
@@ -110,11 +125,25 @@ def with_header(scan: Scan) -> Scan:
         return left_out(scan, error.reason, str(error))
     return scan.replace(
         size_bytes=header.size_bytes,
-        etag=header.etag,
+        etag=file_checksum(scan.path) if checksum else header.etag,
         shape=header.shape,
         spacing_mm=tuple(round(value, 6) for value in header.spacing_mm),
         dtype=header.dtype,
     )
+
+
+def mark_clashes(scans: Iterable[Scan]) -> list[Scan]:
+    """Leave out scans whose case name belongs to another subject or session: `a_1` is also subject a, session 1."""
+    owners: dict[tuple[str, str], tuple[str, str]] = {}
+    result = []
+    for scan in scans:
+        mine = (scan.subject, scan.session)
+        owner = owners.setdefault((scan.dataset, scan.case), mine) if scan.status == "ok" else mine
+        if owner != mine:
+            detail = f"case {scan.case} is already subject {owner[0]!r}, session {owner[1]!r}; rename one of them"
+            scan = left_out(scan, Reason.BAD_ID, detail)
+        result.append(scan)
+    return result
 
 
 def mark_duplicates(scans: Iterable[Scan]) -> list[Scan]:
@@ -130,10 +159,10 @@ def mark_duplicates(scans: Iterable[Scan]) -> list[Scan]:
 
 
 def mark_orphans(scans: Sequence[Scan]) -> list[Scan]:
-    """Leave out labels of cases without a usable image."""
-    imaged = {(scan.dataset, scan.case) for scan in scans if scan.status == "ok" and scan.modality != LABEL}
+    """Leave out labels and brain masks of cases without a usable image."""
+    imaged = {(scan.dataset, scan.case) for scan in scans if scan.status == "ok" and scan.modality not in MASKS}
     return [
-        left_out(scan, Reason.NO_SCAN, f"{scan.case} has a label but no usable image")
+        left_out(scan, Reason.NO_SCAN, f"{scan.case} has a {scan.modality} but no usable image")
         if scan.status == "ok" and (scan.dataset, scan.case) not in imaged
         else scan
         for scan in scans
@@ -157,7 +186,12 @@ def sort_scans(scans: Iterable[Scan]) -> list[Scan]:
     return sorted(scans, key=key)
 
 
-def summarise(scans: Sequence[Scan], phenotypes: pd.DataFrame, roots: Sequence[str] = ()) -> dict[str, Any]:
+def summarise(
+    scans: Sequence[Scan],
+    phenotypes: pd.DataFrame,
+    roots: Sequence[str] = (),
+    issues: Sequence[PhenotypeIssue] = (),
+) -> dict[str, Any]:
     """Return the content of catalog.json.
 
     `digest` hashes the rows without times and with paths below the roots, so two machines with the same files agree;
@@ -172,7 +206,8 @@ def summarise(scans: Sequence[Scan], phenotypes: pd.DataFrame, roots: Sequence[s
         "schema": 1,
         "digest": digest_of([_portable(row, roots) for row in rows]),
         "identity": digest_of({"rows": rows, "phenotypes": table}),
-        "subjects": len(phenotypes),
+        "subjects": len(phenotypes[["dataset", "subject"]].drop_duplicates()) if len(phenotypes) else 0,
+        "phenotype_issues": dict(sorted(Counter(issue.problem for issue in issues).items())),
         **_counts(scans),
         "datasets": datasets,
     }
@@ -182,14 +217,14 @@ def _portable(row: dict[str, Any], roots: Sequence[str]) -> dict[str, Any]:
     """Return a row without modification time, absolute path and texts that contain paths."""
     path = row["path"]
     root = max((root for root in roots if path.startswith(root + "/")), key=len, default="")
-    times = {} if "://" in path else {"etag": ""}
+    times = {} if "://" in path or row["etag"].startswith(CHECKSUM_PREFIX) else {"etag": ""}
     return {**row, **times, "path": path[len(root) :], "detail": ""}
 
 
 def _counts(scans: Sequence[Scan]) -> dict[str, Any]:
     used = [scan for scan in scans if scan.status == "ok"]
     return {
-        "scans": sum(scan.modality != LABEL for scan in used),
+        "scans": sum(scan.modality not in MASKS for scan in used),
         "labels": sum(scan.modality == LABEL for scan in used),
         "cases": len({(scan.dataset, scan.case) for scan in used}),
         "left_out": len(scans) - len(used),

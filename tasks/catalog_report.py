@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from models.records import Scan
@@ -78,7 +79,21 @@ def catalog_report(result: CatalogResult, name_files: bool = True) -> str:
         lines += ["", "### Left out", "", *markdown_table(missing[:SHOWN])]
     if len(missing) > SHOWN:
         lines += ["", f"... and {len(missing) - SHOWN:,} more; see `{CATALOG_FILE}`."]
+    lines += _phenotype_lines(result, name_files)
     return "\n".join([*lines, "", f"Digest `{report['digest'][:16]}`", ""])
+
+
+def _phenotype_lines(result: CatalogResult, name_subjects: bool) -> list[str]:
+    """Return the section about phenotype tables; empty when nothing is wrong with them."""
+    if not result.issues:
+        return []
+    if name_subjects:
+        rows: list[dict[str, Any]] = [asdict(issue) for issue in result.issues[:SHOWN]]
+    else:
+        counts = Counter((issue.dataset, issue.problem) for issue in result.issues)
+        rows = [{"dataset": dataset, "problem": problem, "subjects": n} for (dataset, problem), n in counts.items()]
+    more = len(result.issues) - SHOWN
+    return ["", "### Phenotypes", "", *markdown_table(rows), *(["", f"... and {more:,} more."] if more > 0 else [])]
 
 
 def _reason_rows(result: CatalogResult) -> list[dict[str, Any]]:

@@ -6,8 +6,10 @@ costs memory, and 16k scans take seconds. Integrity of the voxels is checked lat
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -18,12 +20,14 @@ from nibabel.spatialimages import HeaderDataError
 
 from infra import storage
 from models.records import Reason
-from tasks.nifti import BadScanError, choose_affine
+from tasks.affines import BadScanError, choose_affine
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 HEADER_BYTES = 544
 """NIfTI-2 needs 540; NIfTI-1 needs 348."""
 READ_BYTES = 16 * 1024
+CHECKSUM_BLOCK = 8 << 20
+CHECKSUM_PREFIX = "sha256:"
 MAX_VOXELS = 2**30
 """A 1024^3 volume: eight times a 0.25 mm head scan."""
 MAX_DEFLATE_RATIO = 1032
@@ -49,7 +53,7 @@ class HeaderInfo:
     dtype: str
     """NumPy name of the type on disk, before slope and intercept."""
     affine: np.ndarray
-    """Voxel -> RAS+ mm (4, 4); for the precedence of sform and qform see tasks.nifti.choose_affine."""
+    """Voxel -> RAS+ mm (4, 4); for the precedence of sform and qform see tasks.affines.choose_affine."""
     size_bytes: int
     etag: str
 
@@ -80,9 +84,19 @@ def file_identity(url: str) -> tuple[int, str]:
     return listed_identity(fs.info(path))
 
 
-def listed_identity(info: dict[str, Any]) -> tuple[int, str]:
+def listed_identity(info: Mapping[str, Any]) -> tuple[int, str]:
     """Return (size, ETag) from an entry of an S3 listing."""
     return int(info.get("size") or 0), str(info.get("ETag") or "").strip('"')
+
+
+def file_checksum(url: str) -> str:
+    """Return `sha256:<hex>` of the bytes of a file, read in blocks; raises OSError when it cannot be read."""
+    fs, path = storage.filesystem(url)
+    total = hashlib.sha256()
+    with fs.open(path, "rb", block_size=CHECKSUM_BLOCK) as file:
+        while block := file.read(CHECKSUM_BLOCK):
+            total.update(block)
+    return f"{CHECKSUM_PREFIX}{total.hexdigest()}"
 
 
 def read_header(url: str, identity: tuple[int, str] | None = None) -> HeaderInfo:

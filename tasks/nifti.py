@@ -6,47 +6,46 @@ compared with what the file can hold before anything of that size is allocated.
 
 from __future__ import annotations
 
+import io
 import math
+import warnings
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
+from zlib import MAX_WBITS
 
 import nibabel as nib
 import numpy as np
-from isal import igzip_lib, isal_zlib
+import torch
+from isal import igzip, igzip_lib, isal_zlib
 from nibabel.spatialimages import HeaderDataError
 
 from models.records import Reason
+from tasks.affines import BadScanError, choose_affine
 
 GZIP_MAGIC = b"\x1f\x8b"
-GZIP_ERROR: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]  # its stub says instance
-BLOCK_BYTES = 1 << 20
+GZIP_ERRORS: tuple[type[Exception], ...] = (igzip_lib.IsalError, igzip.BadGzipFile, zlib.error)  # type: ignore[assignment]  # isal's stub says instance
+HEADER_BYTES = 540
+"""Of NIfTI-2; NIfTI-1 has 348."""
 SLACK_BYTES = 1 << 16
 """What a file may hold beyond the voxels that its header announces (padding, footers)."""
 DEFLATE_RATIO = 1040
 """Deflate cannot expand further than 1032:1; the rest is for headers."""
 DEFAULT_MEMORY = 4 << 30
-SHEAR_LIMIT = 0.02
-"""Largest cosine between two voxel axes that still counts as rectangular."""
-CONFLICT_MM = 0.5
-"""sform and qform conflict when they place a corner of the volume further apart than this."""
-
-
-class BadScanError(Exception):
-    """A file that cannot be used: data, not a bug. Becomes a quarantined case with this reason and detail."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
+INTEGERS = {"uint8": "uint8", "int8": "int8", "int16": "int16", "uint16": "int32"}
+"""Types on disk that are kept as integers, and as what: their percentiles come from a histogram. torch has few
+operations on uint16."""
 
 
 @dataclass(frozen=True)
 class Volume:
     """One image as it was read: real intensities and where they lie."""
 
-    data: np.ndarray
-    """(X, Y, Z) float32; may hold NaN until `finite` was applied."""
+    data: torch.Tensor
+    """(X, Y, Z): uint8, int8, int16 or int32 as on disk where no scaling applies, else float32, maybe with NaN until
+    `finite` was applied. First axis fastest, as on disk."""
     affine: np.ndarray
     """(4, 4) float64: voxel -> RAS+ mm."""
     name: str
@@ -59,6 +58,10 @@ class Volume:
         """Voxels by axis."""
         x, y, z = self.data.shape
         return x, y, z
+
+    def replace(self, **changes: Any) -> Volume:
+        """Return a copy with some fields changed."""
+        return replace(self, **changes)
 
 
 @dataclass(frozen=True)
@@ -80,73 +83,58 @@ class _Layout:
 def parse_nifti(raw: bytes, name: str, memory_bytes: int = DEFAULT_MEMORY) -> Volume:
     """Decode one `.nii` or `.nii.gz` file; raises BadScanError with a Reason and the numbers.
 
-    memory_bytes bounds what the decoded file and its float32 copy may take together.
+    memory_bytes bounds what the decoded file and its float32 copy may take together. Decoding runs on the CPU: a
+    deflate stream is sequential, each byte may refer to the 32 kB before it.
     """
-    blocks = _inflate(raw, name) if raw[:2] == GZIP_MAGIC else _plain(raw)
-    head = bytearray()
-    for block in blocks:
-        head += block
-        if len(head) >= 540:
-            break
-    layout = _layout(bytes(head), name)
-    _refuse_absurd(layout, len(raw), raw[:2] == GZIP_MAGIC, name, memory_bytes)
-    body = _drain(head, blocks, layout.expected, name)
+    packed = raw[:2] == GZIP_MAGIC
+    layout = _layout(_head(raw, name) if packed else raw[:HEADER_BYTES], name)
+    _refuse_absurd(layout, len(raw), packed, name, memory_bytes)
+    body = _gunzip(raw, layout.expected + SLACK_BYTES, name) if packed else raw
+    if len(body) > layout.expected + SLACK_BYTES:
+        limit = layout.expected + SLACK_BYTES
+        raise BadScanError(
+            Reason.UNREADABLE, f"{name}: decodes to more than {limit} bytes, its header announces {layout.expected}"
+        )
+    if len(body) < layout.expected:
+        raise BadScanError(Reason.UNREADABLE, f"{name}: truncated, {len(body)} of {layout.expected} bytes")
     values = np.frombuffer(body, dtype=layout.dtype, count=layout.voxels, offset=layout.offset)
     data = _scaled(values.reshape(_three_axes(layout.shape, name), order="F"), layout.header, name)
-    affine, flags = choose_affine(layout.header, data.shape, name)
+    shape = (data.shape[0], data.shape[1], data.shape[2])
+    affine, flags = choose_affine(layout.header, shape, name)
     return Volume(data, affine, name, flags)
 
 
-def _plain(raw: bytes) -> Iterator[bytes]:
-    for start in range(0, len(raw), BLOCK_BYTES):
-        yield raw[start : start + BLOCK_BYTES]
+def _head(raw: bytes, name: str) -> bytes:
+    with _gzip_errors(name):
+        return igzip.GzipFile(fileobj=io.BytesIO(raw)).read(HEADER_BYTES)
 
 
-def _inflate(raw: bytes, name: str) -> Iterator[bytes]:
-    """Yield the decoded stream in blocks; checks each member's CRC and that nothing but zeros follows the last."""
-    view, position = memoryview(raw), 0
-    while position < len(view):
-        stream = isal_zlib.decompressobj(wbits=31)
-        while not stream.eof:
-            piece = view[position : position + BLOCK_BYTES]
-            if not piece:
-                raise BadScanError(Reason.UNREADABLE, f"{name}: truncated, the gzip stream has no end")
-            position += len(piece)
-            yield from _member_blocks(stream, piece, name)
-        position -= len(stream.unused_data)
-        if not any(view[position : position + BLOCK_BYTES]):
-            return
-        if bytes(view[position : position + 2]) != GZIP_MAGIC:
-            raise BadScanError(Reason.UNREADABLE, f"{name}: {len(view) - position} bytes of garbage after the gzip end")
+def _gunzip(raw: bytes, limit: int, name: str) -> bytes:
+    """Decode a gzip stream to its end, so that its checksum was compared; stops one byte beyond the limit."""
+    with _gzip_errors(name):
+        # In one call and without a copy. Nearly every file is a single member; what follows it goes the slower way.
+        member = isal_zlib.decompressobj(wbits=MAX_WBITS | 16)
+        body: bytes = member.decompress(raw, limit + 1)
+        if len(body) > limit:
+            return body
+        if not member.eof:
+            raise EOFError
+        rest = member.unused_data
+        if not rest.strip(b"\0"):
+            return body
+        if rest[:2] != GZIP_MAGIC:
+            raise BadScanError(Reason.UNREADABLE, f"{name}: {len(rest)} bytes of garbage after the gzip end")
+        return body + igzip.GzipFile(fileobj=io.BytesIO(rest)).read(limit + 1 - len(body))
 
 
-def _member_blocks(stream: Any, piece: memoryview, name: str) -> Iterator[bytes]:
-    data: bytes | memoryview = piece
+@contextmanager
+def _gzip_errors(name: str) -> Iterator[None]:
     try:
-        while True:
-            out = stream.decompress(data, BLOCK_BYTES)
-            if out:
-                yield out
-            data = stream.unconsumed_tail
-            if stream.eof or (not data and len(out) < BLOCK_BYTES):
-                return
-    except GZIP_ERROR as error:
+        yield
+    except EOFError:
+        raise BadScanError(Reason.UNREADABLE, f"{name}: truncated, the gzip stream has no end") from None
+    except GZIP_ERRORS as error:
         raise BadScanError(Reason.UNREADABLE, f"{name}: corrupt gzip stream ({error})") from error
-
-
-def _drain(head: bytearray, blocks: Iterator[bytes], expected: int, name: str) -> memoryview:
-    """Return exactly the announced bytes, having read the stream to its end so that its checksum was compared."""
-    limit, kept, total = expected + SLACK_BYTES, head, len(head)
-    for block in blocks:
-        total += len(block)
-        if total > limit:
-            raise BadScanError(
-                Reason.UNREADABLE, f"{name}: decodes to more than {limit} bytes, its header announces {expected}"
-            )
-        kept += block
-    if total < expected:
-        raise BadScanError(Reason.UNREADABLE, f"{name}: truncated, {total} of {expected} bytes")
-    return memoryview(kept)[:expected]
 
 
 def _layout(head: bytes, name: str) -> _Layout:
@@ -200,106 +188,19 @@ def _three_axes(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
     return squeezed
 
 
-def _scaled(values: np.ndarray, header: Any, name: str) -> np.ndarray:
+def _scaled(values: np.ndarray, header: Any, name: str) -> torch.Tensor:
+    """Return the intensities: integers stay integers unless the header scales them."""
     try:
         slope, intercept = header.get_slope_inter()
     except HeaderDataError as error:
         raise BadScanError(Reason.UNREADABLE, f"{name}: header claims an impossible scaling ({error})") from error
+    if np.isinf(header["scl_slope"]):  # NaN and 0 are how files say `no scaling`
+        raise BadScanError(Reason.UNREADABLE, f"{name}: header claims an impossible scaling (infinite slope)")
+    kept = INTEGERS.get(values.dtype.newbyteorder("=").name) if slope in (None, 1.0) and not intercept else None
     with np.errstate(over="ignore", invalid="ignore"):
-        data = np.ascontiguousarray(values, dtype=np.float32)
-        if slope not in (None, 1.0) or intercept not in (None, 0.0):
-            data = data * np.float32(1.0 if slope is None else slope) + np.float32(intercept or 0.0)
-    return data
-
-
-def choose_affine(header: Any, shape: tuple[int, ...], name: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return the voxel -> RAS+ mm matrix and flags: the sform if it is set and usable, else the qform.
-
-    Usable: finite, not singular, not sheared by more than SHEAR_LIMIT. nibabel prefers the sform, ITK the qform; a
-    conflict is flagged, never resolved in silence. Raises BadScanError when neither is usable.
-    """
-    found: dict[str, np.ndarray] = {}
-    defects: list[str] = []
-    for kind, read in (("sform", header.get_sform), ("qform", header.get_qform)):
-        try:
-            matrix, code = read(coded=True)
-        except (ValueError, HeaderDataError) as error:
-            defects.append(f"{kind} {error}")
-            continue
-        if not code or matrix is None:
-            defects.append(f"{kind} not set")
-        elif defect := affine_defect(matrix):
-            defects.append(f"{kind} {defect}")
-        else:
-            found[kind] = np.asarray(matrix, dtype=np.float64)
-    if not found:
-        raise BadScanError(Reason.BAD_AFFINE, f"{name}: {'; '.join(defects)}")
-    kind, affine = next(iter(found.items()))
-    flags: dict[str, Any] = {"affine_from": kind} if kind != "sform" else {}
-    if any("not set" not in defect for defect in defects):
-        flags["affine_defect"] = "; ".join(defects)
-    if len(found) == 2 and (gap := _corner_gap_mm(found["sform"], found["qform"], shape)) > CONFLICT_MM:
-        flags["affine_conflict_mm"] = round(gap, 3)
-    zooms = np.asarray(header["pixdim"][1:4], dtype=np.float64)
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.allclose(zooms, lengths, rtol=0.01):
-        flags["zooms_disagree"] = [round(float(v), 4) if math.isfinite(v) else None for v in (*zooms, *lengths)]
-    return affine, flags
-
-
-def affine_defect(matrix: np.ndarray) -> str:
-    """Say what is wrong with a voxel -> mm matrix (not finite, singular, sheared); empty when it is usable."""
-    axes = np.asarray(matrix, dtype=np.float64)[:3, :3]
-    if not np.isfinite(matrix).all():
-        return "not finite"
-    lengths = np.linalg.norm(axes, axis=0)
-    if lengths.min() < 1e-3 or lengths.max() > 1e3:
-        return f"singular: voxel edges of {', '.join(f'{v:.4g}' for v in lengths)} mm"
-    unit = axes / lengths
-    if abs(np.linalg.det(unit)) < 1e-2:
-        return f"singular: determinant {np.linalg.det(axes):.3g}"
-    cosine = np.abs(unit.T @ unit - np.eye(3)).max()
-    return f"sheared: cosine {cosine:.3f} between axes, at most {SHEAR_LIMIT}" if cosine > SHEAR_LIMIT else ""
-
-
-def _corner_gap_mm(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> float:
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape[:3]], (1,), indexing="ij")).reshape(4, -1)
-    return float(np.linalg.norm(((a - b) @ corners)[:3], axis=0).max())
-
-
-def finite(volume: Volume, share_max: float) -> Volume:
-    """Replace NaN and infinities by 0 and count them in the flags; above share_max raises BadScanError."""
-    bad = ~np.isfinite(volume.data)
-    count = int(bad.sum())
-    if not count:
-        return volume
-    share = count / bad.size
-    if share > share_max:
-        raise BadScanError(
-            Reason.NOT_FINITE, f"{volume.name}: {share:.2%} of the voxels are NaN or infinite, at most {share_max:.2%}"
-        )
-    data = np.where(bad, np.float32(0), volume.data)
-    return Volume(data, volume.affine, volume.name, {**volume.flags, "nan_replaced": count})
-
-
-def varied(volume: Volume) -> Volume:
-    """Return the volume unchanged; raises BadScanError when it is all zero or has one value everywhere."""
-    low, high = float(volume.data.min()), float(volume.data.max())
-    if low == high == 0:
-        raise BadScanError(Reason.EMPTY, f"{volume.name}: all voxels are zero")
-    if low == high:
-        raise BadScanError(Reason.CONSTANT, f"{volume.name}: all voxels are {low:g}")
-    return volume
-
-
-def as_label(volume: Volume) -> Volume:
-    """Round a label image to integers; raises BadScanError when values are not integers of 0..255."""
-    rounded = np.rint(volume.data)
-    off = float(np.abs(volume.data - rounded).max())
-    if off > 1e-3 or rounded.min() < 0 or rounded.max() > 255:
-        raise BadScanError(
-            Reason.LABEL_VALUES,
-            f"{volume.name}: labels must be integers of 0..255, found values {rounded.min():g}..{rounded.max():g}, "
-            f"up to {off:.3g} from an integer",
-        )
-    return Volume(rounded + np.float32(0), volume.affine, volume.name, volume.flags)
+        native = np.require(values.astype(kept or "float32", order="F", copy=False), requirements=["F", "A"])
+    with warnings.catch_warnings():
+        # Nothing writes into the decoded file: it would be a copy of 18 MB for nothing.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        data = torch.from_numpy(native)
+    return data if kept else data * (1.0 if slope is None else slope) + (intercept or 0.0)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from io import BytesIO
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
-from infra import storage
+from tasks.table_files import pick, read_table
 
 COLUMNS = ("dataset", "subject", "session", "age", "sex", "site", "diagnosis")
 """Columns that every phenotype table has, in this order; others follow as in participants.tsv."""
+KEYS = ["dataset", "subject", "session"]
 
 SPELLINGS: dict[str, tuple[str, ...]] = {
     "subject": ("participant_id", "subject", "subject_id", "id"),
@@ -21,51 +23,68 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
 }
 SEXES = {"m": "M", "male": "M", "f": "F", "female": "F", "w": "F"}
 """Numeric codes differ between datasets (ABIDE: 1 is male), so they are kept as written."""
-MISSING = ["n/a", "N/A", "NA", "nan", "NaN", ""]
 
 
-def read_participants(url: str, dataset: str) -> pd.DataFrame:
-    """Return the phenotypes in a participants table (TSV, or CSV by its suffix); see COLUMNS.
+def read_participants(
+    url: str, dataset: str, columns: Mapping[str, str] | None = None, subject_prefix: str = ""
+) -> pd.DataFrame:
+    """Return the phenotypes in a participants table (CSV, TSV or Parquet by its suffix); see COLUMNS.
 
-    Absent columns are empty strings, an absent age is NaN. Raises ValueError without a column of subject ids.
+    columns: our name -> column of the table, only these are read; without it known spellings are found. Absent
+    columns are empty strings, an absent age is NaN. Raises ValueError without a column of subject ids.
     """
-    raw = storage.read_bytes(url)
-    separator = "," if url.endswith(".csv") else "\t"
-    table = pd.read_csv(BytesIO(raw), sep=separator, dtype=str, na_values=MISSING, keep_default_na=False)
-    return normalise(table, dataset, url)
+    table = read_table(url)
+    found = choose(table, columns, url) if columns else table
+    return normalise(found, dataset, url, subject_prefix)
 
 
-def normalise(table: pd.DataFrame, dataset: str, origin: str = "the table") -> pd.DataFrame:
-    """Return a table of strings in the common columns: age in years (BIDS writes `89+`), sex as M or F."""
-    table = _rename(table)
+def choose(table: pd.DataFrame, columns: Mapping[str, str], origin: str) -> pd.DataFrame:
+    """Return some columns of a table under our names; raises ValueError when one is absent."""
+    return pd.DataFrame({ours: pick(table, theirs, origin) for ours, theirs in columns.items()}, dtype=object)
+
+
+def normalise(table: pd.DataFrame, dataset: str, origin: str = "the table", subject_prefix: str = "") -> pd.DataFrame:
+    """Return a table of text in the common columns: age in years (BIDS writes `89+`), sex as M or F."""
+    table = _rename(table).astype(object).fillna("").map(str.strip)
     if "subject" not in table:
         raise ValueError(
             f"{origin} has no column of subject ids; expected one of {', '.join(SPELLINGS['subject'])}, "
-            f"found {', '.join(map(str, table.columns)) or 'no column'}"
+            f"found {', '.join(map(str, table.columns))[:500] or 'no column'}"
         )
-    result = pd.DataFrame({"subject": table["subject"].fillna("").str.strip()})
+    result = pd.DataFrame({"subject": [prefixed(name, subject_prefix) for name in table["subject"]]}, dtype=object)
     result.insert(0, "dataset", dataset)
     for name in ("session", "sex", "site", "diagnosis"):
-        result[name] = table[name].fillna("").str.strip() if name in table else ""
+        result[name] = table[name].to_numpy() if name in table else ""
     result["sex"] = [SEXES.get(value.lower(), value) for value in result["sex"]]
-    ages = table["age"].str.strip().str.rstrip("+") if "age" in table else pd.Series(index=table.index, dtype=object)
-    result["age"] = pd.to_numeric(ages, errors="coerce").astype("float64")
-    others = table[[name for name in table.columns if name not in COLUMNS]]
-    result = pd.concat([result[list(COLUMNS)], others.apply(_numeric_if_all)], axis=1)
+    ages = [text.rstrip("+") for text in table["age"]] if "age" in table else [""] * len(table)
+    result["age"] = _numbers(ages)
+    others = {name: _numeric_if_all(table[name].tolist()) for name in table.columns if name not in COLUMNS}
+    result = pd.DataFrame({**{name: result[name] for name in COLUMNS}, **others})
     return result[result["subject"] != ""].reset_index(drop=True)
 
 
-def combine(tables: list[pd.DataFrame]) -> pd.DataFrame:
+def prefixed(name: str, prefix: str) -> str:
+    """Return an id with its prefix, put before it unless it is there."""
+    return name if not name or name.startswith(prefix) else prefix + name
+
+
+def combine(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Stack phenotype tables, sorted by dataset, subject and session; always with COLUMNS."""
     filled = [table for table in tables if len(table)]
     if not filled:
         return pd.DataFrame({name: pd.Series(dtype="float64" if name == "age" else "object") for name in COLUMNS})
     stacked = pd.concat(filled, ignore_index=True)
     for name in stacked.columns:
-        if stacked[name].dtype == object:
+        if not is_numeric_dtype(stacked[name]):
             # One column may hold numbers in one dataset and words in another; Parquet wants one type.
-            stacked[name] = [None if pd.isna(value) else str(value) for value in stacked[name]]
-    return stacked.sort_values(["dataset", "subject", "session"], kind="stable").reset_index(drop=True)
+            stacked[name] = pd.Series(
+                [None if pd.isna(value) else _word(value) for value in stacked[name]], dtype=object
+            )
+    return stacked.sort_values(KEYS, kind="stable").reset_index(drop=True)
+
+
+def _word(value: object) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _rename(table: pd.DataFrame) -> pd.DataFrame:
@@ -76,9 +95,21 @@ def _rename(table: pd.DataFrame) -> pd.DataFrame:
         found = next((lower[spelling] for spelling in spellings if spelling in lower), None)
         if found is not None:
             names[found] = common
-    return table.rename(columns=names)
+    # A column that bears a common name already, but was not chosen for it, would be there twice.
+    taken = {name: f"{name}_as_written" for name in names.values() if name in table.columns and name not in names}
+    return table.rename(columns={**taken, **names})
 
 
-def _numeric_if_all(column: pd.Series) -> pd.Series:
-    numbers = pd.to_numeric(column, errors="coerce")
-    return numbers if numbers.notna().sum() == column.notna().sum() and column.notna().any() else column
+def _numbers(texts: Sequence[str]) -> pd.Series:
+    """Return finite numbers, NaN for everything else."""
+    numbers = pd.to_numeric(pd.Series(texts, dtype=object).replace("", None), errors="coerce").astype("float64")
+    return numbers.where(numbers.abs() != float("inf"))
+
+
+def _numeric_if_all(texts: Sequence[str]) -> pd.Series:
+    """Return numbers when every filled cell is one, else words; absent cells are NaN or None."""
+    numbers = _numbers(texts)
+    filled = [bool(text) for text in texts]
+    if any(filled) and all(numbers.notna()[filled]):
+        return numbers
+    return pd.Series([text or None for text in texts], dtype=object)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from infra import storage
@@ -112,6 +112,15 @@ def write_plan(url: str, added: Sequence[PlannedCase], spec_digest: str) -> int:
     return number
 
 
+def rewrite_plan(url: str, number: int, change: Callable[[PlannedCase], PlannedCase]) -> None:
+    """Replace lines of a plan by others of the same rows; writes nothing when none differs."""
+    target = _plan_url(url, number)
+    body = storage.read_json(target)
+    changed = [change(PlannedCase.model_validate(line)).model_dump(mode="json") for line in body["cases"]]
+    if changed != body["cases"]:
+        storage.write_json(target, {**body, "cases": changed})
+
+
 def rows_by_dataset(planned: Iterable[PlannedCase]) -> dict[str, int]:
     """Return how many rows each dataset must have for these plans."""
     rows: dict[str, int] = {}
@@ -133,20 +142,20 @@ def projected_bytes(scans: Sequence[Scan], spec: PreprocessSpec) -> int:
     """
     voxels = [math.prod(scan.shape) for scan in scans] or [0]
     reading = max((scan.size_bytes + math.prod(scan.shape) * 12 for scan in scans), default=0)
-    grid = math.prod(spec.grid) if spec.frame == "template" else _isotropic_voxels(scans, spec, max(voxels))
+    grid = math.prod(spec.grid) if spec.frame == "template" else max(isotropic_voxels(scans, spec), *voxels)
     images = sum(scan.modality != "label" for scan in scans)
     shard = len(spec.modalities) * math.prod(shard_shape(spec)) * 2
     return reading + grid * 4 * (2 * images + 3) + 2 * shard
 
 
-def _isotropic_voxels(scans: Sequence[Scan], spec: PreprocessSpec, otherwise: int) -> int:
-    """Estimate the grid of a case: the field of view of its largest scan in cubic voxels."""
+def isotropic_voxels(scans: Sequence[Scan], spec: PreprocessSpec) -> int:
+    """Return the voxels of the spec's size in the largest field of view among some scans; 0 without headers."""
     fields = [
         math.prod(n * mm / spec.spacing_mm for n, mm in zip(scan.shape[:3], scan.spacing_mm[:3], strict=False))
         for scan in scans
         if len(scan.shape) >= 3 and len(scan.spacing_mm) >= 3
     ]
-    return max(int(max(fields, default=0)), otherwise)
+    return int(max(fields, default=0))
 
 
 def memory_verdicts(

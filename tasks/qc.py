@@ -16,6 +16,7 @@ from models.store import Store, open_store
 from models.store_layout import CASES
 from tasks.catalog import read_catalog
 from tasks.catalog_report import left_out_table, markdown_table, short_detail
+from tasks.duplicates import THRESHOLD, read_duplicates
 from tasks.mosaic import mosaic
 
 __all__ = ["mosaic", "mosaic_of", "qc_cases", "qc_outliers", "qc_page", "quarantine_table"]
@@ -78,8 +79,23 @@ def qc_page(store_url: str, per_dataset: int = 3) -> str:
         "",
         *markdown_table(outliers[:SHOWN_OUTLIERS]),
         "",
+        *_duplicates(store_url),
     ]
     return "\n".join(lines)
+
+
+def _duplicates(store_url: str) -> list[str]:
+    """Return the section on subjects that look like one person."""
+    pairs = [
+        {
+            "one": f"{pair['dataset_a']}/{pair['subject_a']}",
+            "other": f"{pair['dataset_b']}/{pair['subject_b']}",
+            "similarity": round(pair["similarity"], 3),
+        }
+        for pair in read_duplicates(store_url)
+    ]
+    note = f"Fingerprints above {THRESHOLD}; splits keep such subjects together. {len(pairs)} pairs."
+    return ["### Subjects that look alike", "", note, "", *markdown_table(pairs[:SHOWN_OUTLIERS]), ""]
 
 
 def qc_outliers(cases: pa.Table, limit: int = SHOWN_OUTLIERS) -> list[dict[str, Any]]:

@@ -85,6 +85,23 @@ def clear_attempts(url: str) -> None:
     storage.delete(storage.join(url, BUILD, "attempts"))
 
 
+def clear_attempts_of(url: str, dataset: str, rows: Iterable[int]) -> None:
+    """Delete the attempt markers of some rows: they name the case."""
+    folder, wanted = storage.join(url, BUILD, "attempts"), set(rows)
+    for token in storage.listdir(folder):
+        for name in storage.listdir(storage.join(folder, token)):
+            of, _, rest = name.partition("~")
+            if of == dataset and int(rest.partition("~")[0]) in wanted:
+                storage.delete(storage.join(folder, token, name))
+
+
+def forgotten_rows(url: str) -> set[tuple[str, int]]:
+    """Return the rows of all tombstones (tasks.forget): their receipts no longer count, also while erasure is on."""
+    folder = storage.join(url, BUILD, "forgotten")
+    stones = [storage.read_json(storage.join(folder, name)) for name in storage.listdir(folder)]
+    return {(stone["dataset"], row) for stone in stones for row in stone["rows"]}
+
+
 def empty_receipt(planned: PlannedCase, spec_digest: str, reason: str, detail: str) -> Receipt:
     """Return the receipt of a quarantined case."""
     return Receipt(**planned.model_dump(), spec_digest=spec_digest, status="quarantined", reason=reason, detail=detail)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ from models.store import digest_of_cases, read_cases
 from models.store_writer import StoreWriter, open_writer, read_attributes
 from tasks import plan as plans
 from tasks import receipts
+from tasks.duplicates import refresh as search_duplicates
 
 CASES_SCHEMA = pa.schema(
     [
@@ -40,6 +41,9 @@ CASES_SCHEMA = pa.schema(
 FROM_CATALOG = ("subject", "session", "label_scheme", "split")
 """Columns that follow the catalog without a new row: no voxel depends on them."""
 
+GONE = ("forgotten", "dropped")
+"""Statuses of rows whose voxels were erased; nothing brings such a row back."""
+
 Row = tuple[str, int]
 
 
@@ -62,6 +66,43 @@ def line_of(receipt: Receipt) -> dict[str, Any]:
     }
 
 
+def bare_line(dataset: str, row: int, status: str, case: str = "") -> dict[str, Any]:
+    """Return the line of an erased row: its number, its status and nothing that says what it held."""
+    empty: dict[str, Any] = {field.name: None for field in CASES_SCHEMA}
+    texts = {field.name: "" for field in CASES_SCHEMA if field.type == pa.string()}
+    numbers = {"has_label": False, "extent": [0, 0, 0], "modalities": [], "fingerprint": [], "seconds": 0.0}
+    return {**empty, **texts, **numbers, "dataset": dataset, "row": row, "status": status, "case": case}
+
+
+def rewrite(url: str, changed: dict[Row, dict[str, Any]]) -> str:
+    """Publish cases.parquet with some lines replaced or added, and return the store digest.
+
+    Empty, and nothing is written, for a store that was never finalised. Only the holder of the lease may call this.
+    """
+    writer = open_writer(url)
+    before = published(url, CASES_SCHEMA.names)
+    if not before:
+        return ""
+    lines = {**before, **changed}
+    table = pa.Table.from_pylist([lines[row] for row in sorted(lines)], schema=CASES_SCHEMA)
+    digest = digest_of_cases(table, writer.spec.content_digest())
+    finalised = read_attributes(url)["finalised"]
+    if lines != before or finalised is None or finalised["digest"] != digest:
+        _mark_stored(writer, table)
+        writer.publish(table, digest)
+    return digest
+
+
+def _mark_stored(writer: StoreWriter, table: pa.Table) -> None:
+    """Tell readers without our code which rows count."""
+    rows = zip(*(table.column(name).to_pylist() for name in ("dataset", "row", "status")), strict=True)
+    stored: dict[str, list[int]] = {}
+    for dataset, row, status in rows:
+        stored.setdefault(dataset, []).extend([row] if status == "stored" else [])
+    for dataset, numbers in stored.items():
+        writer.mark_stored(dataset, numbers)
+
+
 def fold(lines: Iterable[dict[str, Any]], current: Iterable[PlannedCase]) -> list[dict[str, Any]]:
     """Retire all but the newest line of a case and take over what the catalog corrected; by dataset and row."""
     ordered = sorted(lines, key=lambda line: (line["dataset"], line["row"]))
@@ -70,6 +111,9 @@ def fold(lines: Iterable[dict[str, Any]], current: Iterable[PlannedCase]) -> lis
     folded = []
     for line in ordered:
         out = dict(line)
+        if line["status"] in GONE:
+            folded.append(out)
+            continue
         if line["row"] != newest[line["dataset"], line["case"]]:
             out["status"] = "retired"
         if (case := corrections.get((line["dataset"], line["row"]))) is not None:
@@ -81,7 +125,8 @@ def fold(lines: Iterable[dict[str, Any]], current: Iterable[PlannedCase]) -> lis
 def finalise(url: str, current: Sequence[PlannedCase]) -> str:
     """Publish every row that has a receipt and return the store digest; writes nothing when nothing changed.
 
-    Order: small arrays, cases.parquet, the finalised attribute. Only the holder of the lease may call this.
+    Order: small arrays, duplicates.parquet, cases.parquet, the finalised attribute. Only the holder of the lease may
+    call this.
     """
     writer = open_writer(url)
     known = plans.read_plans(url)
@@ -93,7 +138,9 @@ def finalise(url: str, current: Sequence[PlannedCase]) -> str:
     digest = digest_of_cases(table, writer.spec.content_digest())
     finalised = read_attributes(url)["finalised"]
     if finalised is None or fresh or folded != list(before.values()) or finalised["digest"] != digest:
-        _write_small(writer, fresh, known)
+        _write_small(writer, fresh, known, {row for row, line in lines.items() if line["status"] in GONE})
+        _mark_stored(writer, table)
+        search_duplicates(url, table, writer.spec)
         writer.publish(table, digest)
     return digest
 
@@ -103,12 +150,13 @@ def _unfolded(
 ) -> list[Receipt]:
     """Return the receipts that cases.parquet does not hold yet; quarantined rows are looked at again."""
     digest = spec.content_digest()
+    forgotten = receipts.forgotten_rows(url)
     there = receipts.receipt_rows(url, (case.dataset for case in known))
     fresh = []
     for case in known:
         row = (case.dataset, case.row)
         line = before.get(row)
-        if row not in there or (line is not None and line["status"] != "quarantined"):
+        if row not in there or row in forgotten or (line is not None and line["status"] != "quarantined"):
             continue
         receipt = receipts.read_receipt(url, case, digest)
         if receipt is not None and (line is None or receipt.status == "stored" or receipt.reason != line["reason"]):
@@ -116,9 +164,12 @@ def _unfolded(
     return fresh
 
 
-def _write_small(writer: StoreWriter, fresh: Sequence[Receipt], known: Sequence[PlannedCase]) -> None:
+def _write_small(
+    writer: StoreWriter, fresh: Sequence[Receipt], known: Sequence[PlannedCase], gone: Collection[Row]
+) -> None:
     for dataset in sorted({case.dataset for case in known}):
-        names = {case.row: case.case for case in known if case.dataset == dataset}
+        mine = [case for case in known if case.dataset == dataset]
+        names = {case.row: "" if (dataset, case.row) in gone else case.case for case in mine}
         writer.write_small(dataset, [r for r in fresh if r.dataset == dataset], names)
 
 

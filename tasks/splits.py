@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from models.records import digest_of
 ROLES: tuple[str, str, str] = ("train", "val", "test")
 STRATIFY: tuple[str, ...] = ("dataset", "has_label", "lesion", "diagnosis", "control_group", "site")
 """Default strata, most important first: absent columns are left out."""
+Subject = tuple[str, str]
+"""Dataset and subject."""
 METADATA_KEY = b"split"
 """Of the record (JSON: digest, counts, provenance) in the Parquet schema's metadata."""
 
@@ -36,13 +38,15 @@ def make_split(
     shares: tuple[float, float, float] = (0.7, 0.1, 0.2),
     stratify: Sequence[str] = STRATIFY,
     existing: pd.DataFrame | None = None,
+    links: Sequence[tuple[Subject, Subject]] = (),
 ) -> pd.DataFrame:
     """Return one row a subject: dataset, subject, split (train, val or test).
 
     `cases` has the columns dataset and subject and any of `stratify`; several cases of a subject count once (first
     value). Subjects are sorted by stratum, shuffled inside it, and each is given to the role that is furthest behind
     its share, so that shares hold in every prefix and hence nearly in every stratum. Subjects of `existing` keep their
-    role: growing a cohort moves nobody from test to train. Raises SplitError for bad shares or an empty role.
+    role: growing a cohort moves nobody from test to train. Linked subjects (near-duplicates, crosswalks) share a role.
+    Raises SplitError for bad shares, an empty role, or linked subjects that already have different roles.
     """
     _check_shares(shares)
     columns = [name for name in stratify if name in cases.columns]
@@ -57,15 +61,42 @@ def make_split(
     for name in kept.values():
         counts[ROLES.index(name)] += 1
     assigned = dict(kept)
+    group_of = link_groups(links)
+    check_links(assigned, links)
+    of_group = {group_of[pair]: role for pair, role in assigned.items() if pair in group_of}
     for pair in (pairs[int(index)] for index in queue):
         if pair not in assigned:
-            role = int(np.argmax(np.asarray(shares) * (counts.sum() + 1) - counts))
-            counts[role] += 1
-            assigned[pair] = ROLES[role]
+            furthest = ROLES[int(np.argmax(np.asarray(shares) * (counts.sum() + 1) - counts))]
+            role = of_group.setdefault(group_of.get(pair, pair), furthest)
+            counts[ROLES.index(role)] += 1
+            assigned[pair] = role
     rows = [(dataset, subject, role_name) for (dataset, subject), role_name in sorted(assigned.items())]
     split = pd.DataFrame(rows, columns=["dataset", "subject", "split"])
     check_split(split, shares)
     return split
+
+
+def link_groups(links: Iterable[tuple[Subject, Subject]]) -> dict[Subject, Subject]:
+    """Return the group of every linked subject, named by its first member: whoever is linked to a link is in it."""
+    groups: dict[Subject, set[Subject]] = {}
+    for one, other in links:
+        merged = groups.get(one, {one}) | groups.get(other, {other})
+        groups.update(dict.fromkeys(merged, merged))
+    return {subject: min(group) for subject, group in groups.items()}
+
+
+def check_links(assigned: Mapping[Subject, str], links: Iterable[tuple[Subject, Subject]]) -> None:
+    """Refuse roles that put two linked subjects apart; raises SplitError naming them."""
+    by_group: dict[Subject, tuple[Subject, str]] = {}
+    for subject, group in sorted(link_groups(links).items()):
+        if subject not in assigned:
+            continue
+        first, role = by_group.setdefault(group, (subject, assigned[subject]))
+        if assigned[subject] != role:
+            raise SplitError(
+                f"{'/'.join(first)} ({role}) and {'/'.join(subject)} ({assigned[subject]}) look like one person (see "
+                "`brainloom store duplicates`) and must share a role; write a split of another name, or forget one"
+            )
 
 
 def _check_shares(shares: tuple[float, float, float]) -> None:
@@ -175,15 +206,18 @@ def ensure_split(
     seed: int,
     shares: tuple[float, float, float] = (0.7, 0.1, 0.2),
     stratify: Sequence[str] = STRATIFY,
+    links: Sequence[tuple[Subject, Subject]] = (),
 ) -> tuple[pd.DataFrame, str]:
     """Return the split at `path`, written when absent and extended by the subjects that it does not know yet.
 
-    An extension uses the seed, shares and strata that the split was made with, whatever is asked for now. The json
-    beside it is written again when it is absent or says something else.
+    links: pairs of subjects that are one person (tasks.duplicates). An extension uses the seed, shares and strata that
+    the split was made with, whatever is asked for now. The json beside it is written again when it is absent or says
+    something else. Raises SplitError when a written split keeps linked subjects apart.
     """
     existing, record = None, dict[str, Any]()
     if path.exists():
         existing, digest = read_split(path)
+        check_links(_as_dict(existing), links)
         record = read_record(path)
         wanted = set(zip(cases["dataset"].astype(str), cases["subject"].astype(str), strict=True))
         if wanted <= set(_as_dict(existing)):
@@ -192,7 +226,7 @@ def ensure_split(
     provenance: dict[str, Any] = {"seed": seed, "shares": list(shares), "stratify": list(stratify)}
     provenance |= {name: record[name] for name in provenance if name in record}
     train, val, test = provenance["shares"]
-    split = make_split(cases, provenance["seed"], (train, val, test), provenance["stratify"], existing)
+    split = make_split(cases, provenance["seed"], (train, val, test), provenance["stratify"], existing, links)
     return split, write_split(split, path, provenance)
 
 

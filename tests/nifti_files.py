@@ -8,9 +8,12 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import torch
 
 from models.records import PlannedCase, PreprocessSpec, Scan
+from tasks.nifti import Volume
 from tasks.plan import cases_from_scans
+from tasks.volumes import Block
 
 SMALL = PreprocessSpec(name="small", grid=(40, 36, 30), modalities=("flair", "t1", "t2"))
 """Frame `image`, 1 mm."""
@@ -41,6 +44,26 @@ def centred(shape: tuple[int, ...], zooms: tuple[float, float, float] = (1, 1, 1
     affine = np.diag([*zooms, 1.0])
     affine[:3, 3] = [-(n - 1) / 2 * mm for n, mm in zip(shape, zooms, strict=True)]
     return affine
+
+
+def oblique(shape: tuple[int, ...], zooms: tuple[float, float, float], degrees: float = 12) -> np.ndarray:
+    """Return the affine of a volume that is turned about the world's z axis."""
+    angle = np.deg2rad(degrees)
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    return turn @ centred(shape, zooms)
+
+
+def volume_of(data: np.ndarray, affine: np.ndarray | None = None) -> Volume:
+    """Return voxels as a volume that was read from a file named `a`."""
+    return Volume(torch.from_numpy(data), centred(data.shape) if affine is None else affine, "a")
+
+
+def dense(block: Block) -> np.ndarray:
+    """Return all voxels of the grid of a block, its zeros included."""
+    out = np.zeros(block.grid.shape, dtype=block.data.numpy().dtype)
+    out[block.box()] = block.data.numpy()
+    return out
 
 
 def write_nifti(path: Path, data: np.ndarray, affine: np.ndarray | None = None, **header: Any) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import crops, preprocess, suite
+from bench import crops, layouts, nnunet, preprocess, suite
 from bench.inputs import DATASET, MODALITIES, centred, contrasts, tight, workplace, write_scans
 from bench.timing import Ratio, Rounds, Target, race, target_table, time_table
 from models.records import PreprocessSpec
@@ -61,8 +61,15 @@ def test_interpolation_of_the_floor_keeps_planes_that_were_read(tmp_path: Path, 
 
 
 def test_report_names_every_measure_and_ours_agrees_with_the_chain(tmp_path: Path, brain: np.ndarray) -> None:
-    text = "\n".join(suite.report(tmp_path, brain, SPEC, 8, 1))
-    for words in ("ours / floor", "chain + write / ours", "store / memmap", "chain on 4 modalities / store", "load"):
+    text = "\n".join(suite.report(tmp_path, brain, SPEC, 8, 1, 0.002))
+    for words in (
+        "ours / floor",
+        "chain + write / ours",
+        "/ memmap",
+        "chain on 4 modalities / store",
+        "load",
+        "catalog of 2",
+    ):
         assert words in text
     agreements = [line for line in text.splitlines() if line.startswith("Largest difference to the chain")]
     assert len(agreements) == len(suite.INPUTS)
@@ -103,3 +110,28 @@ def test_ratio_and_targets() -> None:
     assert not Target("x", ratio, 2.9, at_least=False).met
     assert "| x | 3.00 (2.00-3.00) | at most 2.9 | **not met** |" in target_table([Target("x", ratio, 2.9, False)])
     assert "| slow | 6.00 s | 3 | 1.00 |" in time_table({"slow": slow})
+
+
+def test_nnunet_layout_is_what_nnunet_computes() -> None:
+    # As nnU-Net's own function answers.
+    assert nnunet.layout((4, 144, 180, 155), (96, 96, 96)) == ((4, 16, 8, 8), (4, 80, 32, 32))
+    assert nnunet.layout((2, 144, 180, 155), (96, 96, 96)) == ((2, 16, 16, 8), (2, 80, 64, 32))
+    assert nnunet.layout((1, 240, 240, 155), (64, 64, 64)) == ((1, 16, 16, 16), (1, 80, 64, 64))
+    assert nnunet.layout((1, 20, 20, 20), (128, 128, 128)) == ((1, 20, 20, 16), (1, 20, 20, 20))
+
+
+def test_nnunet_files_hold_the_voxels(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).random((2, 20, 24, 22)).astype(np.float16)
+    path = nnunet.write(tmp_path / "a.b2nd", image, (8, 8, 8))
+    window = (slice(3, 11), slice(5, 13), slice(14, 22))
+    np.testing.assert_array_equal(nnunet.read(path, window), image[(slice(None), *window)].astype(np.float32))
+
+
+def test_the_table_of_layouts(tmp_path: Path) -> None:
+    image = np.zeros((3, 40, 36, 30), np.float16)
+    image[:2] = np.random.default_rng(0).random((2, 40, 36, 30))
+    image = np.concatenate([image, image[:2]])
+    spec = PreprocessSpec(name="t", grid=(40, 36, 30))
+    lines = list(layouts.table(tmp_path, image, spec, crop=8, rounds=1))
+    assert len(lines) == 2 + len(layouts.EDGES) * len(layouts.CODECS)
+    assert all(line.endswith(" ms |") for line in lines[2:])

@@ -18,7 +18,8 @@ from nifti_files import write_case
 from flows.ingest import IngestParams
 from infra.server import ServerInfo, child_environment, request_json, server_status
 from infra.settings import Settings
-from models.store import open_store, verify
+from models.store import open_store
+from tasks.verify import verify
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.timeout(600)

@@ -20,21 +20,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from infra import storage
-from models.records import Reason, Scan, UnknownModalityError, canonical_modality
-from tasks.headers import stem
+from models.records import LABEL, Reason, Scan
+from tasks.headers import file_identity, stem
 from tasks.phenotypes import read_participants
-from tasks.sources.base import (
-    LABEL,
-    Found,
-    OutsideRootError,
-    SourceBase,
-    case_id,
-    check_link,
-    check_relative,
-    left_out,
-    open_root,
-)
+from tasks.sources.base import IGNORE, Candidate, Found, Root, SourceBase, open_root, resolve_token
 
+MAX_LIST_BYTES = 256 << 20
 SECTIONS = ("training", "validation", "test")
 NAME = re.compile(r"^(?:(?P<case>.*)[-_|])?(?P<token>[^-_|]*)$", re.DOTALL)
 SESSIONS = (
@@ -65,7 +56,7 @@ class DatalistSource(SourceBase):
     participants: str = Field(
         "participants.tsv",
         title="Participants",
-        description="TSV or CSV of phenotypes, relative to the root; may be absent.",
+        description="CSV, TSV or Parquet of phenotypes, relative to the root; may be absent.",
     )
 
 
@@ -101,15 +92,17 @@ def find_scans(source: DatalistSource) -> Found:
 
     Raises FileNotFoundError without root or list, ValueError when the list does not follow the schema.
     """
-    fs, root, url = open_root(source)
-    location = source.datalist
-    if not ("://" in location or location.startswith("/")):
-        location = storage.join(url, location)
+    root = open_root(source, listed=False)
+    location = source.locate(source.datalist)
+    size, _ = file_identity(location)
+    if size > MAX_LIST_BYTES:
+        raise ValueError(f"{location} has {size:,} bytes, {MAX_LIST_BYTES:,} are allowed for a datalist")
+    resolver = _Resolver(root, source)
     entries = parse_datalist(storage.read_bytes(location), location)
-    resolver = _Resolver(url, source)
-    found = Found([scan for entry in entries for scan in resolver.scans(entry)])
-    if source.participants and fs.exists(f"{root}/{source.participants}"):
-        found.phenotypes = read_participants(storage.join(url, source.participants), source.dataset)
+    found = Found([scan for entry in entries for scan in resolver.scans(entry)], listed=len(root.listing or {}))
+    table = source.locate(source.participants) if source.participants else ""
+    if table and storage.exists(table):
+        found.phenotypes = read_participants(table, source.dataset)
     return found
 
 
@@ -125,7 +118,9 @@ class Entry:
 def parse_datalist(raw: bytes, origin: str) -> list[Entry]:
     """Return the entries of a datalist in order; raises ValueError naming file, section and position."""
     try:
-        content = json.loads(raw)
+        content = json.loads(raw, object_pairs_hook=_without_doubles)
+    except RecursionError:
+        raise ValueError(f"{origin} is not a datalist: it is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{origin} is not JSON: {error}") from None
     if not isinstance(content, dict) or not any(section in content for section in SECTIONS):
@@ -139,65 +134,58 @@ def parse_datalist(raw: bytes, origin: str) -> list[Entry]:
     return entries
 
 
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        doubled = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {doubled[:80]!r} is there twice in one object")
+    return found
+
+
 def _parse_entry(item: Any, section: str, where: str) -> Entry:
     if isinstance(item, str):
         item = {"image": [item]}
     if not isinstance(item, dict) or "image" not in item:
-        raise ValueError(f"{where} must be an object with a key 'image', got {str(item)[:80]!r}")
+        raise ValueError(f"{where} must be an object with a key 'image', got {_shown(item)}")
     images = [item["image"]] if isinstance(item["image"], str) else item["image"]
     label = item.get("label") or ""
     if not isinstance(images, list) or not images or not all(isinstance(image, str) for image in images):
-        raise ValueError(f"{where}.image must be a list of paths, got {str(images)[:80]!r}")
+        raise ValueError(f"{where}.image must be a list of paths, got {_shown(images)}")
     if not isinstance(label, str):
-        raise ValueError(f"{where}.label must be one path, got {str(label)[:80]!r}")
+        raise ValueError(f"{where}.label must be one path, got {_shown(label)}")
     return Entry(section, tuple(images), label)
+
+
+def _shown(value: Any) -> str:
+    """Return the start of a value; a deeply nested one is not walked through."""
+    return repr(value)[:80] if isinstance(value, str | int | float | None) else type(value).__name__
 
 
 @dataclass(frozen=True)
 class _Resolver:
-    url: str
+    root: Root
     source: DatalistSource
 
     def scans(self, entry: Entry) -> list[Scan]:
-        images = [self._image(path, entry.section) for path in entry.images]
+        images = [scan for path in entry.images if (scan := self._image(path, entry.section)) is not None]
         if not entry.label:
             return images
         # The list ties the label to the case, whatever the label file is called.
-        owner = images[0]
-        name = ImageName(owner.subject, owner.session, LABEL)
-        return [*images, self._checked(entry.label, name, LABEL, entry.section)]
+        owner = parse_name(entry.images[0])
+        label = Candidate(entry.label, owner.subject, owner.session, LABEL, split=entry.section)
+        return [*images, self.root.scan(label)]
 
-    def _image(self, path: str, section: str) -> Scan:
+    def _image(self, path: str, section: str) -> Scan | None:
         name = parse_name(path)
-        try:
-            return self._checked(path, name, self._modality(name.token), section)
-        except UnknownModalityError as error:
-            row = self._row(path, name, name.token, section)
-            return left_out(row, Reason.UNKNOWN_MODALITY, f"{path}: {error}")
+        modality, problem = self._modality(name.token, path)
+        if modality == IGNORE and problem is None:
+            return None
+        return self.root.scan(Candidate(path, name.subject, name.session, modality, problem, section))
 
-    def _modality(self, token: str) -> str:
+    def _modality(self, token: str, path: str) -> tuple[str, tuple[Reason, str] | None]:
         if self.source.tokens and token not in self.source.tokens:
-            raise UnknownModalityError(
-                f"token {token!r} is not among the tokens of {self.source.dataset}: {', '.join(self.source.tokens)}"
-            )
-        return canonical_modality(token)
-
-    def _checked(self, path: str, name: ImageName, modality: str, section: str) -> Scan:
-        try:
-            relative = check_relative(path)
-            check_link(self.url, relative)
-        except OutsideRootError as error:
-            return left_out(self._row(path, name, modality, section), Reason.OUTSIDE_ROOT, str(error))
-        return self._row(storage.join(self.url, relative), name, modality, section)
-
-    def _row(self, path: str, name: ImageName, modality: str, section: str) -> Scan:
-        return Scan(
-            dataset=self.source.dataset,
-            subject=name.subject,
-            session=name.session,
-            case=case_id(name.subject, name.session),
-            modality=modality,
-            path=path,
-            label_scheme=self.source.label_scheme,
-            split=section,
-        )
+            known = ", ".join(self.source.tokens)
+            text = f"{path}: token {token!r} is not among the tokens of {self.source.dataset}: {known}"
+            return token, (Reason.UNKNOWN_MODALITY, text)
+        return resolve_token(self.source, token, path)

@@ -135,7 +135,20 @@ def test_a_good_config_reaches_the_flow(
     assert (verb, params.workers, deployment) == ("preprocess", 3, "preprocess/preprocess")
 
 
-@pytest.mark.parametrize("arguments", [("info",), ("verify",), ("verify", "--deep"), ("show", "a/b")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("info",),
+        ("verify",),
+        ("verify", "--deep"),
+        ("show", "a/b"),
+        ("export", "a/b"),
+        ("compare", "b.zarr"),
+        ("duplicates",),
+        ("compact",),
+        ("forget", "a/b", "--yes"),
+    ],
+)
 def test_what_is_no_store_is_said_in_one_line(
     arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

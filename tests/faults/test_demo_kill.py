@@ -13,7 +13,8 @@ from demo_runs import DemoRun, run_demo, start_demo
 
 from infra.server import server_status, stop_server
 from infra.settings import Settings
-from models.store import store_digest, verify
+from models.store import store_digest
+from tasks.verify import verify
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(2700)]
 POLL_S = 0.05

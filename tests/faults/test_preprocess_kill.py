@@ -11,11 +11,12 @@ import pytest
 from nifti_files import SMALL, write_dataset
 
 from models.records import Scan
-from models.store import create_or_open, store_digest, verify
+from models.store import create_or_open, store_digest
 from tasks import plan as plans
 from tasks import receipts, shards
 from tasks.lease import Lease
 from tasks.preprocess import preprocess_batch
+from tasks.verify import verify
 
 CASES = 6
 

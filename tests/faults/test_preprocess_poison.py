@@ -8,7 +8,8 @@ from flows import preprocess as module
 from flows.preprocess import PreprocessParams, preprocess
 from infra import clusters
 from models import records
-from models.store import open_store, verify
+from models.store import open_store
+from tasks.verify import verify
 
 POISON = """
 import os, signal

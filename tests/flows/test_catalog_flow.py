@@ -10,7 +10,9 @@ from pydantic import ValidationError
 
 from flows.catalog import CatalogParams, StrictCatalogError, catalog, refuse_left_out, run_name
 from tasks.catalog import CatalogResult, build_catalog, read_catalog
-from tasks.sources import BidsSource, DatalistSource
+from tasks.phenotype_join import PhenotypeIssue
+from tasks.sources import BidsSource, DatalistSource, DicomSource, PhenotypeTable, TableSource, TreeSource
+from tasks.sources.dicom import Crosswalk
 
 
 @pytest.fixture
@@ -68,6 +70,16 @@ def test_strict_mode_names_the_files(params):
     refuse_left_out(clean)
 
 
+def test_strict_mode_names_phenotypes_that_disagree(params):
+    result = build_catalog(params.sources)
+    clean = [scan for scan in result.scans if scan.status == "ok"]
+    issue = PhenotypeIssue("ixi", "sub-1", "conflict", "age of sub-1: 50, 51; left empty")
+    with pytest.raises(StrictCatalogError, match=r"1 phenotypes disagree, 0 may[\s\S]*ixi age of sub-1: 50, 51"):
+        refuse_left_out(CatalogResult(clean, result.phenotypes, {}, (issue,)))
+    stranger = PhenotypeIssue("ixi", "sub-9", "unknown subject", "")
+    refuse_left_out(CatalogResult(clean, result.phenotypes, {}, (stranger,)))
+
+
 def test_run_names_tell_the_datasets():
     sources = [BidsSource(dataset=name, root="x") for name in "abcda"]
     assert run_name(CatalogParams(sources=sources[:2])) == "catalog a b"
@@ -86,7 +98,7 @@ def test_the_kind_chooses_the_source():
     ("bad", "text"),
     [
         ({"sources": []}, "at least 1 item"),
-        ({"sources": [{"kind": "dicom", "dataset": "a", "root": "x"}]}, "'bids', 'datalist'"),
+        ({"sources": [{"kind": "nifti", "dataset": "a", "root": "x"}]}, "'bids', 'datalist', 'table', 'tree', 'dicom'"),
         ({"sources": [{"kind": "bids", "dataset": "a", "root": "x"}], "stict": True}, "Extra inputs"),
         ({"sources": [{"kind": "bids", "dataset": "a", "root": ""}]}, "at least 1 character"),
     ],
@@ -97,6 +109,15 @@ def test_wrong_parameters_are_refused(bad, text):
 
 
 def test_every_parameter_has_a_title_and_a_description():
-    for model in (CatalogParams, BidsSource, DatalistSource):
+    for model in (
+        CatalogParams,
+        BidsSource,
+        DatalistSource,
+        TableSource,
+        TreeSource,
+        DicomSource,
+        PhenotypeTable,
+        Crosswalk,
+    ):
         for name, field in model.model_fields.items():
             assert name == "kind" or (field.title and field.description), f"{model.__name__}.{name}"

@@ -9,9 +9,11 @@ from flows import preprocess as module
 from flows.batches import BatchRunner, split_batches
 from flows.preprocess import PreprocessError, PreprocessParams, preprocess, run_name, usable_scans
 from models import records
-from models.store import StoreError, open_store, store_digest, verify
+from models.store import StoreError, open_store, store_digest
+from tasks.forget import forget
 from tasks.lease import Lease
 from tasks.plan import cases_from_scans
+from tasks.verify import verify
 
 
 @pytest.fixture
@@ -66,6 +68,12 @@ def test_store_qc_and_nothing_to_do(workspace, prefect_server, monkeypatch):
         PreprocessError, match=r"1 of 4 cases \(25\.0%\) are in quarantine, 5\.0% are allowed.*\n  toy/s3: unreadable"
     ):
         preprocess(PreprocessParams(**{**workspace, "max_quarantined_share": 0.05}))
+
+    # A forgotten subject stays out although the catalog still lists it, and the result says so.
+    forget(workspace["store"], "toy", "s1")
+    third = preprocess(params)
+    assert (third["preprocessed"], third["stored"], third["forgotten"]) == (0, 2, 1)
+    assert verify(workspace["store"], deep=True) == []
 
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs()

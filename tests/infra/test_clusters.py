@@ -31,6 +31,9 @@ def test_dask_is_configured() -> None:
     assert dask.config.get("distributed.scheduler.allowed-failures") > 3
     assert dask.config.get("distributed.deploy.lost-worker-timeout") == "1h"
     assert dask.config.get("distributed.worker.preload") == ["infra.worker"]
+    environment = dask.config.get("distributed.nanny.pre-spawn-environ")
+    assert environment["MALLOC_TRIM_THRESHOLD_"] == str(1 << 30)
+    assert environment["OMP_NUM_THREADS"] == 1  # Dask's own entries stay
 
 
 def test_address_options() -> None:

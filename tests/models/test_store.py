@@ -12,10 +12,11 @@ from nifti_files import SMALL, write_dataset
 
 from infra import storage
 from models.records import PreprocessSpec
-from models.store import StoreError, case_digest, create_or_open, open_store, store_digest, verify
+from models.store import StoreError, case_digest, create_or_open, open_store, store_digest
 from tasks import plan as plans
 from tasks import receipts, shards
 from tasks.preprocess import preprocess_batch
+from tasks.verify import verify
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "store_metadata.json"
 
@@ -128,12 +129,19 @@ def test_xarray_opens_it_without_our_code(url, data):
     np.testing.assert_array_equal(one.affine, data.case_info(1).affine)
 
 
-def test_dask_opens_it_with_one_chunk_a_shard(url, data):
+def test_dask_opens_it_without_our_code_and_with_one_chunk_a_shard(url, data):
     import dask.array
+    import xarray
 
-    array = dask.array.from_zarr(data.image, chunks=data.image.shards)
+    voxels = zarr.open_array(url, path="toy/image", mode="r")
+    array = dask.array.from_zarr(voxels, chunks=voxels.shards)
     assert array.numblocks == (3, 1, 1, 1, 1)
-    np.testing.assert_array_equal(array[2, 1].compute(), data.image[2, 1])
+    image, _ = data.read_case(2)
+    np.testing.assert_array_equal(array[2, 1, :22, :20, :16].compute(scheduler="synchronous"), image[1])
+    lazy = xarray.open_zarr(url, group="toy", chunks={"case": 1, **dict.fromkeys(("modality", "x", "y", "z"), -1)})
+    assert lazy.image.data.numblocks == (3, 1, 1, 1, 1)
+    assert lazy.image.isel(case=2, modality=1).sum().compute(scheduler="synchronous") == image[1].sum()
+    assert lazy.stored.values.tolist() == [True] * 3
 
 
 def test_handles_are_dropped_when_pickled(data):
@@ -264,7 +272,7 @@ def test_verify_finds_changed_voxels_and_lost_shards(damaged):
     assert verify(damaged) == []
     assert "toy/s0 (row 0): digest of the voxels is" in verify(damaged, deep=True)[0]
     storage.delete(storage.join(damaged, "toy", "image", "c", "1"))
-    assert verify(damaged) == ["toy/s1 (row 1): the shard of image is missing"]
+    assert verify(damaged) == ["toy/s1 (row 1): the shard of image is missing; preprocess the case again"]
 
 
 def test_verify_finds_a_damaged_shard(damaged):

@@ -4,12 +4,15 @@ import struct
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nifti_files import blob, centred, write_nifti
 
 from models.records import Reason
-from tasks.nifti import BadScanError, as_label, finite, parse_nifti, varied
+from tasks.affines import BadScanError
+from tasks.integrity import as_label, finite, varied
+from tasks.nifti import parse_nifti
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +37,28 @@ def test_reads_what_nibabel_reads(tmp_path, dtype):
     values = blob().astype(dtype)
     path = write_nifti(tmp_path / "a.nii.gz", values, slope=0.37, inter=-3.5)
     volume = parse_nifti(path.read_bytes(), "a")
-    assert volume.data.dtype == np.float32
+    assert volume.data.dtype == torch.float32
     np.testing.assert_allclose(volume.data, nib.load(path).get_fdata(), rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(volume.affine, centred(values.shape))
     assert volume.flags == {}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kept"),
+    [
+        ("uint8", torch.uint8),
+        ("int8", torch.int8),
+        (">i2", torch.int16),
+        ("uint16", torch.int32),
+        ("int32", torch.float32),
+        ("float64", torch.float32),
+    ],
+)
+def test_small_integers_stay_integers(tmp_path, dtype, kept):
+    image = nib.Nifti1Image((blob() / 2).astype(dtype), np.eye(4))
+    volume = parse_nifti(gzip.compress(image.to_bytes()), "a")
+    assert volume.data.dtype == kept
+    np.testing.assert_allclose(volume.data, np.asarray(image.dataobj))
 
 
 def test_reads_plain_nifti2_and_concatenated_gzip(tmp_path):
@@ -108,7 +129,7 @@ def test_not_finite(tmp_path):
     values[0, 1, 0] = np.inf
     volume = finite(parse_nifti(write_nifti(tmp_path / "a.nii", values).read_bytes(), "a"), 0.01)
     assert volume.flags == {"nan_replaced": 21}
-    assert np.isfinite(volume.data).all()
+    assert volume.data.isfinite().all()
     values[:8] = np.nan
     with pytest.raises(BadScanError, match=r"26\.\d+% of the voxels are NaN or infinite, at most 1\.00%"):
         finite(parse_nifti(write_nifti(tmp_path / "b.nii", values).read_bytes(), "b"), 0.01)
@@ -145,6 +166,13 @@ def test_affine_precedence_and_conflict():
     assert "sform sheared" in fallback.flags["affine_defect"]
 
 
+def test_header_zooms_that_disagree_with_the_affine_are_flagged(packed):
+    volume = parse_nifti(patched(packed, 80, "<3f", 1, 1, 5), "a")
+    np.testing.assert_allclose(volume.affine, centred((30, 28, 24)))
+    assert volume.flags["zooms_disagree"] == [1, 1, 5, 1, 1, 1]
+    assert parse_nifti(patched(packed, 80, "<3f", 1, 1, float("nan")), "a").flags["zooms_disagree"][2] is None
+
+
 def test_affines_that_are_of_no_use():
     refused(with_forms(None, None), Reason.BAD_AFFINE, "sform not set; qform not set")
     flat = np.diag([1.0, 1, 0, 1])
@@ -160,6 +188,7 @@ def test_affines_that_are_of_no_use():
 def test_labels_are_rounded_and_checked(tmp_path):
     stored = write_nifti(tmp_path / "a.nii", (blob() > 50).astype(np.int16) * 30, slope=0.1)
     label = as_label(parse_nifti(stored.read_bytes(), "a"))
+    assert label.data.dtype == torch.uint8
     assert set(np.unique(label.data)) == {0, 3}
     with pytest.raises(BadScanError, match=r"integers of 0\.\.255, found values 0\.\.\d+, up to 0\.\d+ from"):
         as_label(parse_nifti(write_nifti(tmp_path / "b.nii", blob()).read_bytes(), "b"))
@@ -180,5 +209,5 @@ def test_any_damage_is_a_reason_never_a_crash(packed, data):
     except BadScanError as error:
         assert error.reason in set(Reason)  # noqa: PT017 - both outcomes are right
     else:
-        assert np.isfinite(volume.data).all()
+        assert volume.data.isfinite().all()
         assert np.isfinite(volume.affine).all()

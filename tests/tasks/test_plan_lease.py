@@ -103,3 +103,49 @@ def test_the_same_moment(url, monkeypatch):
     monkeypatch.setattr(storage, "create_exclusive", beaten)
     with pytest.raises(LeaseError, match="is being written by 'faster'"):
         Lease(url, "slower").__enter__()
+
+
+RACER = """
+import sys
+from tasks.lease import Lease, LeaseError
+sys.stdin.readline()  # all start together
+try:
+    with Lease(sys.argv[1], sys.argv[2]):
+        print("won", flush=True)
+        sys.stdin.readline()
+except LeaseError as error:
+    print("refused:", error, flush=True)
+"""
+
+
+def race_for(url, racers):
+    """Start processes that want the lease at the same moment; return what each says while the winner holds it."""
+    children = [
+        subprocess.Popen([sys.executable, "-c", RACER, url, f"flow {n}"], stdin=subprocess.PIPE,
+                         stdout=subprocess.PIPE, text=True)
+        for n in range(racers)
+    ]  # fmt: skip
+    for child in children:
+        child.stdin.write("\n")
+        child.stdin.flush()
+    answers = [child.stdout.readline() for child in children]
+    for child in children:
+        child.communicate("\n")
+    return answers
+
+
+def check_race(url):
+    answers = race_for(url, 4)
+    assert sum(answer == "won\n" for answer in answers) <= 1
+    assert all(answer.startswith(("won", "refused: ")) for answer in answers)
+    # When two collide both may step back; whoever comes alone always wins.
+    assert race_for(url, 1) == ["won\n"]
+
+
+def test_of_flows_that_start_at_the_same_moment_at_most_one_writes(url):
+    check_race(url)
+
+
+@pytest.mark.full
+def test_of_flows_that_start_at_the_same_moment_at_most_one_writes_on_s3(s3_url):
+    check_race(storage.join(s3_url, "s.zarr"))

@@ -3,14 +3,17 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
-from nifti_files import FIXED, SMALL, blob, centred, planned, write_case, write_nifti
+import torch
+from nifti_files import FIXED, SMALL, blob, centred, oblique, planned, write_case, write_nifti
 
 from models.records import PlannedCase, Reason
-from models.store import create_or_open, open_store, verify
+from models.store import create_or_open, open_store
 from tasks import receipts, shards
-from tasks.nifti import BadScanError
+from tasks.affines import BadScanError
 from tasks.plan import write_plan
-from tasks.preprocess import prepare_case, preprocess_batch, preprocess_case
+from tasks.prepare import prepare_case
+from tasks.preprocess import preprocess_batch, preprocess_case
+from tasks.verify import verify
 
 
 def refused(case, spec, reason, text):
@@ -176,3 +179,22 @@ def test_a_bug_raises_and_leaves_no_receipt(tmp_path, store):
     with pytest.raises(RuntimeError, match="row 9 of toy was not planned"):
         preprocess_batch(store.url, [case.model_dump(mode="json")], "token")
     assert receipts.receipt_rows(store.url, ["toy"]) == set()
+
+
+@pytest.mark.parametrize("degrees", [0, 12])
+def test_voxels_do_not_depend_on_the_number_of_threads(tmp_path, degrees):
+    fine = blob((60, 56, 50), margin=6)
+    affine = oblique((60, 56, 25), (0.7, 0.8, 1.5), degrees)
+    files = {
+        "t1": write_nifti(tmp_path / "t1.nii.gz", fine, oblique(fine.shape, (0.7, 0.8, 0.75), 0)),
+        "t2": write_nifti(tmp_path / "t2.nii.gz", (fine[:, :, ::2] * 100).astype(np.int16), affine),
+    }
+    spec, before = SMALL.replace(grid=(60, 60, 60)), torch.get_num_threads()
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(prepare_case(planned(files), spec))
+    torch.set_num_threads(before)
+    np.testing.assert_array_equal(found[0].image, found[1].image)
+    assert found[0].geometry == found[1].geometry
+    assert found[0].qc == found[1].qc

@@ -1,31 +1,16 @@
 import json
 
 import pytest
-from nifti_files import SMALL, blob, planned, scan_of, write_case, write_nifti
+from nifti_files import SMALL, blob, planned, write_case, write_nifti
+from store_builds import ingest, scans_of
 
 from infra import storage
-from models.store import create_or_open, open_store, store_digest, verify
+from models.selection import SelectionError, check_selection
+from models.store import create_or_open, open_store, store_digest
 from tasks import plan as plans
 from tasks import receipts, shards
-from tasks.preprocess import preprocess_batch
-
-
-def ingest(url, scans, token="t"):
-    """Bring a store up to date without Prefect or Dask; returns the current rows."""
-    writer = create_or_open(url, SMALL)
-    known = plans.read_plans(url)
-    rows = plans.plan_rows(plans.cases_from_scans(scans), known)
-    if rows.added:
-        plans.write_plan(url, rows.added, SMALL.content_digest())
-    for dataset, length in plans.rows_by_dataset([*known, *rows.added]).items():
-        writer.grow(dataset, length, False)
-    preprocess_batch(url, [case.model_dump(mode="json") for case in rows.current], token)
-    shards.finalise(url, rows.current)
-    return rows.current
-
-
-def scans_of(files, subject, **more):
-    return [scan_of(path, modality, subject, **more) for modality, path in files.items()]
+from tasks.selection import select_cases
+from tasks.verify import verify
 
 
 @pytest.fixture
@@ -102,6 +87,48 @@ def test_row_order_does_not_change_the_digest(tmp_path, url):
     ingest(other, b)
     ingest(other, [*a, *b])
     assert store_digest(other) == store_digest(url)
+
+
+def test_a_growing_store_does_not_disturb_the_selection_of_a_training(tmp_path, url):
+    a, b = scans_of(write_case(tmp_path, "a", 1), "a"), scans_of(write_case(tmp_path, "b", 2), "b")
+    ingest(url, a)
+    selected = select_cases(open_store(url).cases())
+    ingest(url, [*a, *b])
+    check_selection(selected, open_store(url))
+    changed = scans_of(write_case(tmp_path, "a", 5), "a")
+    ingest(url, [*changed, *b])
+    with pytest.raises(SelectionError, match=r"1 of 1 selected cases .*: toy/a \(row 0\): retired"):
+        check_selection(selected, open_store(url))
+
+
+@pytest.mark.parametrize("step", ["_write_small", "_mark_stored", "search_duplicates"])
+def test_a_killed_finalise_is_repeated(tmp_path, url, monkeypatch, step):
+    a, b = scans_of(write_case(tmp_path, "a", 1), "a"), scans_of(write_case(tmp_path, "b", 2), "b")
+    ingest(url, a)
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, step, stopped)
+        with pytest.raises(KeyboardInterrupt):
+            ingest(url, [*a, *b])
+    ingest(url, [*a, *b])
+    assert open_store(url).dataset("toy").rows == [0, 1]
+    assert verify(url, deep=True) == []
+
+
+def test_a_kill_between_the_table_and_the_finalised_attribute_is_noticed_and_repaired(tmp_path, url, monkeypatch):
+    a, b = scans_of(write_case(tmp_path, "a", 1), "a"), scans_of(write_case(tmp_path, "b", 2), "b")
+    ingest(url, a)
+    with monkeypatch.context() as patch:
+        patch.setattr("models.store_writer._write_attributes", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            ingest(url, [*a, *b])
+    (problem,) = verify(url)
+    assert problem.startswith("store digest: it is ")
+    ingest(url, [*a, *b])
+    assert verify(url, deep=True) == []
+
+
+def stopped(*_, **__):
+    raise KeyboardInterrupt
 
 
 def test_leftovers_of_a_killed_writer_are_removed(tmp_path, url):

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from models.records import MODALITIES, Reason, UnknownModalityError
 from tasks.sources import BidsSource, find_scans
-from tasks.sources.bids import is_lesion_mask, modality_of, parse_name
+from tasks.sources.bids_names import BidsName, mask_kind, parse_name
+from tasks.sources.bids_names import modality_of as modality_in
 
 
 def put(root, *names):
@@ -19,6 +20,13 @@ def put(root, *names):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         nib.save(nib.Nifti1Image(np.ones((3, 3, 3), np.int16), np.eye(4)), path)
+
+
+PLAIN = BidsSource(dataset="demo", root=".")
+
+
+def modality_of(name: BidsName) -> str:
+    return modality_in(name, PLAIN)
 
 
 def rows(root, **fields):
@@ -103,6 +111,7 @@ def test_a_tree(tmp_path):
     (tmp_path / "sub-01/anat/sub-01_T1w.json").write_text("{}")
     (tmp_path / "sub-01/anat/.DS_Store").write_text("")
     assert sorted(rows(tmp_path)) == [
+        ("sub-01", "brain_mask", "sub-01_desc-brain_mask.nii.gz"),
         ("sub-01", "dwi", "sub-01_dwi.nii.gz"),
         ("sub-01", "label", "sub-01_label-lesion_mask.nii.gz"),
         ("sub-01", "t1", "sub-01_T1w.nii"),
@@ -159,12 +168,20 @@ def test_phenotypes(tmp_path):
     assert np.isnan(table.loc[1, "iq"])
 
 
-def test_a_label_needs_to_be_a_lesion():
-    assert is_lesion_mask(parse_name("sub-1_dseg.nii.gz"))
-    assert is_lesion_mask(parse_name("sub-1_label-lesion_mask.nii.gz"))
-    assert not is_lesion_mask(parse_name("sub-1_label-brain_mask.nii.gz"))
-    assert not is_lesion_mask(parse_name("sub-1_desc-aseg_dseg.nii.gz"))
-    assert not is_lesion_mask(parse_name("sub-1_probseg.nii.gz"))
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("sub-1_dseg.nii.gz", "label"),
+        ("sub-1_label-lesion_mask.nii.gz", "label"),
+        ("sub-1_desc-brain_mask.nii.gz", "brain_mask"),
+        ("sub-1_label-brain_mask.nii.gz", "brain_mask"),
+        ("sub-1_desc-aseg_dseg.nii.gz", ""),
+        ("sub-1_desc-brain_dseg.nii.gz", ""),
+        ("sub-1_probseg.nii.gz", ""),
+    ],
+)
+def test_what_a_mask_shows(name, kind):
+    assert mask_kind(parse_name(name)) == kind
 
 
 def test_a_wrong_root_and_wrong_names_are_refused(tmp_path):
@@ -174,3 +191,49 @@ def test_a_wrong_root_and_wrong_names_are_refused(tmp_path):
         BidsSource(dataset="Not A Name", root="x")
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         BidsSource(dataset="demo", root="x", rooot="y")
+
+
+def test_images_of_a_pipeline_with_the_wanted_entities(tmp_path):
+    put(
+        tmp_path,
+        "sub-1/anat/sub-1_T1w.nii.gz",
+        "derivatives/prep/sub-1/anat/sub-1_space-MNI_desc-preproc_T1w.nii.gz",
+        "derivatives/prep/sub-1/anat/sub-1_desc-preproc_T1w.nii.gz",
+        "derivatives/prep/sub-1/anat/sub-1_space-MNI_desc-brain_mask.nii.gz",
+        "derivatives/prep/sub-1/anat/sub-1_desc-brain_mask.nii.gz",
+        "derivatives/prep/sub-1/anat/sub-1_space-MNI_label-GM_probseg.nii.gz",
+        "derivatives/lesions/sub-1/anat/sub-1_space-MNI_label-lesion_mask.nii.gz",
+        "derivatives/lesions/sub-1/anat/sub-1_label-lesion_mask.nii.gz",
+    )
+    wanted = {"space": "MNI", "desc": "preproc"}
+    assert sorted(rows(tmp_path, pipeline="prep", entities=wanted)) == [
+        ("sub-1", "brain_mask", "sub-1_space-MNI_desc-brain_mask.nii.gz"),
+        ("sub-1", "label", "sub-1_space-MNI_label-lesion_mask.nii.gz"),
+        ("sub-1", "t1", "sub-1_space-MNI_desc-preproc_T1w.nii.gz"),
+    ]
+    native = rows(tmp_path, pipeline="prep", entities={"space": ""})
+    assert ("sub-1", "t1", "sub-1_desc-preproc_T1w.nii.gz") in native
+    assert all("space" not in name for *_, name in native)
+    assert [name for _, modality, name in rows(tmp_path) if modality == "t1"] == ["sub-1_T1w.nii.gz"]
+    # The folder of the pipeline is a dataset of its own, too.
+    assert sorted(rows(tmp_path / "derivatives/prep", entities=wanted)) == [
+        ("sub-1", "brain_mask", "sub-1_space-MNI_desc-brain_mask.nii.gz"),
+        ("sub-1", "t1", "sub-1_space-MNI_desc-preproc_T1w.nii.gz"),
+    ]
+
+
+def test_aliases_name_and_ignore_suffixes(tmp_path):
+    put(tmp_path, *(f"sub-1/anat/sub-1_{suffix}.nii.gz" for suffix in ("UNIT1", "T2starw", "ce-gd_UNIT1")))
+    found = rows(tmp_path, aliases={"unit1": "t1", "t2starw": "ignore"})
+    assert [modality for _, modality, _ in found] == ["t1", "t1c"]
+
+
+def test_phenotypes_of_sessions(tmp_path):
+    put(tmp_path, "sub-1/ses-a/anat/sub-1_ses-a_T1w.nii.gz")
+    (tmp_path / "participants.tsv").write_text("participant_id\tsession_id\tage\n1\ta\t60\nsub-2\tses-a\t70\n")
+    (tmp_path / "sub-1/sub-1_sessions.tsv").write_text("session_id\tmmse\tacq_time\nses-a\t29\tn/a\nb\t28\tn/a\n")
+    table = find_scans(BidsSource(dataset="demo", root=str(tmp_path))).phenotypes
+    keys = table[["subject", "session"]].to_numpy().tolist()
+    assert keys == [["sub-1", "ses-a"], ["sub-1", "ses-a"], ["sub-1", "ses-b"], ["sub-2", "ses-a"]]
+    assert table["mmse"].fillna(0).tolist() == [0, 29, 28, 0]
+    assert table["age"].fillna(0).tolist() == [60, 0, 0, 70]

@@ -72,6 +72,11 @@ def test_every_token_of_every_list_resolves(tokens):
     assert len({canonical_modality(token) for token in tokens}) == len(tokens)
 
 
+@pytest.mark.parametrize("token", ["T1C", "T1Gd", "T1GD", "adc"])
+def test_the_gaps_of_the_reference_are_closed(token):
+    assert canonical_modality(token) == ("adc" if token == "adc" else "t1c")
+
+
 def test_sections_labels_and_sessions(tmp_path):
     found = scans(
         tmp_path,

@@ -184,3 +184,25 @@ def test_phenotypes_are_joined_by_session_then_by_subject() -> None:
 
 def test_leaks_are_named() -> None:
     assert leaking([("d", "a"), ("d", "b")], [("d", "b"), ("e", "a")]) == [("d", "b")]
+
+
+def test_linked_subjects_share_a_role_through_others_too(tmp_path: Path) -> None:
+    cases = cohort(40)
+    names = [("phantom", f"s{k:03d}") for k in range(40)]
+    chain = [(names[0], names[9]), (names[20], names[9]), (names[20], names[31]), (names[1], ("elsewhere", "x"))]
+    for seed in range(8):
+        split = make_split(cases, seed=seed, links=chain)
+        roles = splits.roles(split)
+        assert len({roles[names[k]] for k in (0, 9, 20, 31)}) == 1
+    path = tmp_path / "split.parquet"
+    first, _ = ensure_split(path, cases.iloc[:20], seed=1)
+    role = splits.roles(first)
+    grown, _ = ensure_split(path, cases, seed=1, links=[(names[3], names[25])])
+    assert splits.roles(grown)[names[25]] == role[names[3]]
+    assert all(splits.roles(grown)[name] == old for name, old in role.items())
+    train, test = (next(name for name, r in role.items() if r == wanted) for wanted in ("train", "test"))
+    one, other = sorted((train, test))
+    with pytest.raises(
+        SplitError, match=rf"{one[1]} \({role[one]}\) and phantom/{other[1]} \({role[other]}\) look like one person"
+    ):
+        ensure_split(path, cases, seed=1, links=[(test, train)])

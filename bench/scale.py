@@ -1,0 +1,192 @@
+"""The whole of BrainMVP-16k as small volumes through `brainloom preprocess`: time, orchestration, memory, task runs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import sys
+import tempfile
+import time
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import psutil
+import yaml
+from isal import igzip
+
+from bench.catalog import write_cohort
+from bench.timing import machine
+from infra.server import child_environment, ensure_server, stop_server
+from infra.settings import Settings
+from models.records import PreprocessSpec
+from models.store import open_store, read_cases
+from tasks.catalog import build_catalog, write_catalog
+
+SHARES = (1 / 16, 1 / 4, 1.0)
+"""Of the cohort's 3,755 cases and 16,021 scans; the last one is held against the limits."""
+SHAPE = (24, 24, 16)
+SPEC = PreprocessSpec(name="scale", spacing_mm=8.0, grid=SHAPE)
+"""Eight modalities as in BrainMVP's; voxels so large that the small volumes have the size of a head."""
+WORKERS = 2
+SAMPLE_S = 0.1
+"""How often the memory of the flow's process is looked at."""
+PREPROCESS_S, NOTHING_S, ORCHESTRATION_MS, TASK_RUNS, DRIVER_MIB = 360.0, 10.0, 2.0, 500, 1024
+LINEAR = 1.3
+"""How much dearer a scan may be between the second and third share than between the first and second."""
+FLAT_MIB = 200
+"""How much the driver may grow between the first published case and its end."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one share of the cohort cost."""
+
+    scans: int
+    cases: int
+    seconds: float
+    """The whole command, from the start of its process to its end."""
+    busy: float
+    """Seconds that workers spent on cases, summed over the cases."""
+    again: float
+    """Seconds of the same command with nothing to do."""
+    task_runs: int
+    memory: tuple[float, ...]
+    """MiB of the flow's process, every SAMPLE_S."""
+
+    @property
+    def orchestration_ms(self) -> float:
+        """Milliseconds a scan that are not a worker's work on it; start of processes and finalise included."""
+        return 1000 * (self.seconds - self.busy / WORKERS) / self.scans
+
+    @property
+    def grown(self) -> float:
+        """MiB by which the largest of the last tenth is above the largest of the second quarter."""
+        n = len(self.memory)
+        return max(self.memory[-n // 10 :]) - max(self.memory[n // 4 : n // 2 + 1])
+
+
+def write_brain(path: Path) -> None:
+    """Write an ellipsoid of tissue with noise of its own, int16 `.nii.gz`, 8 mm voxels."""
+    rng = np.random.default_rng(zlib.crc32(path.name.encode()))
+    x, y, z = np.meshgrid(*(np.linspace(-1.15, 1.15, n) for n in SHAPE), indexing="ij")
+    inside = x**2 + y**2 + z**2 < 1
+    voxels = np.where(inside, np.clip(500 + 200 * x * y + rng.normal(0, 120, SHAPE), 1, 4000), 0)
+    affine = np.diag([SPEC.spacing_mm] * 3 + [1.0])
+    affine[:3, 3] = [-(n - 1) / 2 * SPEC.spacing_mm for n in SHAPE]
+    image = nib.Nifti1Image(voxels.astype(np.int16), affine)
+    path.write_bytes(igzip.compress(image.to_bytes(), 1))
+
+
+def measure(folder: Path, share: float, settings: Settings) -> Run:
+    """Write a share of the cohort, run `brainloom preprocess` on it twice, and look at its process."""
+    server = ensure_server(settings)
+    catalog = build_catalog(write_cohort(folder / "sources", share, write_brain))
+    write_catalog(catalog, str(folder / "ws"))
+    store = str(folder / "ws" / "s.zarr")
+    config = folder / "preprocess.yaml"
+    own = SPEC.model_dump(mode="json")
+    config.write_text(
+        yaml.safe_dump({"catalog": str(folder / "ws"), "store": store, "own_spec": own, "workers": WORKERS})
+    )
+    environment = child_environment(settings, server) | {"BRAINLOOM_STATE_DIR": str(settings.state_dir)}
+    before = task_runs(server.api_url)
+    seconds, memory = _watched(config, environment)
+    after = task_runs(server.api_url)
+    again, _ = _watched(config, environment)
+    lines = read_cases(store, ["status", "seconds"])
+    if set(lines.column("status").to_pylist()) != {"stored"}:
+        raise RuntimeError(f"not every case is stored: {open_store(store).cases().to_pylist()[:3]}")
+    busy = math.fsum(lines.column("seconds").to_pylist())
+    return Run(len(catalog.scans), lines.num_rows, seconds, busy, again, after - before, memory)
+
+
+def _watched(config: Path, environment: dict[str, str]) -> tuple[float, tuple[float, ...]]:
+    """Run the command and return its seconds and the memory of its own process (workers are others) in MiB."""
+    command = [str(Path(sys.executable).with_name("brainloom")), "preprocess", "--config", str(config)]
+    log = config.with_suffix(".log")
+    with log.open("ab") as out:
+        process = psutil.Popen(command, env=environment, stdout=out, stderr=out)
+    began, memory = process.create_time(), []
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        memory.append(process.memory_info().rss / 2**20)
+        try:
+            process.wait(SAMPLE_S)
+        except psutil.TimeoutExpired:
+            continue
+    if code := process.wait():
+        raise RuntimeError(f"{' '.join(command)} ended with {code}:\n{log.read_text()[-3000:]}")
+    return time.time() - began, tuple(memory)
+
+
+def task_runs(api_url: str) -> int:
+    """Return how many task runs a Prefect server knows."""
+    request = urllib.request.Request(f"{api_url}/task_runs/count", b"{}", {"Content-Type": "application/json"})
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
+        return int(json.load(answer))
+
+
+def table(runs: list[Run]) -> str:
+    """Return what was measured as a Markdown table."""
+    head = "| scans | cases | seconds | ms a scan | of it orchestration | nothing to do | task runs | driver peak, growth |"
+    lines = [head, "|---|---|---|---|---|---|---|---|"]
+    lines += [
+        f"| {r.scans:,} | {r.cases:,} | {r.seconds:.1f} | {1000 * r.seconds / r.scans:.1f} | {r.orchestration_ms:.2f} ms "
+        f"| {r.again:.1f} s | {r.task_runs} | {max(r.memory):.0f} MiB, {r.grown:+.0f} MiB |"
+        for r in runs
+    ]
+    return "\n".join(lines)
+
+
+def slope(runs: list[Run]) -> float:
+    """Return the cost of one more scan at the upper end over that at the lower end; 1 is linear."""
+    costs = [(b.seconds - a.seconds) / (b.scans - a.scans) for a, b in itertools.pairwise(runs)]
+    return costs[-1] / costs[0]
+
+
+def limits(runs: list[Run]) -> str:
+    """Return the Markdown table of what was asked of the largest run."""
+    last = runs[-1]
+    rows = [
+        ("preprocess, s", last.seconds, PREPROCESS_S),
+        ("orchestration, ms a scan", last.orchestration_ms, ORCHESTRATION_MS),
+        ("nothing to do, s", last.again, NOTHING_S),
+        ("task runs", last.task_runs, TASK_RUNS),
+        ("driver peak, MiB", max(last.memory), DRIVER_MIB),
+        ("driver growth in the second half, MiB", last.grown, FLAT_MIB),
+        *([("cost of a scan, upper end / lower end", slope(runs), LINEAR)] if len(runs) > 2 else []),
+    ]
+    lines = [f"| {what} | {value:.2f} | {limit:g} | {_verdict(value <= limit)} |" for what, value, limit in rows]
+    return "\n".join(["| | measured | at most | |", "|---|---|---|---|", *lines])
+
+
+def _verdict(met: bool) -> str:
+    return "met" if met else "**not met**"
+
+
+def report(folder: Path, shares: tuple[float, ...]) -> Iterator[str]:
+    """Yield the parts of the report as Markdown."""
+    yield f"Machine: {machine()}\n"
+    settings = Settings(state_dir=folder / "state", workers=WORKERS)
+    runs = []
+    try:
+        for number, share in enumerate(shares):
+            runs.append(measure(folder / str(number), share, settings))
+            yield f"measured {runs[-1].scans:,} scans in {runs[-1].seconds:.0f} s\n"
+    finally:
+        stop_server(settings)
+    yield f"## Scale: composition of BrainMVP-16k, {SHAPE} voxels, {WORKERS} workers\n\n{table(runs)}\n"
+    yield f"{limits(runs)}\n"
+    yield f"Machine at the end: {machine()}"
+
+
+def main() -> None:
+    """Print the report; about ten minutes."""
+    with tempfile.TemporaryDirectory(prefix="brainloom-scale-") as folder:
+        for part in report(Path(folder), SHARES):
+            print(part, flush=True)

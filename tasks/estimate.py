@@ -1,0 +1,173 @@
+"""What a run will cost, said before it starts: time, disk, memory per worker and S3 requests. Pure arithmetic.
+
+Everything follows from the headers in the catalog and, where a store has cases already, from what those cost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from infra import storage
+from models.records import PreprocessSpec, Scan
+from tasks.plan import BASE_BYTES, CaseKey, isotropic_voxels, projected_bytes
+
+SECONDS_PER_MVOXEL = 0.01
+RESAMPLED_SECONDS_PER_MVOXEL = 0.02
+"""Seconds of one worker per million voxels in the files, without and with resampling (docs/speed.md, measured
+on two cores): a guess for a machine that has not preprocessed anything yet."""
+SECONDS_PER_CASE = 0.1
+"""Beside its voxels: receipt, marker, shard index, quality measures."""
+SAME_MM = 1e-3
+"""Spacings that differ by less are not resampled."""
+STORE_REQUESTS = 4
+"""Per case on S3: look for the receipt, attempt marker, image shard, receipt; a label shard is one more."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the stored cases of a store cost."""
+
+    cases: int
+    seconds: float
+    """Of workers, summed over the cases."""
+    voxels: int
+    """In the files of these cases."""
+    stored_bytes: int
+    """Of their shards."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The cost of preprocessing some cases."""
+
+    cases: int
+    todo: int
+    refused: int
+    """Cases whose projected memory is above the limit of a worker."""
+    scans: int
+    read_bytes: int
+    workers: int
+    seconds: float
+    """By the clock, with all workers busy."""
+    time_basis: str
+    disk_bytes: int
+    disk_basis: str
+    memory_bytes: int
+    memory_limit: int
+    requests: int
+
+    def text(self) -> str:
+        """Return the estimate in lines, each with how it was made."""
+        if not self.todo:
+            return f"nothing to do: all {self.cases:,} cases are in the store or in quarantine"
+        limit = f"{self.refused:,} cases above it are refused" if self.refused else "no case is above it"
+        return "\n".join(
+            [
+                f"cases        {self.todo:,} to preprocess of {self.cases:,}: {self.scans:,} files, "
+                f"{human_bytes(self.read_bytes)} to read",
+                f"time         about {human_seconds(self.seconds)} with {self.workers} workers ({self.time_basis})",
+                f"disk         {human_bytes(self.disk_bytes)} ({self.disk_basis})",
+                f"memory       {human_bytes(self.memory_bytes)} per worker at most, projected from the headers; the "
+                f"limit is {human_bytes(self.memory_limit)}, {limit}",
+                f"S3 requests  {self.requests:,}" + (" (nothing lies on S3)" if not self.requests else ""),
+                "Nothing was started.",
+            ]
+        )
+
+
+def estimate_preprocess(
+    todo: Mapping[CaseKey, Sequence[Scan]],
+    cases: int,
+    spec: PreprocessSpec,
+    workers: int,
+    memory_limit: int,
+    store_url: str,
+    measured: Measured | None = None,
+) -> Estimate:
+    """Estimate the work on `todo` (usable scans by case) of `cases` wanted cases.
+
+    measured: what the cases in the store cost; None or no case: rates of another machine, and disk without compression.
+    """
+    needs = {key: projected_bytes(scans, spec) + BASE_BYTES for key, scans in todo.items()}
+    accepted = [scans for key, scans in todo.items() if needs[key] <= memory_limit]
+    files = [scan for scans in accepted for scan in scans]
+    seconds, time_basis = _worker_seconds(files, len(accepted), spec, measured)
+    disk, disk_basis = _disk(accepted, spec, measured)
+    # A case is one worker's: the last one alone may be running.
+    busy = max(1, min(workers, len(accepted)))
+    return Estimate(
+        cases=cases,
+        todo=len(todo),
+        refused=len(todo) - len(accepted),
+        scans=len(files),
+        read_bytes=sum(scan.size_bytes for scan in files),
+        workers=workers,
+        seconds=seconds / busy,
+        time_basis=time_basis,
+        disk_bytes=disk,
+        disk_basis=disk_basis,
+        memory_bytes=max((need for need in needs.values() if need <= memory_limit), default=0),
+        memory_limit=memory_limit,
+        requests=_requests(accepted, store_url),
+    )
+
+
+def _worker_seconds(
+    files: Sequence[Scan], cases: int, spec: PreprocessSpec, measured: Measured | None
+) -> tuple[float, str]:
+    if measured and measured.cases and measured.voxels:
+        rate = measured.seconds / measured.voxels
+        basis = f"{measured.cases:,} stored cases took {rate * 1e6:.3f} s per million voxels"
+        return sum(math.prod(scan.shape) for scan in files) * rate, basis
+    seconds = SECONDS_PER_CASE * cases + sum(math.prod(scan.shape) * _rate(scan, spec) / 1e6 for scan in files)
+    return seconds, "voxels in the headers at the rates of docs/speed.md; exact only after some cases are stored here"
+
+
+def _rate(scan: Scan, spec: PreprocessSpec) -> float:
+    same = all(abs(edge - spec.spacing_mm) < SAME_MM for edge in scan.spacing_mm)
+    return SECONDS_PER_MVOXEL if same and spec.frame == "image" else RESAMPLED_SECONDS_PER_MVOXEL
+
+
+def _disk(cases: Sequence[Sequence[Scan]], spec: PreprocessSpec, measured: Measured | None) -> tuple[int, str]:
+    if measured and measured.cases and measured.stored_bytes:
+        per_case = measured.stored_bytes / measured.cases
+        return int(per_case * len(cases)), f"{measured.cases:,} stored cases take {human_bytes(int(per_case))} each"
+    return sum(_bare_bytes(scans, spec) for scans in cases), "at most: the grids without crop and compression"
+
+
+def _bare_bytes(scans: Sequence[Scan], spec: PreprocessSpec) -> int:
+    """Return the bytes of a case as it would be stored without compression: float16 images, uint8 label."""
+    grid = math.prod(spec.grid)
+    voxels = grid if spec.frame == "template" else min(grid, isotropic_voxels(scans, spec))
+    images = sum(scan.modality in spec.modalities for scan in scans)
+    return voxels * (2 * images + sum(scan.modality == "label" for scan in scans))
+
+
+def _requests(cases: Sequence[Sequence[Scan]], store_url: str) -> int:
+    reads = sum(not storage.is_local(scan.path) for scans in cases for scan in scans)
+    if storage.is_local(store_url):
+        return reads
+    labels = sum(any(scan.modality == "label" for scan in scans) for scans in cases)
+    return reads + STORE_REQUESTS * len(cases) + labels
+
+
+def human_bytes(count: int) -> str:
+    """Return a number of bytes in words, e.g. `1.5 GB`."""
+    value, units = float(count), ("B", "kB", "MB", "GB", "TB")
+    for unit in units:
+        if value < 1000 or unit == units[-1]:
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def human_seconds(seconds: float) -> str:
+    """Return a duration in words, e.g. `3 h 20 min`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,273 @@
+"""One case from its files to the voxels that are stored: read, check, place, crop, scale."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from infra import storage
+from models.records import BRAIN_MASK, LABEL, CaseGeometry, Matrix, PlannedCase, PreprocessSpec, Reason, SourceFile
+from tasks import integrity, nifti, registration, volumes
+from tasks.affines import BadScanError
+from tasks.fingerprint import fingerprint
+from tasks.intensity import intensity_range, noise, scale, signal
+from tasks.mni import require_mni
+from tasks.nifti import Volume
+from tasks.qc_voxels import voxel_measures
+from tasks.registration import Move
+from tasks.resampling import resample
+from tasks.volumes import Block, Box, Grid
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """A case ready to be stored; pure values."""
+
+    image: np.ndarray
+    """(M, x, y, z) float16 in [0, 1]; absent modalities are zero."""
+    label: np.ndarray | None
+    """(x, y, z) uint8."""
+    present: tuple[bool, ...]
+    geometry: CaseGeometry
+    qc: dict[str, Any]
+    fingerprint: tuple[float, ...]
+
+    @property
+    def extent(self) -> tuple[int, int, int]:
+        """Voxels by axis."""
+        _, x, y, z = self.image.shape
+        return x, y, z
+
+
+def prepare_case(
+    planned: PlannedCase, spec: PreprocessSpec, memory_bytes: int = nifti.DEFAULT_MEMORY, device: str = "cpu"
+) -> PreparedCase:
+    """Read, check, place, crop and scale one case. Raises BadScanError with the reason for quarantine.
+
+    device: where the steps run after the files are decoded, `cpu` or `cuda`.
+    """
+    names = [file.modality for file in planned.files]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise BadScanError(Reason.DUPLICATE_SCAN, f"more than one file of {', '.join(doubled)}")
+    files = {file.modality: file for file in planned.files}
+    used = [modality for modality in spec.modalities if modality in files]
+    if not used:
+        raise BadScanError(Reason.NO_SCAN, f"files of {names or 'nothing'}; the spec knows {list(spec.modalities)}")
+    reference = next((m for m in spec.reference_order if m in used), used[0])
+    move = _registered(files[reference], spec, memory_bytes)
+    scans = {m: _source(read_scan(files[m], spec, memory_bytes), move, device) for m in used}
+    if spec.space == "mni":
+        require_mni(scans[reference].block)
+    if spec.brain_mask == "file":
+        mask = _read_mask(files, move, memory_bytes, device)
+        scans = {modality: _masked(scan, mask) for modality, scan in scans.items()}
+    label = _source(read_label(files[LABEL], memory_bytes), move, device) if LABEL in files else None
+    if label is not None:
+        _check_label_grid(label, scans)
+    prepared = _assemble(scans, label, reference, spec)
+    qc = dict(prepared.qc)
+    if ignored := sorted(set(files) - {*used, LABEL, BRAIN_MASK}):
+        qc["ignored_modalities"] = ignored
+    if move is None:
+        return replace(prepared, qc=qc)
+    geometry = prepared.geometry.replace(registration=_matrix(move.matrix))
+    return replace(prepared, geometry=geometry, qc={**qc, "registration_correlation": move.correlation})
+
+
+def read_scan(file: SourceFile, spec: PreprocessSpec, memory_bytes: int) -> Volume:
+    """Read one image: intact, finite, not constant, its bias field corrected if asked; raises BadScanError."""
+    volume = nifti.parse_nifti(_bytes_of(file), _name_of(file), memory_bytes)
+    volume = integrity.varied(integrity.finite(volume, spec.nan_share_max))
+    return registration.without_bias(volume) if spec.bias_correction == "n4" else volume
+
+
+def read_label(file: SourceFile, memory_bytes: int) -> Volume:
+    """Read one segmentation: intact, finite, integers of 0..255; an all-zero one is allowed. Raises BadScanError."""
+    volume = nifti.parse_nifti(_bytes_of(file), _name_of(file), memory_bytes)
+    return integrity.as_label(integrity.finite(volume, 0.0))
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is kept of a file once it was read: the voxels that are not air, and where they lay."""
+
+    block: Block
+    """RAS-nearest axes."""
+    grid: Grid
+    """As in the file."""
+    flags: dict[str, Any]
+
+
+def _source(volume: Volume, move: Move | None, device: str) -> Source:
+    if move is not None:
+        volume = volume.replace(affine=move.matrix @ volume.affine)
+    return Source(volumes.to_ras(volumes.tight(volume, device)), volumes.grid_of(volume), volume.flags)
+
+
+def _registered(reference: SourceFile, spec: PreprocessSpec, memory_bytes: int) -> Move | None:
+    if spec.registration == "none":
+        return None
+    return registration.register(read_scan(reference, spec, memory_bytes), spec)
+
+
+def _read_mask(files: dict[str, SourceFile], move: Move | None, memory_bytes: int, device: str) -> Source:
+    if BRAIN_MASK not in files:
+        raise BadScanError(Reason.NO_MASK, "the spec says brain_mask 'file', the case has no file of brain_mask")
+    volume = read_label(files[BRAIN_MASK], memory_bytes)
+    if not volume.data.any():
+        raise BadScanError(Reason.NO_MASK, f"{volume.name}: the brain mask is empty")
+    return _source(volume, move, device)
+
+
+def _masked(scan: Source, mask: Source) -> Source:
+    """Return a scan with zeros outside the mask, which may lie on another grid of the same world."""
+    inside = resample(mask.block, scan.block.grid, nearest=True)
+    part = volumes.cut(scan.block, inside.box())
+    cover = volumes.cut(inside, part.box()).data > 0
+    kept = torch.where(cover, part.data, 0)
+    if not bool((kept != 0).any()):
+        raise BadScanError(Reason.EMPTY, f"{scan.block.name}: nothing but zeros inside {mask.block.name}")
+    # Interpolation wants air around the tissue; the mask's own block has a margin of it.
+    return replace(scan, block=replace(part, data=kept))
+
+
+def _assemble(scans: dict[str, Source], label: Source | None, reference: str, spec: PreprocessSpec) -> PreparedCase:
+    target = _target_grid(scans[reference], spec)
+    placed = {modality: resample(scan.block, target) for modality, scan in scans.items()}
+    box = volumes.foreground_box(list(placed.values()), [0.0] * len(placed), target.box())
+    box = volumes.symmetric(box, target.shape) if spec.frame == "image" else box
+    placed = {modality: volumes.cut(block, box) for modality, block in placed.items()}
+    room = math.prod(volumes.size_of(box))
+    ranges = {m: intensity_range(b.data, room - b.data.numel(), spec, b.name) for m, b in placed.items()}
+    if spec.frame == "image":
+        # What the percentiles turned into air is cropped as well.
+        lows = [low for low, _ in ranges.values()]
+        box = volumes.symmetric(volumes.foreground_box(list(placed.values()), lows, box), target.shape)
+    geometry = _geometry(scans, target, box, ranges, spec)
+    image = np.zeros((len(spec.modalities), *volumes.size_of(box)), dtype=np.float16)
+    for modality, block in placed.items():
+        _fill(image[spec.modalities.index(modality)], volumes.cut(block, box), box, ranges[modality])
+    stored = None if label is None else _placed_label(label.block, target, box)
+    qc = _image_quality(image, spec, scans)
+    if label is not None and stored is not None:
+        qc |= _label_quality(label, stored)
+    present = tuple(modality in scans for modality in spec.modalities)
+    return PreparedCase(
+        image=image,
+        label=stored,
+        present=present,
+        geometry=geometry,
+        qc=qc,
+        fingerprint=fingerprint(image[spec.modalities.index(reference)], np.asarray(geometry.affine)),
+    )
+
+
+def _target_grid(reference: Source, spec: PreprocessSpec) -> Grid:
+    if spec.frame == "template":
+        return volumes.template_grid(spec)
+    return volumes.isotropic_grid(reference.block.grid, spec.spacing_mm)
+
+
+def _fill(channel: np.ndarray, block: Block, box: Box, bounds: tuple[float, float]) -> None:
+    """Scale a block and put it where it belongs in a channel (x, y, z) of the case; air becomes what 0 scales to."""
+    if bounds[0] < 0:
+        channel[...] = float(scale(torch.zeros(1, 1, 1), *bounds))
+    inside = tuple(slice(b.start - s.start, b.stop - s.start) for b, s in zip(block.box(), box, strict=True))
+    source, target = scale(block.data, *bounds).cpu(), torch.from_numpy(channel[inside])
+    # The axis that is fast in a file is slow in the store: plane by plane, both stay in the cache.
+    for plane in range(target.shape[1]):
+        target[:, plane].copy_(source[:, plane])
+
+
+def _placed_label(block: Block, target: Grid, box: Box) -> np.ndarray:
+    """Return the label on the voxels of the case, (x, y, z) uint8."""
+    stored = np.zeros(volumes.size_of(box), dtype=np.uint8)
+    part = volumes.cut(resample(block, target, nearest=True), box)
+    inside = tuple(slice(b.start - s.start, b.stop - s.start) for b, s in zip(part.box(), box, strict=True))
+    stored[inside] = part.data.to("cpu", torch.uint8).numpy()
+    return stored
+
+
+def _check_label_grid(label: Source, scans: dict[str, Source]) -> None:
+    """A label must lie on the grid of one of the scans, up to half a voxel."""
+    name, shape = label.block.name, label.grid.shape
+    same_shape = [scan.grid for scan in scans.values() if scan.grid.shape == shape]
+    if not same_shape:
+        shapes = ", ".join(f"{modality} {scan.grid.shape}" for modality, scan in scans.items())
+        raise BadScanError(Reason.LABEL_SHAPE, f"{name}: {shape} voxels, the scans have {shapes}")
+    gap = min(volumes.largest_shift(label.grid, grid) for grid in same_shape)
+    if gap > 0.5:
+        raise BadScanError(
+            Reason.LABEL_SHAPE,
+            f"{name}: shaped as a scan, but its affine shifts a corner by {gap:.1f} voxels (limit 0.5)",
+        )
+
+
+def _geometry(
+    scans: dict[str, Source], target: Grid, box: Box, ranges: dict[str, tuple[float, float]], spec: PreprocessSpec
+) -> CaseGeometry:
+    size = volumes.size_of(box)
+    if any(n > g for n, g in zip(size, spec.grid, strict=True)):
+        raise BadScanError(
+            Reason.TOO_LARGE, f"{size} voxels after the crop, the grid of spec {spec.name!r} is {spec.grid}"
+        )
+    centred = [(g - n) // 2 for n, g in zip(size, spec.grid, strict=True)]
+    x, y, z = centred if spec.frame == "image" else [s.start for s in box]
+    return CaseGeometry(
+        affine=_matrix(volumes.shift_affine(target.affine, box)),
+        origin=(x, y, z),
+        source_shape={modality: scan.grid.shape for modality, scan in scans.items()},
+        source_affine={modality: _matrix(scan.grid.affine) for modality, scan in scans.items()},
+        intensity_range=ranges,
+    )
+
+
+def _image_quality(image: np.ndarray, spec: PreprocessSpec, scans: dict[str, Source]) -> dict[str, Any]:
+    """Return finite numbers and flags for the QC page; image: (M, x, y, z) float16."""
+    channels = {modality: image[spec.modalities.index(modality)] for modality in scans}
+    tissue = np.zeros(image.shape[1:], dtype=np.int16)
+    for channel in channels.values():
+        np.bitwise_or(tissue, channel.view(np.int16), out=tissue)
+    count = int(np.count_nonzero(tissue))
+    qc: dict[str, Any] = {"foreground_share": round(count / tissue.size, 4)}
+    for modality, channel in channels.items():
+        total, above = signal(channel)
+        sigma = noise(channel)
+        qc[f"snr_{modality}"] = round(total / above / sigma, 3) if sigma > 0 else 0.0
+        qc[f"mean_{modality}"] = round(total / count, 4)
+        qc.update(voxel_measures(channel, modality))
+        qc.update({f"{flag}_{modality}": value for flag, value in scans[modality].flags.items()})
+    return qc
+
+
+def _label_quality(label: Source, stored: np.ndarray) -> dict[str, Any]:
+    counts = np.bincount(stored.ravel())
+    values = [int(v) for v in np.flatnonzero(counts)]
+    flags = {f"{flag}_{LABEL}": value for flag, value in label.flags.items()}
+    return {"label_voxels": int(counts[1:].sum()), "label_values": values, **flags}
+
+
+def _bytes_of(file: SourceFile) -> bytes:
+    try:
+        raw = storage.read_bytes(file.path)
+    except FileNotFoundError:
+        raise BadScanError(Reason.MISSING_FILE, f"{file.path} is not there any more") from None
+    if file.size_bytes and len(raw) != file.size_bytes:
+        raise BadScanError(
+            Reason.UNREADABLE,
+            f"{file.path} has {len(raw)} bytes, the catalog says {file.size_bytes}; build the catalog again",
+        )
+    return raw
+
+
+def _name_of(file: SourceFile) -> str:
+    return file.path.rsplit("/", 1)[-1]
+
+
+def _matrix(affine: np.ndarray) -> Matrix:
+    rows = [[float(v) for v in row] for row in np.asarray(affine)]
+    return tuple((a, b, c, d) for a, b, c, d in rows)

@@ -1,0 +1,178 @@
+"""Is a store what its tables say? Every problem as one sentence with the case, the rule and the values.
+
+Fast: metadata, tables, receipts and the presence of shards. Deep: every voxel is decoded, by zarr and not by our own
+reader, and every case digest is computed again; a flipped bit anywhere in a shard is found that way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from infra import storage
+from models.records import Receipt
+from models.store import Store, StoredCase, StoredDataset, case_digest, open_store, store_digest
+from models.store_layout import SMALL_ARRAYS, has_array, open_array, shard_shape
+from models.store_writer import read_attributes
+from tasks import receipts
+from tasks.forget import unfinished
+from tasks.shards import GONE
+
+READERS = 16
+"""Receipts that are read at once: on S3 each costs a round trip."""
+
+Line = dict[str, Any]
+
+
+def verify(url: str, deep: bool = False) -> list[str]:
+    """Return what is wrong with a store, one sentence each; empty means sound. Raises StoreError for no store."""
+    store = open_store(url)
+    finalised = read_attributes(url)["finalised"]
+    problems = []
+    if finalised["digest"] != (now := store_digest(url)):
+        problems.append(f"store digest: it is {now}, but {finalised['digest']} was finalised; run preprocess again")
+    problems += [f"{name}: forgetting was interrupted; run `store forget` again" for name in unfinished(url)]
+    lines: list[Line] = store.cases().drop_columns(["fingerprint"]).to_pylist()
+    names = sorted({line["dataset"] for line in lines})
+    problems += [f"{name}: the dataset is gone from the store" for name in names if name not in store.datasets]
+    for name in store.datasets:
+        problems += _of_dataset(store, name, [line for line in lines if line["dataset"] == name], deep)
+    return problems
+
+
+def _of_dataset(store: Store, name: str, lines: Sequence[Line], deep: bool) -> Iterator[str]:
+    yield from _structure(store, name, lines)
+    stored = [line for line in lines if line["status"] == "stored"]
+    for case, count in Counter(line["case"] for line in stored).items():
+        if count > 1:
+            yield f"{name}/{case}: one row: it is stored in {count} rows"
+    yield from _receipts(store.url, lines)
+    yield from _shards(store.url, name, lines)
+    data = store.dataset(name)
+    yield from _names_and_flags(data, lines)
+    for line in stored:
+        where = _where(line)
+        for problem in _guarded(lambda line=line: _of_case(store, data, line, deep)):  # type: ignore[misc]
+            yield f"{where}: {problem}"
+
+
+def _where(line: Line) -> str:
+    return f"{line['dataset']}/{line['case'] or '-'} (row {line['row']})"
+
+
+def _guarded(check: Callable[[], Iterator[str]]) -> Iterator[str]:
+    """Yield what a check finds; whatever a damaged file makes it raise is a finding too, and the last one."""
+    try:
+        yield from check()
+    except Exception as error:  # noqa: BLE001 - decoders raise what they like
+        yield f"cannot be decoded: {error}"
+
+
+def _structure(store: Store, name: str, lines: Sequence[Line]) -> Iterator[str]:
+    """Arrays that are absent, too short or of another layout than the spec asks for."""
+    rows = max((line["row"] + 1 for line in lines), default=0)
+    grid, count = store.spec.grid, len(store.spec.modalities)
+    voxels = {"image": (count, *grid)} | ({"label": grid} if any(line["has_label"] for line in lines) else {})
+    small = {key: tuple(n or count for _, n in kind.axes) for key, kind in SMALL_ARRAYS.items()}
+    for key, shape in {**voxels, **small, "case": ()}.items():
+        if not has_array(store.url, name, key):
+            yield f"{name}: structure: the array {key} is missing"
+            continue
+        array = open_array(store.url, f"{name}/{key}")
+        if array.shape[1:] != shape or array.shape[0] < rows:
+            yield f"{name}: structure: {key} has shape {array.shape}, spec and cases.parquet ask for {(rows, *shape)}"
+        shard = (1, *shape[: len(shape) - 3], *shard_shape(store.spec))
+        if key in voxels and array.shards != shard:
+            yield f"{name}: structure: {key} has shards of {array.shards}, one per case is {shard}"
+
+
+def _receipts(url: str, lines: Sequence[Line]) -> Iterator[str]:
+    """Rows whose receipt is absent, unreadable, or says something else than cases.parquet."""
+    told = [line for line in lines if line["status"] in ("stored", "quarantined", "retired")]
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(lambda line: _receipt_of(url, line), told)
+        for line, receipt in zip(told, found, strict=True):
+            if isinstance(receipt, str):
+                yield f"{_where(line)}: receipt: {receipt}"
+                continue
+            status = receipt.status if line["status"] != "retired" else "retired"
+            said = (receipt.case, status, receipt.digest, list(receipt.extent), receipt.has_label)
+            held = (line["case"], line["status"], line["digest"], line["extent"], line["has_label"])
+            if said != held:
+                yield f"{_where(line)}: receipt: it says {said}, cases.parquet says {held}"
+
+
+def _receipt_of(url: str, line: Line) -> Receipt | str:
+    try:
+        raw = storage.read_bytes(receipts.receipt_url(url, line["dataset"], line["row"]))
+        return Receipt.model_validate_json(raw)
+    except FileNotFoundError:
+        return "it is missing"
+    except ValueError as error:
+        return f"it cannot be read: {str(error).splitlines()[0]}"
+
+
+def _shards(url: str, name: str, lines: Sequence[Line]) -> Iterator[str]:
+    """Shards that are missing, and shards of rows that were erased."""
+    for key in ("image", "label"):
+        there = set(storage.listdir(storage.join(url, name, key, "c")))
+        for line in lines:
+            held = str(line["row"]) in there
+            if line["status"] == "stored" and not held and (key == "image" or _label_voxels(line)):
+                yield f"{_where(line)}: the shard of {key} is missing; preprocess the case again"
+            if line["status"] in GONE and held:
+                yield f"{_where(line)}: the shard of {key} is still there although the row is {line['status']}"
+
+
+def _label_voxels(line: Line) -> int:
+    """An all-zero label has no shard; its QC says so."""
+    return int(json.loads(line["qc"] or "{}").get("label_voxels", 0)) if line["has_label"] else 0
+
+
+def _names_and_flags(data: StoredDataset, lines: Sequence[Line]) -> Iterator[str]:
+    """What readers without our code see: the coordinate `case`, and which rows count."""
+    if not all(has_array(data.url, data.name, key) for key in ("case", "stored")):
+        return
+    names, flags = (open_array(data.url, f"{data.name}/{key}")[:] for key in ("case", "stored"))
+    for line in lines:
+        row, stored = line["row"], line["status"] == "stored"
+        if row < len(names) and line["status"] not in GONE and str(names[row]) != line["case"]:
+            yield f"{_where(line)}: case: the coordinate says {str(names[row])!r}"
+        if row < len(flags) and bool(flags[row]) != stored:
+            yield f"{_where(line)}: stored: the array says {bool(flags[row])}, cases.parquet says {line['status']}"
+
+
+def _of_case(store: Store, data: StoredDataset, line: Line, deep: bool) -> Iterator[str]:
+    case = data.case_info(line["row"])
+    modalities = [m for m, there in zip(store.spec.modalities, case.present, strict=True) if there]
+    if modalities != list(line["modalities"]) or not modalities:
+        yield f"present: the array says {modalities}, cases.parquet says {list(line['modalities'])}"
+    fits = all(0 < n <= g for n, g in zip(case.extent, store.spec.grid, strict=True))
+    if list(case.extent) != line["extent"] or not fits:
+        said, grid = line["extent"], store.spec.grid
+        yield f"extent: the array says {case.extent}, cases.parquet says {said}, the grid is {grid}"
+    if not np.isfinite(case.affine).all() or abs(np.linalg.det(case.affine)) < 1e-9:
+        yield f"affine: it cannot be inverted: {case.affine.tolist()}"
+    if deep:
+        yield from _voxels(data, case)
+
+
+def _voxels(data: StoredDataset, case: StoredCase) -> Iterator[str]:
+    image = np.asarray(data.image[case.row])
+    label = np.asarray(data.label[case.row]) if case.has_label and data.label is not None else None
+    x, y, z = case.extent
+    inside = image[:, :x, :y, :z]
+    cut = None if label is None else label[:x, :y, :z]
+    found = case_digest(inside, cut, np.array(case.present), case.affine, case.origin)
+    if found != case.digest:
+        yield f"digest of the voxels is {found}, receipt says {case.digest}"
+    outside = np.count_nonzero(image) - np.count_nonzero(inside[list(np.flatnonzero(case.present))])
+    if label is not None and cut is not None:
+        outside += np.count_nonzero(label) - np.count_nonzero(cut)
+    if outside:
+        yield f"voxels: {outside} are not zero outside the extent {case.extent} or in absent modalities"

@@ -1,0 +1,91 @@
+"""`brainloom store ...`: what the verbs print, write, and return to the shell."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from store_builds import ingest, shard_of, three_subjects
+from typer.testing import CliRunner
+
+from brainloom.cli import app
+from models.store import open_store, store_digest
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    url = str(tmp_path / "s.zarr")
+    ingest(url, three_subjects(tmp_path))
+    return url
+
+
+def run(*arguments: str, answer: str = "") -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["store", *arguments], input=answer, env={"COLUMNS": "300"})
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        return 2, str(done.exception)
+    return done.exit_code, done.output
+
+
+def test_verify_and_its_exit_code(url: str) -> None:
+    assert run("verify", url) == (0, f"{url}: no problem found (tables and metadata only)\n")
+    assert run("verify", url, "--deep") == (0, f"{url}: no problem found (every voxel read)\n")
+    shard = shard_of(url, 1)
+    shard.write_bytes(shard.read_bytes()[:50])
+    code, text = run("verify", url, "--deep")
+    assert code == 1
+    assert text.startswith("toy/b (row 1): cannot be decoded: ")
+    code, text = run("verify", url, "--deep", "--json")
+    assert code == 1
+    assert [p[:16] for p in json.loads(text)["problems"]] == ["toy/b (row 1): c"]
+
+
+def test_show_writes_the_mosaic(url: str, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "b.png"
+    assert run("show", url, "toy/b", "--out", str(out)) == (0, f"{out}\n")
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_export(url: str, tmp_path: Path) -> None:
+    code, text = run("export", url, "toy/a", "toy/b", "-o", str(tmp_path / "out"), "--native", "--modality", "t1")
+    assert code == 0
+    assert text.split() == [str(tmp_path / "out" / f"toy_{case}_t1.nii.gz") for case in "ab"]
+    assert run("export", url, "toy/a", "-o", str(tmp_path / "out"))[1].endswith("or pass --overwrite")
+
+
+def test_compare_and_its_exit_code(url: str, tmp_path: Path) -> None:
+    other = str(tmp_path / "o.zarr")
+    ingest(other, three_subjects(tmp_path)[:3])
+    assert run("compare", url, url) == (0, "3 cases are the same; the stores are equal\n")
+    code, text = run("compare", url, other)
+    assert code == 1
+    assert "cases only in A (2): toy/b, toy/c" in text
+    code, text = run("compare", url, other, "--json", "--voxels")
+    assert (code, json.loads(text)["cases_only_a"]) == (1, ["toy/b", "toy/c"])
+
+
+def test_duplicates(url: str) -> None:
+    assert run("duplicates", url) == (0, f"{url}: 0 pairs of subjects look alike\n")
+    assert run("duplicates", url, "--threshold", "0.3", "--json") == (0, "[]\n")
+
+
+def test_compact(url: str) -> None:
+    code, text = run("compact", url)
+    assert code == 0
+    assert text == f"{url}: 0 retired rows dropped, 0.0 MB freed; digest {store_digest(url)}\n"
+
+
+def test_forget_asks_first_and_says_what_it_does_not_reach(url: str) -> None:
+    code, text = run("forget", url, "toy/b", answer="n\n")
+    assert code == 1
+    assert "Erase toy/b from" in text
+    assert len(open_store(url).dataset("toy").rows) == 3
+    code, text = run("forget", url, "toy/b", "--yes")
+    assert code == 0
+    assert re.search(r"toy/b is forgotten \(rows 1\); digest [0-9a-f]{64}", text)
+    assert "Not reached: source files, catalog" in text
+    assert open_store(url).dataset("toy").rows == [0, 2]
+    assert run("forget", url, "toy/b", "--lift") == (0, f"{url}: the next ingest may bring toy/b back\n")
+    assert run("forget", url, "toy/b", "--lift")[1].endswith("subject 'b' of 'toy' was never forgotten")
+    assert "name the subject as DATASET/SUBJECT" in run("forget", url, "b", "-y")[1]

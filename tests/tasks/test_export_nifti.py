@@ -1,0 +1,120 @@
+import nibabel as nib
+import numpy as np
+import pytest
+from nifti_files import FIXED, SMALL, blob, centred, write_case, write_nifti
+from store_builds import ingest, scans_of
+
+from infra import storage
+from models.store import StoreError, open_store
+from tasks.export_nifti import export_cases
+
+TOLERANCE = 5e-4
+"""Of (high - low): half precision, on a source grid with the stored spacing."""
+
+
+def stored(tmp_path, files, spec=SMALL):
+    url = str(tmp_path / "s.zarr")
+    ingest(url, scans_of(files, "a"), spec=spec)
+    return url
+
+
+def test_the_stored_grid(tmp_path):
+    url = stored(tmp_path, write_case(tmp_path, "a", label=True))
+    files = export_cases(url, ["toy/a"], tmp_path / "out")
+    assert [path.name for path in files] == ["toy_a_t1.nii.gz", "toy_a_t2.nii.gz", "toy_a_label.nii.gz"]
+    data = open_store(url).dataset("toy")
+    image, label = data.read_case(0)
+    for path, expected in zip(files, [image[1], image[2], label], strict=True):
+        found = nib.load(path)
+        np.testing.assert_array_equal(np.asarray(found.dataobj), expected)
+        np.testing.assert_allclose(found.affine, data.case_info(0).affine)
+        assert found.header["descrip"].item().decode() == f"brainloom {data.case_info(0).digest}"
+        assert int(found.header["sform_code"]) == int(found.header["qform_code"]) == 1
+
+
+def within(source, low, high):
+    """Voxels whose intensity survived: tissue between the percentiles."""
+    return (source > max(low, 0)) & (source < high)
+
+
+@pytest.mark.parametrize("axes", [(1, 1, 1), (-1, -1, 1), (1, -1, -1)])
+def test_native_is_the_source_again(tmp_path, axes):
+    values = blob()
+    flipped = values[tuple(slice(None, None, step) for step in axes)]
+    affine = centred(values.shape) @ np.diag([*axes, 1.0])
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(values.shape) - 1) / 2)
+    mask = np.zeros(values.shape, np.uint8)
+    mask[10:14, 10:15, 8:12] = 3
+    files = {
+        "t1": write_nifti(tmp_path / "t1.nii.gz", flipped, affine),
+        "label": write_nifti(tmp_path / "seg.nii.gz", mask, affine),
+    }
+    url = stored(tmp_path, files)
+    t1, label = (nib.load(path) for path in export_cases(url, ["toy/a"], tmp_path / "out", native=True))
+    np.testing.assert_allclose(t1.affine, affine)
+    assert t1.shape == values.shape
+    low, high = open_store(url).dataset("toy").small("intensity_range")[0, 1]
+    kept = within(flipped, low, high)
+    assert kept.mean() > 0.1
+    np.testing.assert_allclose(t1.get_fdata()[kept], flipped[kept], atol=TOLERANCE * (high - low))
+    assert not t1.get_fdata()[flipped == 0].any()
+    np.testing.assert_array_equal(np.asarray(label.dataobj), mask)
+
+
+def test_native_goes_back_through_a_template_grid(tmp_path):
+    x, y, z = np.meshgrid(*(np.arange(n) for n in (30, 28, 24)), indexing="ij")
+    values = (200 + 2 * x + 3 * y + 4 * z).astype(np.float32)  # linear: trilinear steps there and back lose nothing
+    mask = (x > 14).astype(np.uint8)
+    files = {"t1": write_nifti(tmp_path / "t1.nii.gz", values), "label": write_nifti(tmp_path / "seg.nii.gz", mask)}
+    url = stored(tmp_path, files, FIXED)
+    t1, label = (nib.load(path) for path in export_cases(url, ["toy/a"], tmp_path / "out", native=True))
+    assert t1.shape == values.shape
+    low, high = open_store(url).dataset("toy").small("intensity_range")[0, 1]
+    kept = within(values, low + 28, high - 28)  # beyond that a 3 mm neighbour was clipped
+    kept[:3], kept[-3:], kept[:, :3], kept[:, -3:], kept[:, :, :3], kept[:, :, -3:] = (False,) * 6
+    assert kept.mean() > 0.2
+    np.testing.assert_allclose(t1.get_fdata()[kept], values[kept], atol=2 * TOLERANCE * (high - low))
+    inner = (slice(3, -3),) * 3
+    assert (
+        np.asarray(label.dataobj)[inner] != mask[inner]
+    ).mean() < 0.1  # of 24 planes, the two at the border may differ
+    on_grid = export_cases(url, ["toy/a"], tmp_path / "grid", modalities=["t1"])
+    assert [int(nib.load(path).header["sform_code"]) for path in on_grid] == [4]
+
+
+def test_each_modality_returns_to_its_own_grid(tmp_path):
+    fine = blob()
+    affine = centred(fine.shape) @ np.diag([1, 1, 2, 1])
+    files = {
+        "t1": write_nifti(tmp_path / "t1.nii.gz", fine),
+        "t2": write_nifti(tmp_path / "t2.nii.gz", fine[:, :, ::2], affine),
+    }
+    url = stored(tmp_path, files)
+    _, t2 = (nib.load(path) for path in export_cases(url, ["toy/a"], tmp_path / "out", native=True))
+    assert t2.shape == (30, 28, 12)
+    np.testing.assert_allclose(t2.affine, affine)
+    low, high = open_store(url).dataset("toy").small("intensity_range")[0, 2]
+    source = fine[:, :, ::2]
+    kept = within(source, low, high)
+    kept[:, :, [0, 1, 2, -3, -2, -1]] = False
+    np.testing.assert_allclose(t2.get_fdata()[kept], source[kept], atol=TOLERANCE * (high - low))
+
+
+def test_what_cannot_be_exported_is_refused(tmp_path):
+    url = stored(tmp_path, write_case(tmp_path, "a"))
+    with pytest.raises(StoreError, match=r"no stored case 'toy/x' in .*; for example 'toy/a'"):
+        export_cases(url, ["toy/x"], tmp_path / "out")
+    with pytest.raises(StoreError, match="toy/a has no flair; it has: t1, t2"):
+        export_cases(url, ["toy/a"], tmp_path / "out", modalities=["flair"])
+    export_cases(url, ["toy/a"], tmp_path / "out", modalities=["t1"])
+    with pytest.raises(StoreError, match=r"toy_a_t1.nii.gz exists; choose another folder or pass --overwrite"):
+        export_cases(url, ["toy/a"], tmp_path / "out")
+    assert len(export_cases(url, ["toy/a"], tmp_path / "out", overwrite=True)) == 2
+
+
+@pytest.mark.full
+def test_export_from_s3(tmp_path, s3_url):
+    files = write_case(tmp_path, "a", label=True)
+    url = storage.join(s3_url, "s.zarr")
+    ingest(url, scans_of(files, "a"))
+    assert len(export_cases(url, ["toy/a"], tmp_path / "out", native=True)) == 3
