@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from models.records import LABEL, PreprocessSpec
+from models.records import PreprocessSpec
 from models.store import open_store, read_cases
 from models.store_layout import open_array
 
@@ -145,7 +145,7 @@ class Measured:
     """All stored cases of a store, one line each, by dataset and row."""
 
     cases: pd.DataFrame
-    """dataset, row, case, subject, modalities (list), has_label, facts (list of words), faces (by modality)."""
+    """dataset, row, case, subject, modalities (list), has_label, extent, facts (kind -> words), faces (by modality)."""
     values: pd.DataFrame
     """One column per measure (and modality), NaN where it was not measured; same index."""
     columns: dict[str, Column] = field(default_factory=dict)
@@ -159,11 +159,9 @@ def read_measures(url: str) -> Measured:
     quality = [json.loads(line.pop("qc") or "{}") for line in lines]
     columns = _columns(spec)
     cases = pd.DataFrame(lines, columns=[name for name in COLUMNS if name not in {"status", "qc"}])
-    cases["facts"] = [_facts(qc, line["has_label"]) for qc, line in zip(quality, lines, strict=True)]
-    cases["faces"] = [
-        {name.removeprefix("flat_face_"): face for name, face in qc.items() if name.startswith("flat_face_")}
-        for qc in quality
-    ]
+    facts = [dict(_facts(qc, line["has_label"])) for qc, line in zip(quality, lines, strict=True)]
+    cases["facts"] = pd.Series(facts, index=cases.index, dtype=object)
+    cases["faces"] = pd.Series([_faces(qc) for qc in quality], index=cases.index, dtype=object)
     values = pd.DataFrame(
         [{name: value for name, value in qc.items() if name in columns} for qc in quality],
         columns=list(columns),
@@ -222,20 +220,17 @@ def _small(url: str, dataset: str, name: str) -> np.ndarray:
     return np.asarray(open_array(url, f"{dataset}/{name}")[:])
 
 
-def _facts(qc: dict[str, Any], has_label: bool) -> list[str]:
-    return [*_flags(qc), *(["the label is empty"] if has_label and qc.get("label_voxels") == 0 else [])]
-
-
-def _flags(qc: dict[str, Any]) -> Iterator[str]:
-    for name, value in sorted(qc.items()):
-        flag = next((flag for flag in FLAGS if name.startswith(f"{flag}_")), None)
+def _facts(qc: dict[str, Any], has_label: bool) -> Iterator[tuple[str, str]]:
+    """Yield kind and words of what is no number."""
+    for kind, value in sorted(qc.items()):
+        flag = next((flag for flag in FLAGS if kind.startswith(f"{flag}_")), None)
         if flag is not None:
-            yield FLAGS[flag].format(name=name.removeprefix(f"{flag}_"), value=value)
+            yield kind, FLAGS[flag].format(name=kind.removeprefix(f"{flag}_"), value=value)
     if ignored := qc.get("ignored_modalities"):
-        yield f"not in the spec and left aside: {', '.join(ignored)}"
+        yield "ignored_modalities", f"not in the spec and left aside: {', '.join(ignored)}"
+    if has_label and qc.get("label_voxels") == 0:
+        yield "empty_label", "the label is empty"
 
 
-def missing_of(modalities: Sequence[str], has_label: bool, usual: Sequence[str]) -> list[str]:
-    """Return what a case lacks of what is usual in its dataset; `label` stands for a segmentation."""
-    there = {*modalities, *([LABEL] if has_label else [])}
-    return [name for name in usual if name not in there]
+def _faces(qc: dict[str, Any]) -> dict[str, str]:
+    return {name.removeprefix("flat_face_"): face for name, face in qc.items() if name.startswith("flat_face_")}

@@ -9,6 +9,7 @@ from nifti_files import FIXED, SMALL
 from models.records import Scan
 from tasks.catalog_estimate import estimate_catalog
 from tasks.estimate import (
+    RESAMPLED_SECONDS_PER_MVOXEL,
     SECONDS_PER_CASE,
     SECONDS_PER_MVOXEL,
     Measured,
@@ -53,7 +54,9 @@ def test_without_a_store_the_rates_of_the_documents_are_used() -> None:
     assert text.endswith("Nothing was started.")
     slower = estimate_preprocess(todo(10, spacing_mm=2.0), 12, SMALL, 2, LIMIT, "/store")
     assert slower.seconds > one.seconds
-    assert estimate_preprocess(todo(1), 1, FIXED, 8, LIMIT, "/store").seconds == pytest.approx(0.1 + 3 * 0.008 * 0.17)
+    assert estimate_preprocess(todo(1), 1, FIXED, 8, LIMIT, "/store").seconds == pytest.approx(
+        SECONDS_PER_CASE + 3 * 0.008 * RESAMPLED_SECONDS_PER_MVOXEL
+    )
 
 
 def test_a_store_with_cases_says_what_they_cost() -> None:
