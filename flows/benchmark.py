@@ -18,13 +18,11 @@ from flows.start import start
 from models.records import SPECS
 from models.store import open_store
 from tasks.benchmarks import PHANTOM_BENCHMARKS
-from tasks.duplicates import links
 from tasks.phantom import DEMO, TINY, PhantomConfig, cohort_paths
-from tasks.pretraining import people_of
 from tasks.sources import SourceConfig
 from tasks.sources.bids import BidsSource
 from tasks.sources.datalist import DatalistSource
-from tasks.splits import ensure_split
+from tasks.splits import people_of, workspace_split
 
 
 class BenchmarkParams(BaseModel):
@@ -156,8 +154,8 @@ def benchmark(params: BenchmarkParams) -> dict[str, Any]:
 
 def _write_split(workspace: Path, store: Path, shares: tuple[float, float, float]) -> None:
     """Fix who trains, validates and tests before anything is trained."""
-    people = people_of(open_store(str(store)).cases().to_pandas(), workspace / "phenotypes.parquet")
-    ensure_split(workspace / "splits" / "default.parquet", people, seed=0, shares=shares, links=links(str(store)))
+    people = people_of(open_store(str(store)).cases().to_pandas(), workspace)
+    workspace_split(workspace, "default", str(store), people, shares)
 
 
 def _phantom_sources(params: BenchmarkParams, workspace: Path) -> list[SourceConfig]:

@@ -23,7 +23,6 @@ from models.selection import read_selection
 from models.store import open_store
 from tasks import finetune, tables
 from tasks.benchmarks import BENCHMARKS, PHANTOM_BENCHMARKS, find_benchmark
-from tasks.duplicates import links
 from tasks.evaluation import (
     Cohort,
     check_leakage,
@@ -38,7 +37,7 @@ from tasks.launch import launch
 from tasks.report import TableSection, write_report
 from tasks.report_content import Made, provenance, report_content
 from tasks.scores import write_scores
-from tasks.splits import ensure_split, roles, with_phenotypes
+from tasks.splits import people_of, roles, workspace_split
 from tasks.statistics import REPLICATES
 from tasks.tables import BenchmarkTable
 
@@ -202,11 +201,8 @@ def _write_results(
 def _read_workspace(params: EvaluateParams, workspace: Path) -> tuple[Made, list[Cohort]]:
     store = open_store(str(workspace / "store.zarr"))
     cases = store.cases().to_pandas()
-    phenotypes = workspace / "phenotypes.parquet"
-    people = with_phenotypes(cases, pd.read_parquet(phenotypes)) if phenotypes.exists() else cases
-    path = workspace / "splits" / f"{params.split}.parquet"
-    stored = people[people["status"] == "stored"]
-    split, digest = ensure_split(path, stored, seed=0, links=links(store.url))
+    people = people_of(cases, workspace)
+    split, digest = workspace_split(workspace, params.split, store.url, people)
     by_subject = roles(split)
     made = Made(workspace, store, cases, split, digest, params.pretrained)
     cohorts = []

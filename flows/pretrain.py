@@ -14,11 +14,10 @@ from flows.artifacts import png_markdown, publish_markdown, publish_table
 from flows.progress import Progress
 from infra import storage
 from models.store import open_store
-from tasks.duplicates import links
 from tasks.launch import launch
-from tasks.pretraining import PreparedTraining, metrics_rows, people_of, prepare_training
+from tasks.pretraining import PreparedTraining, metrics_rows, prepare_training
 from tasks.selection import select_cases
-from tasks.splits import ensure_split
+from tasks.splits import people_of, workspace_split
 
 PICTURES_EVERY_S = 30.0
 """Between two publications of curves and pictures while a training runs."""
@@ -125,8 +124,7 @@ def prepare(params: PretrainParams) -> PreparedTraining:
 
     workspace, url = Path(params.workspace).resolve(), store_url(params)
     cases = open_store(url).cases()
-    people = people_of(cases.to_pandas(), workspace / "phenotypes.parquet")
-    split, _ = ensure_split(workspace / "splits" / f"{params.split}.parquet", people, seed=0, links=links(url))
+    split, _ = workspace_split(workspace, params.split, url, people_of(cases.to_pandas(), workspace))
     selected = select_cases(cases, split, params.datasets or None, drop_test=True)
     name = params.name or params.recipe
     folder = workspace / "trainings" / name

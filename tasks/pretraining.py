@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from infra.storage import write_bytes
 from models.config import TrainingConfig
 from models.records import SelectedCase
@@ -101,11 +99,3 @@ def metrics_rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for line in records
         if line["kind"] == "val"
     ]
-
-
-def people_of(cases: pd.DataFrame, phenotypes: Path) -> pd.DataFrame:
-    """Return the stored cases with the phenotype columns that a split is stratified by, when there are any."""
-    from tasks.splits import with_phenotypes
-
-    stored = cases[cases["status"] == "stored"]
-    return with_phenotypes(stored, pd.read_parquet(phenotypes)) if phenotypes.exists() else stored

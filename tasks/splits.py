@@ -18,10 +18,13 @@ import pyarrow.parquet as pq
 
 from infra.storage import write_bytes
 from models.records import digest_of
+from tasks.duplicates import links as near_duplicates
 
 ROLES: tuple[str, str, str] = ("train", "val", "test")
 STRATIFY: tuple[str, ...] = ("dataset", "has_label", "lesion", "diagnosis", "control_group", "site")
 """Default strata, most important first: absent columns are left out."""
+SHARES: tuple[float, float, float] = (0.7, 0.1, 0.2)
+"""Of train, val and test."""
 Subject = tuple[str, str]
 """Dataset and subject."""
 METADATA_KEY = b"split"
@@ -35,7 +38,7 @@ class SplitError(ValueError):
 def make_split(
     cases: pd.DataFrame,
     seed: int,
-    shares: tuple[float, float, float] = (0.7, 0.1, 0.2),
+    shares: tuple[float, float, float] = SHARES,
     stratify: Sequence[str] = STRATIFY,
     existing: pd.DataFrame | None = None,
     links: Sequence[tuple[Subject, Subject]] = (),
@@ -200,11 +203,29 @@ def with_phenotypes(cases: pd.DataFrame, phenotypes: pd.DataFrame) -> pd.DataFra
     return merged
 
 
+def people_of(cases: pd.DataFrame, workspace: Path) -> pd.DataFrame:
+    """Return the cases with the phenotypes of a workspace, when it has any."""
+    phenotypes = workspace / "phenotypes.parquet"
+    return with_phenotypes(cases, pd.read_parquet(phenotypes)) if phenotypes.exists() else cases
+
+
+def workspace_split(
+    workspace: Path, name: str, store_url: str, people: pd.DataFrame, shares: tuple[float, float, float] = SHARES
+) -> tuple[pd.DataFrame, str]:
+    """Return a split of a workspace and its digest, made for or extended by the stored cases among `people`.
+
+    Subjects that look like one person (`tasks.duplicates`) share a role.
+    """
+    stored = people[people["status"] == "stored"]
+    path = workspace / "splits" / f"{name}.parquet"
+    return ensure_split(path, stored, seed=0, shares=shares, links=near_duplicates(store_url))
+
+
 def ensure_split(
     path: Path,
     cases: pd.DataFrame,
     seed: int,
-    shares: tuple[float, float, float] = (0.7, 0.1, 0.2),
+    shares: tuple[float, float, float] = SHARES,
     stratify: Sequence[str] = STRATIFY,
     links: Sequence[tuple[Subject, Subject]] = (),
 ) -> tuple[pd.DataFrame, str]:
