@@ -1,14 +1,18 @@
 """Submitting case batches to Dask workers, and surviving the workers that die of them.
 
 A dead worker ends as `KilledWorker` in the future of its batch, and Prefect leaves that task run `Running` for ever:
-the future is asked here, the task run is marked, and the batch's cases without a receipt are submitted one by one.
+the future is asked here, the task run is marked, and the batch's cases without a receipt are submitted one by one. A
+batch for which the storage was away longer than its retries last is submitted again.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import queue
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,7 +22,9 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Crashed
 from prefect_dask import DaskTaskRunner
 
+from infra.storage import StorageError
 from models.records import PlannedCase
+from tasks import receipts
 from tasks.preprocess import preprocess_batch_task
 
 TASK_RUNS_MAX = 400
@@ -27,10 +33,13 @@ TICK_SECONDS = 1.0
 WORKERLESS_SECONDS = 300.0
 """How long the scheduler may be without any worker before the flow fails instead of waiting."""
 ROUNDS = 3
-"""How often cases without a receipt are submitted again after their workers died."""
+"""How often cases are submitted again after their workers died or the storage was away."""
+WATCH_SHARE = 0.05
+"""Share of the flow's time that it may spend on listing receipts, however many there are and however slow a list."""
 _log = logging.getLogger(__name__)
 
-Line = dict[str, Any]
+Outcome = tuple[dict[str, int], BaseException | None]
+"""Cases of a batch by status, and what it raised."""
 
 
 def split_batches(cases: Sequence[PlannedCase], size: int, workers: int = 1) -> list[list[PlannedCase]]:
@@ -48,6 +57,39 @@ def split_batches(cases: Sequence[PlannedCase], size: int, workers: int = 1) -> 
     return batches
 
 
+class ReceiptWatch:
+    """How many of some cases have a receipt, told from listings."""
+
+    def __init__(
+        self, store_url: str, cases: Sequence[PlannedCase], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.store_url = store_url
+        self.cases = cases
+        self._clock = clock
+        self._done = 0
+        self._not_before = -math.inf
+
+    def missing(self, some: Sequence[PlannedCase]) -> list[PlannedCase]:
+        """Return those of some cases that have no receipt; raises StorageError when the store does not answer."""
+        there = receipts.receipt_rows(self.store_url, (case.dataset for case in some))
+        return [case for case in some if (case.dataset, case.row) not in there]
+
+    def done(self, now: bool = False) -> int:
+        """Return how many of the cases had a receipt when it was last looked; looks again when it is time to, or now.
+
+        A store that does not answer is no reason to end the flow: workers have retries of their own.
+        """
+        began = self._clock()
+        if now or began >= self._not_before:
+            try:
+                self._done = len(self.cases) - len(self.missing(self.cases))
+            except StorageError as error:
+                _log.warning("receipts cannot be counted at the moment: %s", error)
+            ended = self._clock()
+            self._not_before = ended + (ended - began) / WATCH_SHARE
+        return self._done
+
+
 class BatchRunner:
     """Runs case batches of one store on a started DaskTaskRunner."""
 
@@ -59,6 +101,8 @@ class BatchRunner:
         self.token = token
         self.memory_bytes = memory_bytes
         self.device = device
+        self.status: Counter[str] = Counter()
+        """Cases of the finished batches by status."""
 
     def run(
         self,
@@ -72,23 +116,29 @@ class BatchRunner:
         """
         failures: list[str] = []
         waiting = [list(batch) for batch in batches]
-        for _ in range(ROUNDS + 1):
-            killed: list[PlannedCase] = []
-            for batch, error in self._round(waiting, on_tick):
+        for last in (*[False] * ROUNDS, True):
+            alone: list[PlannedCase] = []
+            again: list[list[PlannedCase]] = []
+            for batch, (counts, error) in self._round(waiting, on_tick):
+                self.status.update(counts)
                 if isinstance(error, distributed.KilledWorker):
-                    killed += missing(batch)
+                    alone += missing(batch)
+                elif isinstance(error, StorageError) and not last:
+                    _log.warning("batch from %s runs again: %s", _name(batch[0]), _short(error))
+                    again.append(list(batch))
                 elif error is not None:
                     failures.append(f"batch of {len(batch)} cases from {_name(batch[0])}: {_short(error)}")
-            if not killed:
+            if not alone and not again:
                 return failures
-            _log.warning("%d cases have no receipt after their worker died; running each alone", len(killed))
-            waiting = [[case] for case in killed]
+            if alone:
+                _log.warning("%d cases have no receipt after their worker died; running each alone", len(alone))
+            waiting = [*again, *([case] for case in alone)]
         return [*failures, f"{len(waiting)} cases from {_name(waiting[0][0])} on lost their worker in every round"]
 
     def _round(
         self, batches: Sequence[Sequence[PlannedCase]], on_tick: Callable[[], None]
-    ) -> Iterator[tuple[Sequence[PlannedCase], BaseException | None]]:
-        """Submit batches and yield each with its error as it ends."""
+    ) -> Iterator[tuple[Sequence[PlannedCase], Outcome]]:
+        """Submit batches and yield each with its outcome as it ends."""
         ended: queue.SimpleQueue[int] = queue.SimpleQueue()
         futures = [self._submit(batch) for batch in batches]
         seen = time.monotonic()
@@ -122,7 +172,7 @@ class BatchRunner:
     def _submit(self, batch: Sequence[PlannedCase]) -> Any:
         parameters = {
             "store_url": self.store_url,
-            "cases": [case.model_dump(mode="json") for case in batch],
+            "cases_json": json.dumps([case.model_dump(mode="json") for case in batch]),
             "token": self.token,
             "memory_bytes": self.memory_bytes,
             "device": self.device,
@@ -133,16 +183,15 @@ class BatchRunner:
         return self.runner.submit(preprocess_batch_task, parameters=parameters)
 
 
-def _outcome(future: Any) -> BaseException | None:
-    """Return what a batch raised, or None; a batch whose worker died is marked, for Prefect would show it running."""
+def _outcome(future: Any) -> Outcome:
+    """Return what became of a batch; one whose worker died is marked, for Prefect would show it running."""
     try:
-        future.result()
+        return future.result(), None
     except distributed.KilledWorker as error:
         _mark_crashed(future.task_run_id)
-        return error
+        return {}, error
     except Exception as error:  # noqa: BLE001 - whatever a batch raised is reported when the others have finished
-        return error
-    return None
+        return {}, error
 
 
 def _mark_crashed(task_run_id: Any) -> None:

@@ -15,7 +15,7 @@ from prefect_dask import DaskTaskRunner
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.artifacts import publish_markdown, publish_table
-from flows.batches import BatchRunner, split_batches
+from flows.batches import BatchRunner, ReceiptWatch, split_batches
 from flows.progress import Progress
 from infra import storage
 from infra.clusters import cluster_options, describe_cluster
@@ -245,17 +245,18 @@ def _run(writer: StoreWriter, work: Work, token: str, params: PreprocessParams, 
         _log.info("%d of %d cases to preprocess on %s", len(cases), len(work.current), describe_cluster(settings))
         batches = split_batches(cases, params.case_batch, settings.workers)
 
-        def missing(some: Sequence[PlannedCase]) -> list[PlannedCase]:
-            there = receipts.receipt_rows(writer.url, (case.dataset for case in some))
-            return [case for case in some if (case.dataset, case.row) not in there]
-
-        def show() -> None:
-            progress.update(finished + len(cases) - len(missing(cases)))
-
+        watch = ReceiptWatch(writer.url, cases)
         with DaskTaskRunner(**cluster_options(settings)) as runner:
             memory = settings.memory_per_worker() - plans.BASE_BYTES
             device = "cuda" if settings.cluster == "cuda" else "cpu"
-            return BatchRunner(runner, writer.url, token, memory, device).run(batches, missing, show)
+            running = BatchRunner(runner, writer.url, token, memory, device)
+
+            def show(now: bool = False) -> None:
+                progress.update(finished + watch.done(now), quarantined=running.status["quarantined"])
+
+            failures = running.run(batches, watch.missing, show)
+            show(now=True)
+            return failures
 
 
 def _refuse(writer: StoreWriter, work: Work) -> list[PlannedCase]:

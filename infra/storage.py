@@ -7,6 +7,7 @@ are not Amazon's. No credential passes through an argument, so none can reach a 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -20,12 +21,19 @@ from urllib.parse import unquote, urlsplit
 import fsspec
 
 CONNECT_TIMEOUT_S = 5
-READ_TIMEOUT_S = 30
-ATTEMPTS = 4
+READ_TIMEOUT_S = 20
+ATTEMPTS = 8
+"""Of every S3 request; between them a random share of 1, 2, 4, 8, 16, 20, 20 s: a server may be away for half a minute.
+botocore repeats what failed to connect, timed out or was answered with 500, 502, 503, 504 or `SlowDown`."""
+BODY_ATTEMPTS = 2
+"""s3fs repeats on top of that when a connection breaks within an answer."""
 ZARR_TIMEOUT_S = 600.0
 """Bound of one Zarr call on S3: zarr's own default is to wait for ever for a dead endpoint."""
 ZARR_S3_CONCURRENCY = 32
 ENDPOINT_VARIABLES = ("FSSPEC_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+FULL_CODES = frozenset({"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull"})
+"""What S3 servers call a full bucket, beside the status 507."""
+FULL = "it is full: make room, then start again; what is finished stays"
 
 Mode = Literal["r", "r+", "a", "w", "w-"]
 
@@ -58,7 +66,7 @@ def s3_options() -> dict[str, Any]:
         "config_kwargs": {
             "connect_timeout": CONNECT_TIMEOUT_S,
             "read_timeout": READ_TIMEOUT_S,
-            "retries": {"mode": "standard", "max_attempts": ATTEMPTS},
+            "retries": {"mode": "standard", "total_max_attempts": ATTEMPTS},
         },
         **({"endpoint_url": endpoint} if endpoint else {}),
     }
@@ -71,7 +79,9 @@ def filesystem(url: str | os.PathLike[str]) -> tuple[Any, str]:
     parts = urlsplit(os.fspath(url))
     if not parts.netloc:
         raise ValueError(f"storage URL {os.fspath(url)!r} names no bucket; write s3://bucket/path")
-    return fsspec.filesystem("s3", **s3_options()), f"{parts.netloc}{parts.path}".rstrip("/")
+    fs = fsspec.filesystem("s3", **s3_options())
+    fs.retries = BODY_ATTEMPTS
+    return fs, f"{parts.netloc}{parts.path}".rstrip("/")
 
 
 def zarr_store(url: str | os.PathLike[str], mode: Mode = "r") -> Any:
@@ -87,7 +97,9 @@ def zarr_store(url: str | os.PathLike[str], mode: Mode = "r") -> Any:
 
     zarr.config.set({"async.timeout": ZARR_TIMEOUT_S, "async.concurrency": ZARR_S3_CONCURRENCY})
     filesystem(url)  # refuses a URL without a bucket
-    return FsspecStore.from_url(os.fspath(url).rstrip("/"), storage_options=s3_options(), read_only=mode == "r")
+    store = FsspecStore.from_url(os.fspath(url).rstrip("/"), storage_options=s3_options(), read_only=mode == "r")
+    store.fs.retries = BODY_ATTEMPTS
+    return store
 
 
 def join(url: str | os.PathLike[str], *parts: str) -> str:
@@ -102,19 +114,19 @@ def join(url: str | os.PathLike[str], *parts: str) -> str:
 def read_bytes(url: str | os.PathLike[str]) -> bytes:
     """Return a whole object; raises FileNotFoundError when it is absent."""
     fs, path = filesystem(url)
-    with _named("read", url):
+    with explained("read", url):
         return bytes(fs.cat_file(path))
 
 
 def write_bytes(url: str | os.PathLike[str], data: bytes) -> None:
     """Write a whole object, or nothing: readers see the old or the new bytes, also after a power cut."""
-    with _named("write", url):
+    with explained("write", url):
         if not is_local(url):
             fs, path = filesystem(url)
             fs.pipe_file(path, data)
             return
         target = local_path(url)
-        temporary = _synced_temporary(target, data)
+        temporary = _temporary(target, data, durable=True)
         try:
             temporary.replace(target)
         finally:
@@ -122,13 +134,14 @@ def write_bytes(url: str | os.PathLike[str], data: bytes) -> None:
         _sync_folder(target.parent)
 
 
-def create_exclusive(url: str | os.PathLike[str], data: bytes) -> bool:
+def create_exclusive(url: str | os.PathLike[str], data: bytes, durable: bool = True) -> bool:
     """Create an object with these bytes unless it exists; of several callers exactly one gets True at most.
 
-    On S3 a creation whose answer was lost is retried and then reported as False: put a token of your own into the
-    data and compare it when that matters.
+    durable: forced to disk; without it the object survives the death of processes, but not a power cut. On S3 a
+    creation whose answer was lost is retried and then reported as False: put a token of your own into the data and
+    compare it when that matters.
     """
-    with _named("create", url):
+    with explained("create", url):
         if not is_local(url):
             fs, path = filesystem(url)
             try:
@@ -139,7 +152,7 @@ def create_exclusive(url: str | os.PathLike[str], data: bytes) -> bool:
                 raise
             return True
         target = local_path(url)
-        temporary = _synced_temporary(target, data)
+        temporary = _temporary(target, data, durable)
         try:
             # A link is atomic and refuses an existing name, so no reader ever sees a half-written object.
             os.link(temporary, target)
@@ -147,21 +160,22 @@ def create_exclusive(url: str | os.PathLike[str], data: bytes) -> bool:
             return False
         finally:
             temporary.unlink(missing_ok=True)
-        _sync_folder(target.parent)
+        if durable:
+            _sync_folder(target.parent)
         return True
 
 
 def exists(url: str | os.PathLike[str]) -> bool:
     """Say whether an object or folder is there."""
     fs, path = filesystem(url)
-    with _named("look up", url):
+    with explained("look up", url):
         return bool(fs.exists(path))
 
 
 def listdir(url: str | os.PathLike[str]) -> list[str]:
     """Return the sorted names in a folder; a folder that is not there is an empty one."""
     fs, path = filesystem(url)
-    with _named("list", url):
+    with explained("list", url):
         try:
             found = fs.ls(path, detail=False)
         except FileNotFoundError:
@@ -176,7 +190,7 @@ def find(url: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     On S3 this is one request per 1,000 objects. Raises FileNotFoundError when nothing is there.
     """
     fs, path = filesystem(url)
-    with _named("list", url):
+    with explained("list", url):
         # An object of the same name would be listed as if it were the folder's only file.
         if not fs.isdir(path):
             raise FileNotFoundError(f"{os.fspath(url)} is not a folder")
@@ -190,7 +204,7 @@ def delete(url: str | os.PathLike[str]) -> None:
         path = local_path(url)
         if path == Path(path.anchor):
             raise ValueError(f"refusing to delete the root {path}")
-        with _named("delete", url):
+        with explained("delete", url):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -199,7 +213,7 @@ def delete(url: str | os.PathLike[str]) -> None:
     fs, key = filesystem(url)
     if "/" not in key:
         raise ValueError(f"refusing to delete the bucket {key!r}; name a path inside it")
-    with _named("delete", url):
+    with explained("delete", url):
         try:
             keys = fs.find(key)
             fs.rm(key, recursive=True)
@@ -225,8 +239,7 @@ def write_json(url: str | os.PathLike[str], value: Any) -> None:
 
 def _precondition_failed(error: OSError) -> bool:
     """Say whether S3 refused a conditional creation. s3fs gives an OSError with the answer as its cause."""
-    answer = getattr(error.__cause__, "response", {})
-    return isinstance(error, FileExistsError) or answer.get("Error", {}).get("Code") == "PreconditionFailed"
+    return isinstance(error, FileExistsError) or _answer(error)[0] == "PreconditionFailed"
 
 
 def _delete_folder_markers(fs: Any, root: str, keys: list[str]) -> None:
@@ -237,13 +250,14 @@ def _delete_folder_markers(fs: Any, root: str, keys: list[str]) -> None:
         fs.call_s3("delete_object", Bucket=bucket, Key=f"{folder.relative_to(bucket)}/")
 
 
-def _synced_temporary(target: Path, data: bytes) -> Path:
+def _temporary(target: Path, data: bytes, durable: bool) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     with temporary.open("xb") as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     return temporary
 
 
@@ -256,15 +270,44 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _named(action: str, url: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn the many errors of S3 into one that names the URL; absent and existing objects keep their own type."""
+def explained(action: str, url: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn the many errors of storage into one that names the URL, the cause and what to do.
+
+    Absent and existing objects keep their own type, and so do the errors of local paths, which name the path already;
+    a full disk does not.
+    """
     try:
         yield
-    except (FileNotFoundError, FileExistsError):
+    except (FileExistsError, StorageError):
         raise
     except Exception as error:
+        code, status = _answer(error)
+        absent = isinstance(error, FileNotFoundError) and not (code == "NoSuchBucket" and action in {"write", "create"})
         # By its module: importing botocore takes a while, and a local path never needs it.
         from_s3 = isinstance(error, OSError) or type(error).__module__.startswith("botocore")
-        if is_local(url) or not from_s3:
+        full = getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or status == 507 or code in FULL_CODES
+        if absent or not (full or (from_s3 and not is_local(url))):
             raise
-        raise StorageError(f"could not {action} {os.fspath(url)}: {type(error).__name__}: {error}") from error
+        advice = FULL if full else _advice(error, code, status)
+        what = f"{type(error).__name__}: {error}".rstrip(". ")
+        raise StorageError(f"could not {action} {os.fspath(url)}: {what}; {advice}") from error
+
+
+def _answer(error: BaseException) -> tuple[str, int]:
+    """Return the code and HTTP status with which an S3 server answered; empty and 0 when it did not."""
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return str(response.get("Error", {}).get("Code", "")), int(status)
+
+
+def _advice(error: BaseException, code: str, status: int) -> str:
+    if type(error).__name__ in {"NoCredentialsError", "PartialCredentialsError"}:
+        return "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment of this process and of its workers"
+    if isinstance(error, PermissionError):
+        return "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they may do in this bucket"
+    if code == "NoSuchBucket":
+        return "make the bucket first"
+    if code and status and status < 500:
+        return "the server refused the request"
+    endpoint = s3_options().get("endpoint_url", "Amazon's S3")
+    return f"{ATTEMPTS} tries: see that {endpoint} answers, then start again; what is finished stays"

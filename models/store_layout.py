@@ -84,7 +84,7 @@ def limit_threads(threads: int) -> None:
 
 def open_array(url: str, path: str, mode: str = "r") -> Any:
     """Open one array of a store by its path. Consolidated metadata are not used: they may be older than the array."""
-    with rust_pipeline():
+    with rust_pipeline(), storage.explained("open", storage.join(url, path)):
         store = storage.zarr_store(url, "r" if mode == "r" else "r+")
         return zarr.open_array(store, path=path, mode="r" if mode == "r" else "r+", zarr_format=3)
 
@@ -105,7 +105,7 @@ def grow_dataset(url: str, dataset: str, spec: PreprocessSpec, rows: int, with_l
     check_dataset_name(dataset)
     store = storage.zarr_store(url, "r+")
     wanted = ["image", *(["label"] if with_label or has_array(url, dataset, "label") else []), *SMALL_ARRAYS, "case"]
-    with rust_pipeline():
+    with rust_pipeline(), storage.explained("write", storage.join(url, dataset)):
         if not storage.exists(storage.join(url, dataset, "zarr.json")):
             zarr.create_group(store, path=dataset, zarr_format=3)
         for name in wanted:

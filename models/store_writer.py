@@ -105,36 +105,39 @@ class StoreWriter:
 
     def write_small(self, dataset: str, receipts: list[Receipt], names: dict[int, str]) -> None:
         """Write the per-case properties of stored rows, and the case names by row, in one go per array."""
-        stored = {r.row: r.geometry for r in receipts if r.status == "stored" and r.geometry is not None}
-        extents = {r.row: r.extent for r in receipts}
-        present = {r.row: r.modalities for r in receipts}
-        for name in SMALL_ARRAYS:
-            if not stored:
-                break
-            array = open_array(self.url, f"{dataset}/{name}", "r+")
-            values = np.asarray(array[:])
-            for row, geometry in stored.items():
-                values[row] = self._small_value(name, geometry, extents[row], present[row])
-            array[:] = values
-        cases = open_array(self.url, f"{dataset}/case", "r+")
-        labels = np.asarray(cases[:], dtype=object)
-        for row, case in names.items():
-            labels[row] = case
-        cases[:] = labels
+        with storage.explained("write", storage.join(self.url, dataset)):
+            stored = {r.row: r.geometry for r in receipts if r.status == "stored" and r.geometry is not None}
+            extents = {r.row: r.extent for r in receipts}
+            present = {r.row: r.modalities for r in receipts}
+            for name in SMALL_ARRAYS:
+                if not stored:
+                    break
+                array = open_array(self.url, f"{dataset}/{name}", "r+")
+                values = np.asarray(array[:])
+                for row, geometry in stored.items():
+                    values[row] = self._small_value(name, geometry, extents[row], present[row])
+                array[:] = values
+            cases = open_array(self.url, f"{dataset}/case", "r+")
+            labels = np.asarray(cases[:], dtype=object)
+            for row, case in names.items():
+                labels[row] = case
+            cases[:] = labels
 
     def mark_stored(self, dataset: str, rows: Collection[int]) -> None:
         """Write which rows of a dataset are stored; all others are not."""
-        array = open_array(self.url, f"{dataset}/stored", "r+")
-        array[:] = np.isin(np.arange(array.shape[0]), list(rows))
+        with storage.explained("write", storage.join(self.url, dataset)):
+            array = open_array(self.url, f"{dataset}/stored", "r+")
+            array[:] = np.isin(np.arange(array.shape[0]), list(rows))
 
     def clear_rows(self, dataset: str, rows: Collection[int]) -> None:
         """Empty the per-case properties and the names of erased rows."""
-        for name in (*SMALL_ARRAYS, "case"):
-            array = open_array(self.url, f"{dataset}/{name}", "r+")
-            values = np.asarray(array[:], dtype=object if name == "case" else None)
-            # A plan may be longer than the arrays when its flow was killed before it grew them.
-            values[[row for row in rows if row < len(values)]] = "" if name == "case" else 0
-            array[:] = values
+        with storage.explained("write", storage.join(self.url, dataset)):
+            for name in (*SMALL_ARRAYS, "case"):
+                array = open_array(self.url, f"{dataset}/{name}", "r+")
+                values = np.asarray(array[:], dtype=object if name == "case" else None)
+                # A plan may be longer than the arrays when its flow was killed before it grew them.
+                values[[row for row in rows if row < len(values)]] = "" if name == "case" else 0
+                array[:] = values
 
     def publish(self, table: pa.Table, digest: str) -> None:
         """Replace cases.parquet, then set the finalised attribute: from here on readers see these rows."""

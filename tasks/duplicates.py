@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from infra import storage
 from models.records import PreprocessSpec
-from tasks.fingerprint import EDGE
+from tasks.fingerprint import EDGE, fingerprints_of
 
 TABLE = "duplicates.parquet"
 """In the root of the store, beside cases.parquet."""
@@ -88,13 +90,13 @@ def find_duplicates(cases: pa.Table, reference_order: Sequence[str], threshold: 
     cases: cases.parquet. Fingerprints are of a case's reference modality, so only cases with the same one are compared;
     groups of fewer than MIN_SUBJECTS subjects are passed over. Cost: one product of (cases, cells) with itself.
     """
-    columns = ["dataset", "subject", "case", "status", "modalities", "fingerprint"]
-    stored = [line for line in cases.select(columns).to_pylist() if line["status"] == "stored"]
+    stored = cases.filter(pc.field("status") == "stored")
+    lines = stored.select(["dataset", "subject", "case", "modalities"]).to_pylist()
     groups: dict[str, list[dict[str, Any]]] = {}
-    for line in stored:
-        if len(line["fingerprint"]) == EDGE**3 and any(line["fingerprint"]):
+    for line, print_ in zip(lines, fingerprints_of(stored), strict=True):
+        if len(print_) == EDGE**3 and print_.any():
             reference = next((m for m in reference_order if m in line["modalities"]), "")
-            groups.setdefault(reference, []).append(line)
+            groups.setdefault(reference, []).append({**line, "fingerprint": print_})
     best: dict[tuple[Subject, Subject], Pair] = {}
     for group in groups.values():
         if len({_subject(line) for line in group}) >= MIN_SUBJECTS:
@@ -118,14 +120,15 @@ def signatures(prints: np.ndarray, first: np.ndarray) -> np.ndarray:
     rest -= (rest @ shared) @ shared.T
     count = min(MAX_COMPONENTS, len(first) // SUBJECTS_PER_COMPONENT)
     # The eigenvectors of the smaller Gram matrix would do as well; cells are at most EDGE^3.
-    _, vectors = np.linalg.eigh(rest[first].T @ rest[first])
+    with threadpool_limits(1):  # the threads of BLAS wait by spinning: on busy cores that took twenty times as long
+        _, vectors = np.linalg.eigh(rest[first].T @ rest[first])
     common = vectors[:, ::-1][:, :count]
     rest -= (rest @ common) @ common.T
     return (rest / np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-9)).astype(np.float32)
 
 
 def _pairs(group: list[dict[str, Any]], threshold: float) -> Iterator[Pair]:
-    prints = np.array([line["fingerprint"] for line in group], dtype=np.float32)
+    prints = np.stack([line["fingerprint"] for line in group])
     numbers: dict[Subject, int] = {}
     owner = np.array([numbers.setdefault(_subject(line), len(numbers)) for line in group])
     _, first = np.unique(owner, return_index=True)

@@ -17,7 +17,7 @@ from tasks.fingerprint import fingerprint
 from tasks.intensity import intensity_range, noise, scale, signal
 from tasks.mni import require_mni
 from tasks.nifti import Volume
-from tasks.qc_voxels import voxel_measures
+from tasks.qc_voxels import base_of, drift_measure, end_measures
 from tasks.registration import Move
 from tasks.resampling import resample
 from tasks.volumes import Block, Box, Grid
@@ -147,12 +147,14 @@ def _assemble(scans: dict[str, Source], label: Source | None, reference: str, sp
         # What the percentiles turned into air is cropped as well.
         lows = [low for low, _ in ranges.values()]
         box = volumes.symmetric(volumes.foreground_box(list(placed.values()), lows, box), target.shape)
+    # On the scans' own grids; filling the image scales voxels in place.
+    ends = {k: v for m, scan in scans.items() for k, v in end_measures(scan.block.data, ranges[m], m).items()}
     geometry = _geometry(scans, target, box, ranges, spec)
     image = np.zeros((len(spec.modalities), *volumes.size_of(box)), dtype=np.float16)
     for modality, block in placed.items():
         _fill(image[spec.modalities.index(modality)], volumes.cut(block, box), box, ranges[modality])
     stored = None if label is None else _placed_label(label.block, target, box)
-    qc = _image_quality(image, spec, scans)
+    qc = _image_quality(image, spec, scans, ranges) | ends
     if label is not None and stored is not None:
         qc |= _label_quality(label, stored)
     present = tuple(modality in scans for modality in spec.modalities)
@@ -226,7 +228,9 @@ def _geometry(
     )
 
 
-def _image_quality(image: np.ndarray, spec: PreprocessSpec, scans: dict[str, Source]) -> dict[str, Any]:
+def _image_quality(
+    image: np.ndarray, spec: PreprocessSpec, scans: dict[str, Source], ranges: dict[str, tuple[float, float]]
+) -> dict[str, Any]:
     """Return finite numbers and flags for the QC page; image: (M, x, y, z) float16."""
     channels = {modality: image[spec.modalities.index(modality)] for modality in scans}
     tissue = np.zeros(image.shape[1:], dtype=np.int16)
@@ -237,9 +241,10 @@ def _image_quality(image: np.ndarray, spec: PreprocessSpec, scans: dict[str, Sou
     for modality, channel in channels.items():
         total, above = signal(channel)
         sigma = noise(channel)
-        qc[f"snr_{modality}"] = round(total / above / sigma, 3) if sigma > 0 else 0.0
+        base = base_of(ranges[modality])
+        qc[f"snr_{modality}"] = round((total / above + base) / sigma, 3) if sigma > 0 else 0.0
         qc[f"mean_{modality}"] = round(total / count, 4)
-        qc.update(voxel_measures(channel, modality))
+        qc.update(drift_measure(channel, base, modality))
         qc.update({f"{flag}_{modality}": value for flag, value in scans[modality].flags.items()})
     return qc
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,16 +105,21 @@ def _attempt(planned: PlannedCase, writer: StoreWriter, token: str, memory_bytes
 )
 def preprocess_batch_task(
     store_url: str,
-    cases: list[dict[str, Any]],
+    cases_json: str,
     token: str,
     memory_bytes: int,
     device: str,
     dataset: str,
     first: str,
     others: int,
-) -> list[dict[str, Any]]:
-    """Run `preprocess_batch` on a Dask worker; the last three arguments only name the task run."""
-    return preprocess_batch(store_url, cases, token, memory_bytes, device)
+) -> dict[str, int]:
+    """Run `preprocess_batch` on a Dask worker and return how many cases have which status.
+
+    cases_json: one text, because Prefect and Dask look at every value inside lists and dictionaries when a task is
+    submitted; the last three arguments only name the task run.
+    """
+    lines = preprocess_batch(store_url, json.loads(cases_json), token, memory_bytes, device)
+    return dict(Counter(line["status"] for line in lines))
 
 
 def _one_thread() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from infra import storage
 from models.store import Store, open_store
@@ -152,6 +153,7 @@ def quarantine_table(store: str | pa.Table | None, catalog: str | None = None) -
 
 def quarantined_rows(cases: pa.Table) -> list[dict[str, str]]:
     """Return one row per case with status quarantined: dataset, case, file, reason, detail."""
+    columns = ["dataset", "case", "reason", "detail", "files"]
     found = [
         {
             "dataset": line["dataset"],
@@ -160,8 +162,7 @@ def quarantined_rows(cases: pa.Table) -> list[dict[str, str]]:
             "reason": line["reason"],
             "detail": short_detail(line["detail"], _blamed_file(line)),
         }
-        for line in cases.to_pylist()
-        if line["status"] == "quarantined"
+        for line in cases.filter(pc.field("status") == "quarantined").select(columns).to_pylist()
     ]
     return sorted(found, key=lambda row: (row["dataset"], row["case"]))
 

@@ -53,15 +53,15 @@ MEASURES: tuple[Measure, ...] = (
     Measure(
         "snr", "SNR of {}", "low", 0.08,
         "mean of the voxels above zero over the noise, which is 1.05 times the median difference of neighbours along x "
-        "(a robust standard deviation, divided by the root of 2). Fine anatomy counts as noise: a lower bound.",
+        "(a robust standard deviation by the root of 2). Fine anatomy counts as noise: a lower bound.",
         by_ratio=True,
     ),
     Measure(
-        "mean", "mean intensity of {}", "either", 0.02,
+        "mean", "mean intensity of {}", "either", 0.03,
         "mean over the foreground after scaling: where the bulk of the histogram lies between the two percentiles.",
     ),
     Measure(
-        "drift", "drift of intensity inside {}", "high", 0.02,
+        "drift", "drift of intensity inside {}", "high", 0.015,
         "spread of the best quadratic field through the tissue's intensities as a share of their mean: a bias field.",
     ),
     Measure(
@@ -74,8 +74,8 @@ MEASURES: tuple[Measure, ...] = (
         by_ratio=True,
     ),
     Measure(
-        "offset", "source intensity offset of {}", "either", 0.05,
-        "intensity of the file that became 0, in usual ranges of the modality: drift of offset between scans.",
+        "offset", "source intensity offset of {}", "either", 0.1,
+        "intensity of the file that became 0, as a share of that range: drift of offset between scans.",
     ),
     Measure(
         "voxel_mm", "largest voxel edge of {}", "either", 0.02,
@@ -211,7 +211,7 @@ def _add_geometry(
         if mine.any():
             width = high[:, place] - low[:, place]
             values.loc[index, f"range_{modality}"] = np.where(mine, width, np.nan)
-            values.loc[index, f"offset_{modality}"] = np.where(mine, low[:, place] / np.median(width[mine]), np.nan)
+            values.loc[index, f"offset_{modality}"] = np.where(mine, low[:, place] / np.where(mine, width, 1), np.nan)
             values.loc[index, f"voxel_mm_{modality}"] = np.where(mine, edges[:, place].max(axis=-1), np.nan)
             values.loc[index, f"view_mm_{modality}"] = np.where(mine, views[:, place], np.nan)
 

@@ -64,7 +64,8 @@ def claim_attempt(url: str, token: str, planned: PlannedCase) -> bool:
         target = storage.join(url, BUILD, "attempts", token, f"{planned.dataset}~{planned.row}~{number}.json")
         nonce = json.dumps({"case": planned.case, "nonce": uuid.uuid4().hex}).encode()
         # A creation whose answer was lost is reported as refused; the nonce tells.
-        if storage.create_exclusive(target, nonce) or storage.read_bytes(target) == nonce:
+        # Markers tell of workers that died; a power cut ends the flow with them.
+        if storage.create_exclusive(target, nonce, durable=False) or storage.read_bytes(target) == nonce:
             return True
     return False
 

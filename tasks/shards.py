@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from infra import storage
@@ -15,6 +17,7 @@ from models.store_writer import StoreWriter, open_writer, read_attributes
 from tasks import plan as plans
 from tasks import receipts
 from tasks.duplicates import refresh as search_duplicates
+from tasks.fingerprint import fingerprints_of
 
 CASES_SCHEMA = pa.schema(
     [
@@ -41,10 +44,17 @@ CASES_SCHEMA = pa.schema(
 FROM_CATALOG = ("subject", "session", "label_scheme", "split")
 """Columns that follow the catalog without a new row: no voxel depends on them."""
 
+LINE_COLUMNS = tuple(name for name in CASES_SCHEMA.names if name != "fingerprint")
+"""Fingerprints stay arrays: as Python numbers they would take 130 kB a case, half a GB for 4,000."""
+
 GONE = ("forgotten", "dropped")
 """Statuses of rows whose voxels were erased; nothing brings such a row back."""
+READERS = 16
+"""Receipts that are read at once: on S3 each costs a round trip."""
 
 Row = tuple[str, int]
+Prints = dict[Row, np.ndarray]
+"""Fingerprints by row, float32."""
 
 
 def published(url: str, columns: Sequence[str] = ("dataset", "row", "status")) -> dict[Row, dict[str, Any]]:
@@ -57,8 +67,8 @@ def published(url: str, columns: Sequence[str] = ("dataset", "row", "status")) -
 
 
 def line_of(receipt: Receipt) -> dict[str, Any]:
-    """Return the line of cases.parquet that a receipt becomes."""
-    body = receipt.model_dump(mode="json", exclude={"spec_digest", "geometry"})
+    """Return the line of cases.parquet that a receipt becomes, without its fingerprint."""
+    body = receipt.model_dump(mode="json", exclude={"spec_digest", "geometry", "fingerprint"})
     return {
         **body,
         "qc": json.dumps(receipt.qc, sort_keys=True, allow_nan=False),
@@ -68,10 +78,31 @@ def line_of(receipt: Receipt) -> dict[str, Any]:
 
 def bare_line(dataset: str, row: int, status: str, case: str = "") -> dict[str, Any]:
     """Return the line of an erased row: its number, its status and nothing that says what it held."""
-    empty: dict[str, Any] = {field.name: None for field in CASES_SCHEMA}
+    empty: dict[str, Any] = dict.fromkeys(LINE_COLUMNS)
     texts = {field.name: "" for field in CASES_SCHEMA if field.type == pa.string()}
-    numbers = {"has_label": False, "extent": [0, 0, 0], "modalities": [], "fingerprint": [], "seconds": 0.0}
+    numbers = {"has_label": False, "extent": [0, 0, 0], "modalities": [], "seconds": 0.0}
     return {**empty, **texts, **numbers, "dataset": dataset, "row": row, "status": status, "case": case}
+
+
+def _read_all(url: str) -> tuple[dict[Row, dict[str, Any]], Prints]:
+    """Return the lines of cases.parquet and the fingerprints by dataset and row; empty before the first finalise."""
+    try:
+        table = read_cases(url)
+    except FileNotFoundError:
+        return {}, {}
+    lines = {(line["dataset"], line["row"]): line for line in table.select(LINE_COLUMNS).to_pylist()}
+    return lines, dict(zip(lines, fingerprints_of(table), strict=True))
+
+
+def _table(lines: Sequence[dict[str, Any]], prints: Prints) -> pa.Table:
+    """Return cases.parquet of some lines; what was erased has no fingerprint."""
+    nothing = np.zeros(0, dtype=np.float32)
+    columns = pa.Table.from_pylist(lines, schema=pa.schema([CASES_SCHEMA.field(name) for name in LINE_COLUMNS]))
+    kept = [
+        nothing if line["status"] in GONE else prints.get((line["dataset"], line["row"]), nothing) for line in lines
+    ]
+    field = CASES_SCHEMA.field("fingerprint")
+    return columns.append_column(field, pa.array(kept, type=field.type)).select(CASES_SCHEMA.names)
 
 
 def rewrite(url: str, changed: dict[Row, dict[str, Any]]) -> str:
@@ -80,11 +111,11 @@ def rewrite(url: str, changed: dict[Row, dict[str, Any]]) -> str:
     Empty, and nothing is written, for a store that was never finalised. Only the holder of the lease may call this.
     """
     writer = open_writer(url)
-    before = published(url, CASES_SCHEMA.names)
+    before, prints = _read_all(url)
     if not before:
         return ""
     lines = {**before, **changed}
-    table = pa.Table.from_pylist([lines[row] for row in sorted(lines)], schema=CASES_SCHEMA)
+    table = _table([lines[row] for row in sorted(lines)], prints)
     digest = digest_of_cases(table, writer.spec.content_digest())
     finalised = read_attributes(url)["finalised"]
     if lines != before or finalised is None or finalised["digest"] != digest:
@@ -130,11 +161,11 @@ def finalise(url: str, current: Sequence[PlannedCase]) -> str:
     """
     writer = open_writer(url)
     known = plans.read_plans(url)
-    before = published(url, CASES_SCHEMA.names)
-    fresh = _unfolded(url, known, before, writer.spec)
+    before, prints = _read_all(url)
+    fresh = _unfolded(url, known, before, writer.spec, prints)
     lines = {**before, **{(r.dataset, r.row): line_of(r) for r in fresh}}
     folded = fold(lines.values(), current)
-    table = pa.Table.from_pylist(folded, schema=CASES_SCHEMA)
+    table = _table(folded, prints)
     digest = digest_of_cases(table, writer.spec.content_digest())
     finalised = read_attributes(url)["finalised"]
     if finalised is None or fresh or folded != list(before.values()) or finalised["digest"] != digest:
@@ -146,22 +177,38 @@ def finalise(url: str, current: Sequence[PlannedCase]) -> str:
 
 
 def _unfolded(
-    url: str, known: Sequence[PlannedCase], before: dict[Row, dict[str, Any]], spec: PreprocessSpec
+    url: str, known: Sequence[PlannedCase], before: dict[Row, dict[str, Any]], spec: PreprocessSpec, prints: Prints
 ) -> list[Receipt]:
-    """Return the receipts that cases.parquet does not hold yet; quarantined rows are looked at again."""
+    """Return the receipts that cases.parquet does not hold yet; quarantined rows are looked at again.
+
+    Their fingerprints go into `prints` and are empty in the receipts.
+    """
     digest = spec.content_digest()
-    forgotten = receipts.forgotten_rows(url)
-    there = receipts.receipt_rows(url, (case.dataset for case in known))
-    fresh = []
-    for case in known:
-        row = (case.dataset, case.row)
-        line = before.get(row)
-        if row not in there or row in forgotten or (line is not None and line["status"] != "quarantined"):
-            continue
+    there = receipts.receipt_rows(url, (case.dataset for case in known)) - receipts.forgotten_rows(url)
+    wanted = [case for case in known if (case.dataset, case.row) in there and _open(before, case)]
+
+    def read(case: PlannedCase) -> tuple[Receipt | None, np.ndarray]:
         receipt = receipts.read_receipt(url, case, digest)
-        if receipt is not None and (line is None or receipt.status == "stored" or receipt.reason != line["reason"]):
-            fresh.append(receipt)
+        if receipt is None:
+            return None, np.zeros(0, dtype=np.float32)
+        # Not `replace`, which would check every value of the receipt once more.
+        light = receipt.model_copy(update={"fingerprint": ()})
+        return light, np.asarray(receipt.fingerprint, dtype=np.float32)
+
+    fresh = []
+    with ThreadPoolExecutor(READERS, thread_name_prefix="receipts") as pool:
+        for receipt, found in pool.map(read, wanted):
+            line = None if receipt is None else before.get((receipt.dataset, receipt.row))
+            if receipt is not None and (line is None or receipt.status == "stored" or receipt.reason != line["reason"]):
+                fresh.append(receipt)
+                prints[receipt.dataset, receipt.row] = found
     return fresh
+
+
+def _open(before: dict[Row, dict[str, Any]], case: PlannedCase) -> bool:
+    """Say whether a row has no line yet, or one that another receipt may still change."""
+    line = before.get((case.dataset, case.row))
+    return line is None or line["status"] == "quarantined"
 
 
 def _write_small(

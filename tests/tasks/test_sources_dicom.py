@@ -164,8 +164,8 @@ def test_words_of_names() -> None:
 
 def test_subject_and_session_from_paths_and_crosswalks(places: tuple[Path, Path]) -> None:
     root, ws = places
-    write_series(root / "S01/v1/t1", VOLUME, description="T1", patient_id="77", study_uid="1.2.1")
-    write_series(root / "S01/v2/t1", VOLUME, description="T1", patient_id="77", study_uid="1.2.2")
+    write_series(root / "S01/v1/t1", VOLUME, description="T1", patient_id="hospital-q", study_uid="1.2.1")
+    write_series(root / "S01/v2/t1", VOLUME, description="T1", patient_id="hospital-q", study_uid="1.2.2")
     write_series(root / "loose", VOLUME, description="T1", patient_id="99", study_uid="1.2.3")
     found = rows(root, ws, pattern="{subject}/{session}/**")
     assert sorted((scan.case, scan.reason) for scan in found) == [
@@ -174,7 +174,7 @@ def test_subject_and_session_from_paths_and_crosswalks(places: tuple[Path, Path]
         ("S01_v2", ""),
     ]
     table = root / "cross.csv"
-    table.write_text("id,study,who,when\n77,1.2.1,A,first\n77,1.2.2,A,second\n")
+    table.write_text("id,study,who,when\nhospital-q,1.2.1,A,first\nhospital-q,1.2.2,A,second\n")
     cross = {"path": "cross.csv", "patient_id": "id", "study_uid": "study", "subject": "who", "session": "when"}
     found = rows(root, ws, crosswalk=cross)
     assert sorted((scan.case, scan.reason) for scan in found) == [
@@ -185,10 +185,10 @@ def test_subject_and_session_from_paths_and_crosswalks(places: tuple[Path, Path]
     assert {scan.detail for scan in found if scan.reason == Reason.BAD_ID}.pop().endswith(
         "are not in the crosswalk table"
     )
-    table.write_text("id,study,who,when\n77,,A,first\n77,,B,first\n")
+    table.write_text("id,study,who,when\nhospital-q,,A,first\nhospital-q,,B,first\n")
     with pytest.raises(ValueError, match=r"cross\.csv, row 3: this patient and study have another subject"):
         rows(root, ws, crosswalk=cross)
-    assert "77" not in "".join(scan.detail for scan in found)
+    assert "hospital-q" not in "".join(scan.detail for scan in found)
 
 
 def test_phases_and_echoes_are_not_chosen_between(places: tuple[Path, Path]) -> None:
