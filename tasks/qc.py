@@ -1,137 +1,59 @@
-"""Quality control of a store: mosaics, cases that stand out, and everything that was left out or quarantined."""
+"""Pictures of a store's cases, those that stand out first, and the table of everything that is not used."""
 
 from __future__ import annotations
 
-import base64
 import json
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from infra import storage
-from models.store import Store, open_store
+from models.store import Store, StoredDataset, open_store
 from models.store_layout import CASES
 from tasks.catalog import read_catalog
-from tasks.catalog_report import left_out_table, markdown_table, short_detail
-from tasks.duplicates import THRESHOLD, read_duplicates
+from tasks.catalog_report import left_out_table, short_detail
 from tasks.mosaic import mosaic
-
-__all__ = ["mosaic", "mosaic_of", "qc_cases", "qc_outliers", "qc_page", "quarantine_table"]
-
-OUTLIER_Z = 3.5
-"""Iglewicz and Hoaglin (1993): a modified z-score above 3.5 labels an outlier."""
-MAD_TO_SD = 1.4826
-MIN_CASES = 8
-"""Fewer values of a measure say too little about what is usual."""
-SHOWN_OUTLIERS = 30
-SHOWN_QUARANTINED = 50
+from tasks.qc_measures import read_measures
+from tasks.qc_outliers import Ranking, rank
 
 
 def qc_cases(store_url: str, per_dataset: int = 3) -> list[tuple[str, int]]:
-    """Return (dataset, row) of the cases to look at: of each dataset the worst outlier, the rest evenly by case id."""
-    return _choose(open_store(store_url).cases(), per_dataset)
+    """Return (dataset, row) of the cases to look at: of each dataset those that stand out most."""
+    ranking = rank(read_measures(store_url))
+    return [(dataset, row) for dataset in ranking.datasets for row in worst_rows(ranking, dataset, per_dataset)]
 
 
-def _choose(cases: pa.Table, per_dataset: int) -> list[tuple[str, int]]:
-    lines = _stored(cases)
-    worst = {line["dataset"]: line["case"] for line in reversed(qc_outliers(cases, limit=len(lines)))}
-    chosen = []
-    for dataset in sorted({line["dataset"] for line in lines}):
-        own = sorted((line["case"], line["row"]) for line in lines if line["dataset"] == dataset)
-        first = [row for case, row in own if case == worst.get(dataset)]
-        even = [own[round(place)][1] for place in np.linspace(0, len(own) - 1, min(per_dataset, len(own)))]
-        chosen += [(dataset, row) for row in dict.fromkeys([*first, *even])][:per_dataset]
-    return chosen
+def worst_rows(ranking: Ranking, dataset: str, count: int) -> list[int]:
+    """Return the rows of a dataset that stand out most, the worst first; evenly by case where none could be ranked."""
+    cases = ranking.of(dataset)
+    rows = [int(row) for row in cases["row"]]
+    if cases["score"].notna().any():
+        return rows[:count]
+    places = np.linspace(0, len(rows) - 1, min(count, len(rows)))
+    return [rows[round(place)] for place in places]
 
 
 def mosaic_of(store: Store, dataset: str, row: int) -> bytes:
     """Return the mosaic of one stored case as PNG."""
-    data = store.dataset(dataset)
+    return _draw(store, store.dataset(dataset), row)
+
+
+def mosaics_of(store: Store, chosen: Iterable[tuple[str, int]]) -> Iterator[tuple[str, int, bytes]]:
+    """Yield dataset, row and mosaic of stored cases; one case is in memory at a time."""
+    cases, name, data = store.cases(), "", None
+    for dataset, row in chosen:
+        if data is None or dataset != name:
+            name, data = dataset, StoredDataset(store.url, dataset, store.spec, cases)
+        yield dataset, row, _draw(store, data, row)
+
+
+def _draw(store: Store, data: StoredDataset, row: int) -> bytes:
     info = data.case_info(row)
     image, label = data.read_case(row)
-    return mosaic(
-        image,
-        info.affine,
-        label,
-        modalities=store.spec.modalities,
-        title=f"{dataset}  {info.case}",
-        frame=store.spec.frame,
-    )
-
-
-def qc_page(store_url: str, per_dataset: int = 3) -> str:
-    """Return a Markdown page: counts, mosaics as data: URIs (each below 120 kB), outliers of the QC measures."""
-    store = open_store(store_url)
-    cases = store.cases()
-    lines = ["### Cases", "", *markdown_table(_status_rows(cases)), "", "### Pictures", ""]
-    for dataset, row in _choose(cases, per_dataset):
-        png = base64.b64encode(mosaic_of(store, dataset, row)).decode()
-        case = store.dataset(dataset).case_info(row).case
-        lines += [f"![{dataset} {case}](data:image/png;base64,{png})", ""]
-    outliers = qc_outliers(cases)
-    lines += [
-        "### Cases that stand out",
-        "",
-        f"Modified z-score above {OUTLIER_Z} within the dataset (median and median absolute deviation).",
-        "",
-        *markdown_table(outliers[:SHOWN_OUTLIERS]),
-        "",
-        *_duplicates(store_url),
-    ]
-    return "\n".join(lines)
-
-
-def _duplicates(store_url: str) -> list[str]:
-    """Return the section on subjects that look like one person."""
-    pairs = [
-        {
-            "one": f"{pair['dataset_a']}/{pair['subject_a']}",
-            "other": f"{pair['dataset_b']}/{pair['subject_b']}",
-            "similarity": round(pair["similarity"], 3),
-        }
-        for pair in read_duplicates(store_url)
-    ]
-    note = f"Fingerprints above {THRESHOLD}; splits keep such subjects together. {len(pairs)} pairs."
-    return ["### Subjects that look alike", "", note, "", *markdown_table(pairs[:SHOWN_OUTLIERS]), ""]
-
-
-def qc_outliers(cases: pa.Table, limit: int = SHOWN_OUTLIERS) -> list[dict[str, Any]]:
-    """Return the QC measures of stored cases that are unusual in their dataset, the strangest first.
-
-    The modified z-score is |value - median| / (1.4826 MAD) over the dataset's stored cases; measures with fewer than
-    MIN_CASES values or without spread are passed over.
-    """
-    groups: dict[tuple[str, str], list[tuple[str, float]]] = {}
-    for line in _stored(cases):
-        for measure, value in _measures(line):
-            groups.setdefault((line["dataset"], measure), []).append((line["case"], value))
-    found = [row for (dataset, measure), values in groups.items() for row in _unusual(dataset, measure, values)]
-    found.sort(key=lambda row: (-row["z"], row["dataset"], row["case"], row["measure"]))
-    return found[:limit]
-
-
-def _measures(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    for measure, value in json.loads(line["qc"] or "{}").items():
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            yield measure, float(value)
-
-
-def _unusual(dataset: str, measure: str, values: list[tuple[str, float]]) -> Iterator[dict[str, Any]]:
-    numbers = np.array([value for _, value in values])
-    median = float(np.median(numbers))
-    deviation = MAD_TO_SD * float(np.median(np.abs(numbers - median)))
-    if len(numbers) < MIN_CASES or deviation <= 1e-9 * max(abs(median), 1.0):
-        return
-    for case, value in values:
-        z = abs(value - median) / deviation
-        if z > OUTLIER_Z:
-            usual = f"{median - 2 * deviation:.4g} to {median + 2 * deviation:.4g}"
-            row = {"dataset": dataset, "case": case, "measure": measure, "value": round(value, 4)}
-            yield {**row, "usual": usual, "z": round(z, 1)}
+    title, spec = f"{data.name}  {info.case}", store.spec
+    return mosaic(image, info.affine, label, modalities=spec.modalities, title=title, frame=spec.frame)
 
 
 def quarantine_table(store: str | pa.Table | None, catalog: str | None = None) -> list[dict[str, str]]:
@@ -174,17 +96,3 @@ def _blamed_file(line: dict[str, Any]) -> str:
     if named or len(names) == 1:
         return max(named or names, key=len)
     return f"all {len(names)} files"
-
-
-def _stored(cases: pa.Table) -> list[dict[str, Any]]:
-    columns = cases.select(["dataset", "row", "case", "status", "qc"])
-    return [line for line in columns.to_pylist() if line["status"] == "stored"]
-
-
-def _status_rows(cases: pa.Table) -> list[dict[str, Any]]:
-    pairs = list(zip(*(cases.column(name).to_pylist() for name in ("dataset", "status")), strict=True))
-    statuses = ("stored", "quarantined", "retired")
-    return [
-        {"dataset": dataset, **{status: pairs.count((dataset, status)) for status in statuses}}
-        for dataset in sorted({dataset for dataset, _ in pairs})
-    ]

@@ -98,7 +98,8 @@ class ReportContent:
 
 
 @cache
-def _template() -> Template:
+def page_template(name: str) -> Template:
+    """Return a page of tasks/templates; it escapes every text and refuses names that it was not given."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
@@ -108,12 +109,12 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html")
+    return environment.get_template(name)
 
 
 def render_report(content: ReportContent) -> str:
     """Return the page as HTML text."""
-    return _template().render(content=content)
+    return page_template("report.html").render(content=content)
 
 
 def write_report(content: ReportContent, path: Path) -> Path:

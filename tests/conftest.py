@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,40 +86,14 @@ def _send_remaining_logs() -> None:
 @pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Return the environment of a real S3 server (SeaweedFS) on loopback, with the bucket `brainloom`."""
-    folder = tmp_path_factory.mktemp("s3")
-    key, secret = secrets.token_hex(8), secrets.token_hex(16)
-    identity = {"name": "tests", "credentials": [{"accessKey": key, "secretKey": secret}], "actions": ["Admin"]}
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    ports = dict(zip(("master", "volume", "filer", "s3"), _free_ports(), strict=True))
-    command = [
-        Path(sys.executable).with_name("weed"),
-        "server",
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
-        f"-dir={folder}",
-    ]
-    command += [f"-{name}.port={port}" for name, port in ports.items()]
-    command += [f"-{name}.port.grpc={port + 10000}" for name, port in ports.items()]
-    command += ["-s3", f"-s3.config={folder / 's3.json'}", "-master.telemetry=false", "-volume.max=20"]
-    environment = {
-        "FSSPEC_S3_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
-        "AWS_ACCESS_KEY_ID": key,
-        "AWS_SECRET_ACCESS_KEY": secret,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    with (folder / "weed.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+    from s3_server import S3Server
+
+    server = S3Server(tmp_path_factory.mktemp("s3"))
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in environment.items():
-                patch.setenv(name, value)
-            _make_bucket(process, folder / "weed.log")
-        yield environment
+        server.start()
+        yield server.environment
     finally:
-        # Nothing in it is kept, and its orderly end takes 15 s.
-        process.kill()
-        process.wait()
+        server.kill()
 
 
 @pytest.fixture
@@ -134,43 +104,16 @@ def s3_url(s3_endpoint: dict[str, str], monkeypatch: pytest.MonkeyPatch, request
     return f"s3://brainloom/{request.node.name.replace('[', '-').rstrip(']')}-{secrets.token_hex(4)}"
 
 
-def _free_ports() -> list[int]:
-    """Return four ports of 127.0.0.1 that are free, and free again 10,000 above (for gRPC).
-
-    All below 32768, where Linux begins to hand out ports to connections.
-    """
-    found: list[int] = []
-    while len(found) < 4:
-        port = 11000 + secrets.randbelow(11000)
-        if port not in found and _is_free(port) and _is_free(port + 10000):
-            found.append(port)
-    return found
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.full)])
+def root_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return an empty folder on disk and, in the full tests, on the real S3 server: the same test runs on both."""
+    return str(tmp_path / "root") if request.param == "local" else request.getfixturevalue("s3_url")
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
-def _make_bucket(process: subprocess.Popen[bytes], log: Path) -> None:
-    from infra.storage import StorageError, filesystem, join, write_bytes
-
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            filesystem("s3://brainloom")[0].mkdir("brainloom")
-            # A bucket exists before the volume server can take data.
-            write_bytes(join("s3://brainloom", "ready"), b"yes")
-            return
-        except (OSError, StorageError) as error:
-            if process.poll() is not None or time.monotonic() > deadline:
-                tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-                raise RuntimeError(f"SeaweedFS did not come up ({error}); its log ends with:\n{tail}") from error
-            time.sleep(0.3)
+@pytest.fixture
+def store_url(root_url: str) -> str:
+    """Return where a store may be made, on disk and on S3."""
+    return f"{root_url}/s.zarr"
 
 
 def unexpected_skip(reason: str) -> bool:

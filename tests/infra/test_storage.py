@@ -11,9 +11,9 @@ import zarr
 from infra import storage
 
 
-@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.full)])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "root") if request.param == "local" else request.getfixturevalue("s3_url")
+@pytest.fixture
+def root(root_url: str) -> str:
+    return root_url
 
 
 def test_bytes_round_trip_and_replace(root: str) -> None:
