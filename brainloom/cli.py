@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.markup import escape
+from yaml.constructor import ConstructorError
 
 from brainloom import __version__
 from brainloom.cli_demo import demo
@@ -55,11 +56,24 @@ ESTIMATED = ("catalog", "preprocess")
 """Verbs whose module has a `dry_run`."""
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that comes twice: plain YAML silently keeps the last, and a second `sources:` drops the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping; raises ConstructorError with the line of a repeated key."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise ConstructorError(None, None, f"the key {key.value!r} comes twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def _read_config(config: Path) -> dict[str, Any]:
     if not config.is_file():
         raise typer.BadParameter(f"{config} is not a file", param_hint="--config")
     try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+        content = yaml.load(config.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{config} is not YAML: {error}", param_hint="--config") from None
     if not isinstance(content, dict | None):

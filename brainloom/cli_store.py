@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 store_app = typer.Typer(
-    help="Look into a store and look after it: info, verify, show, export, compare, duplicates, compact, forget.",
+    help="Look into a store and look after it: info, verify, show, qc, export, compare, duplicates, compact, forget.",
     no_args_is_help=True,
 )
 Url = Annotated[str, typer.Argument(help="Path or s3:// URL of the store.")]
@@ -81,6 +81,25 @@ def show(
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(mosaic_of(opened, *rows[case]))
     typer.echo(str(out))
+
+
+@store_app.command()
+def qc(
+    store: Url,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="Folder or s3:// prefix; default: beside it.")] = None,
+    catalog: Annotated[str | None, typer.Option(help="catalog.parquet, for what it left out; default: none.")] = None,
+    mosaics: Annotated[int, typer.Option(min=0, help="Cases to draw of each dataset, the worst first.")] = 12,
+) -> None:
+    """Write the quality report: measures, cases that stand out and why, mosaics, quarantine."""
+    from tasks.qc import quarantine_table  # keeps `--help` fast
+    from tasks.qc_content import gather
+    from tasks.qc_report import write_qc
+
+    found = gather(store, quarantine_table(store, catalog), mosaics)
+    for url in write_qc(store, found, out):
+        typer.echo(url)
+    stored = sum(dataset.counts["stored"] for dataset in found.datasets)
+    typer.echo(f"{len(found.outliers)} of {stored} cases stand out")
 
 
 @store_app.command()

@@ -19,6 +19,8 @@ CONSOLE_LEVEL = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 """Overrides one key of Prefect's logging.yml: its console handler. The handler that feeds the UI keeps INFO."""
 TABLE_WIDTH = 130
 """Columns that a printed table may take at least; narrower terminals wrap its lines."""
+FILE_ERRORS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+"""What a wrong path raises."""
 OWN_PACKAGES = frozenset({"brainloom", "flows", "tasks", "models", "infra"})
 
 
@@ -95,14 +97,18 @@ def prepare_prefect(settings: Settings) -> None:
 def _is_news(record: logging.LogRecord) -> bool:
     """Drop what says nothing new.
 
-    The traceback that every flow run around a failed one logs again: the error itself ends the command. A nanny's
-    complaints: workers that are slow to close are ended, and those that die are told by the flow.
+    The traceback that every flow run around a failed one logs again, and that of a task refused for wrong input: the
+    error itself ends the command. A nanny's complaints: workers that are slow to close are ended, and those that die
+    are told by the flow.
     """
     repeated = record.name.startswith("prefect.flow_runs") and record.levelno == logging.ERROR
+    error = record.exc_info[1] if record.exc_info else None
+    if record.name.startswith("prefect.task_runs") and isinstance(error, Exception):
+        repeated = is_expected(error)
     return not repeated and not (record.name == "distributed.nanny" and record.levelno < logging.ERROR)
 
 
 def is_expected(error: Exception) -> bool:
     """Say whether an error speaks to the user: one of our own, or what wrong input and absent files raise."""
     ours = type(error).__module__.split(".")[0] in OWN_PACKAGES
-    return ours or isinstance(error, ValueError | FileNotFoundError | PermissionError)
+    return ours or isinstance(error, (ValueError, *FILE_ERRORS))

@@ -14,6 +14,7 @@ import queue
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import distributed
@@ -55,6 +56,18 @@ def split_batches(cases: Sequence[PlannedCase], size: int, workers: int = 1) -> 
             batches.append([])
         batches[-1].append(case)
     return batches
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Cases of one task run, and how often the storage was away while they ran."""
+
+    cases: tuple[PlannedCase, ...]
+    away: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.cases[0].dataset}/{self.cases[0].case}"
 
 
 class ReceiptWatch:
@@ -115,29 +128,27 @@ class BatchRunner:
         missing: returns those of some cases that have no receipt yet; on_tick: called about once a second.
         """
         failures: list[str] = []
-        waiting = [list(batch) for batch in batches]
-        for last in (*[False] * ROUNDS, True):
-            alone: list[PlannedCase] = []
-            again: list[list[PlannedCase]] = []
+        waiting = [_Batch(tuple(batch)) for batch in batches]
+        for number in range(ROUNDS + 1):
+            alone: list[_Batch] = []
+            again: list[_Batch] = []
             for batch, (counts, error) in self._round(waiting, on_tick):
                 self.status.update(counts)
                 if isinstance(error, distributed.KilledWorker):
-                    alone += missing(batch)
-                elif isinstance(error, StorageError) and not last:
-                    _log.warning("batch from %s runs again: %s", _name(batch[0]), _short(error))
-                    again.append(list(batch))
+                    alone += [_Batch((case,), batch.away) for case in missing(batch.cases)]
+                elif isinstance(error, StorageError) and number < ROUNDS:
+                    _log.warning("batch from %s runs again: %s", batch.name, _short(error))
+                    again.append(_Batch(batch.cases, batch.away + 1))
                 elif error is not None:
-                    failures.append(f"batch of {len(batch)} cases from {_name(batch[0])}: {_short(error)}")
+                    failures.append(f"batch of {len(batch.cases)} cases from {batch.name}: {_short(error)}")
             if not alone and not again:
                 return failures
             if alone:
                 _log.warning("%d cases have no receipt after their worker died; running each alone", len(alone))
-            waiting = [*again, *([case] for case in alone)]
-        return [*failures, f"{len(waiting)} cases from {_name(waiting[0][0])} on lost their worker in every round"]
+            waiting = [*again, *alone]
+        return [*failures, f"{len(waiting)} cases from {waiting[0].name} on lost their worker in every round"]
 
-    def _round(
-        self, batches: Sequence[Sequence[PlannedCase]], on_tick: Callable[[], None]
-    ) -> Iterator[tuple[Sequence[PlannedCase], Outcome]]:
+    def _round(self, batches: Sequence[_Batch], on_tick: Callable[[], None]) -> Iterator[tuple[_Batch, Outcome]]:
         """Submit batches and yield each with its outcome as it ends."""
         ended: queue.SimpleQueue[int] = queue.SimpleQueue()
         futures = [self._submit(batch) for batch in batches]
@@ -169,16 +180,16 @@ class BatchRunner:
             )
         return last
 
-    def _submit(self, batch: Sequence[PlannedCase]) -> Any:
+    def _submit(self, batch: _Batch) -> Any:
         parameters = {
             "store_url": self.store_url,
-            "cases_json": json.dumps([case.model_dump(mode="json") for case in batch]),
-            "token": self.token,
+            "cases_json": json.dumps([case.model_dump(mode="json") for case in batch.cases]),
+            "token": receipts.attempt_token(self.token, batch.away),
             "memory_bytes": self.memory_bytes,
             "device": self.device,
-            "dataset": batch[0].dataset,
-            "first": batch[0].case,
-            "others": len(batch) - 1,
+            "dataset": batch.cases[0].dataset,
+            "first": batch.cases[0].case,
+            "others": len(batch.cases) - 1,
         }
         return self.runner.submit(preprocess_batch_task, parameters=parameters)
 
@@ -201,10 +212,6 @@ def _mark_crashed(task_run_id: Any) -> None:
             client.set_task_run_state(task_run_id, state, force=True)
     except (PrefectHTTPStatusError, OSError) as error:
         _log.warning("task run %s could not be marked as crashed: %s", task_run_id, error)
-
-
-def _name(case: PlannedCase) -> str:
-    return f"{case.dataset}/{case.case}"
 
 
 def _short(error: BaseException) -> str:

@@ -29,7 +29,9 @@ from tasks.catalog import read_catalog
 from tasks.dry_run import estimate_store
 from tasks.forget import without_forgotten
 from tasks.lease import Lease
-from tasks.qc import qc_page, quarantine_table
+from tasks.qc import quarantine_table
+from tasks.qc_content import gather
+from tasks.qc_report import qc_page, write_qc
 from tasks.registration import require_extra
 
 _log = logging.getLogger(__name__)
@@ -153,8 +155,8 @@ def preprocess(params: PreprocessParams) -> dict[str, Any]:
         failures = _run(writer, work, lease.token, params, settings)
         lease.check()
         digest = shards.finalise(writer.url, work.current)
-        if not failures:
-            receipts.clear_attempts(writer.url)
+        # Whatever failed, this flow run lived to see it: only attempts of a flow that died say something later.
+        receipts.clear_attempts(writer.url)
     return {**report(writer.url, work, failures, digest, params), "forgotten": len(forgotten)}
 
 
@@ -277,12 +279,14 @@ def _refuse(writer: StoreWriter, work: Work) -> list[PlannedCase]:
 
 
 def report(url: str, work: Work, failures: list[str], digest: str, params: PreprocessParams) -> dict[str, Any]:
-    """Publish the QC page and the quarantine table; raises PreprocessError for failures or too much quarantine."""
+    """Write and publish quality and quarantine; raises PreprocessError for failures or too much quarantine."""
     lines = shards.published(url, ("dataset", "row", "case", "status", "reason", "detail"))
     mine = [line for case in work.current if (line := lines.get((case.dataset, case.row)))]
     status = Counter(line["status"] for line in mine)
     table = quarantine_table(url, params.catalog)
-    publish_markdown("qc", qc_page(url), f"Quality of {_store_name(url)}", names_subjects=True)
+    quality = gather(url, table)
+    page, _ = write_qc(url, quality)
+    publish_markdown("qc", qc_page(quality, page), f"Quality of {_store_name(url)}", names_subjects=True)
     publish_table("quarantine", table, "Cases that could not be preprocessed, with the reason")
     share = status["quarantined"] / max(1, len(work.current))
     if failures:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from enum import StrEnum
 from typing import Any, Literal, Self
 
@@ -138,7 +139,7 @@ class PreprocessSpec(Record):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     name: str
-    spacing_mm: float = Field(1.0, gt=0)
+    spacing_mm: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Isotropic voxel size of the stored images."""
     grid: tuple[int, int, int] = (240, 240, 155)
     """Largest extent of a case and size of the template bank, in voxels."""
@@ -182,6 +183,7 @@ class PreprocessSpec(Record):
         if min(self.grid) < 2:
             raise ValueError(f"grid must have two or more voxels along each axis, got {self.grid}")
         if self.grid_affine is not None:
+            _check_matrix(self.grid_affine)
             edges = [sum(row[axis] ** 2 for row in self.grid_affine[:3]) ** 0.5 for axis in range(3)]
             if any(abs(edge - self.spacing_mm) > 1e-3 * self.spacing_mm for edge in edges):
                 raise ValueError(f"grid_affine has voxel edges of {edges} mm, but spacing_mm is {self.spacing_mm:g}")
@@ -203,7 +205,23 @@ class PreprocessSpec(Record):
             raise ValueError(f"percentiles must rise within 0..100, got {self.percentiles}")
         if unknown := set(self.modalities) - {*MODALITIES, *OTHER_MODALITIES}:
             raise ValueError(f"unknown modalities in the spec: {sorted(unknown)}")
+        if not self.modalities or len(set(self.modalities)) < len(self.modalities):
+            raise ValueError(f"modalities must name one or more channels, each once, got {self.modalities}")
+        if unknown := set(self.reference_order) - {*MODALITIES, *OTHER_MODALITIES}:
+            raise ValueError(f"unknown modalities in reference_order: {sorted(unknown)}")
         return self
+
+
+def _check_matrix(matrix: Matrix) -> None:
+    """Raise ValueError unless a matrix maps voxels to mm: 4 x 4, finite, last row 0 0 0 1, not singular."""
+    if len(matrix) != 4 or tuple(matrix[3]) != (0.0, 0.0, 0.0, 1.0):
+        raise ValueError(f"grid_affine must have four rows, the last one 0 0 0 1, got {matrix}")
+    if not all(math.isfinite(value) for row in matrix for value in row):
+        raise ValueError(f"grid_affine must be finite, got {matrix}")
+    (a, b, c, _), (d, e, f, _), (g, h, i, _) = matrix[:3]
+    scale = max(map(abs, (a, b, c, d, e, f, g, h, i)))
+    if abs(a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)) <= 1e-6 * scale**3:
+        raise ValueError(f"grid_affine is singular: two axes point the same way, got {matrix}")
 
 
 def _mni_affine(spacing_mm: float, corner_mm: tuple[float, float, float]) -> Matrix:
@@ -245,11 +263,11 @@ SPECS: dict[str, PreprocessSpec] = {
 
 
 def find_spec(name: str) -> PreprocessSpec:
-    """Return a registered spec; raises KeyError listing the known names."""
+    """Return a registered spec; raises ValueError listing the known names."""
     try:
         return SPECS[name]
     except KeyError:
-        raise KeyError(f"unknown preprocessing spec {name!r}; known: {', '.join(SPECS)}") from None
+        raise ValueError(f"unknown preprocessing spec {name!r}; known: {', '.join(SPECS)}") from None
 
 
 class SourceFile(Record):

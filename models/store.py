@@ -112,7 +112,8 @@ class StoredDataset:
         self.name = name
         self.spec = spec
         self._lazy = _Lazy(url)
-        lines = cases.filter(pc.field("dataset") == name).drop_columns(["fingerprint"]).to_pylist()
+        columns = [column for column in cases.column_names if column != "fingerprint"]
+        lines = cases.select(columns).filter(pc.field("dataset") == name).to_pylist()
         self._lines: dict[int, dict[str, Any]] = {line["row"]: line for line in lines}
         self._has_label = any(line["has_label"] for line in lines) or has_array(url, name, "label")
 
@@ -261,7 +262,7 @@ class Store:
         """Return one dataset; raises StoreError listing the known ones."""
         if name not in self.datasets:
             raise StoreError(f"{self.url} has no dataset {name!r}; it has: {', '.join(self.datasets)}")
-        return StoredDataset(self.url, name, self.spec, self.cases())
+        return StoredDataset(self.url, name, self.spec, read_lines(self.url))
 
 
 def open_store(url: str) -> Store:
@@ -277,6 +278,13 @@ def open_store(url: str) -> Store:
 def read_cases(url: str, columns: list[str] | None = None) -> pa.Table:
     """Return cases.parquet of a store, or some of its columns; raises FileNotFoundError when none was published."""
     return pq.read_table(io.BytesIO(storage.read_bytes(storage.join(url, CASES))), columns=columns)
+
+
+def read_lines(url: str) -> pa.Table:
+    """Return cases.parquet without the fingerprints, which are nearly all of it; raises as `read_cases` does."""
+    data = storage.read_bytes(storage.join(url, CASES))
+    names = [name for name in pq.read_schema(io.BytesIO(data)).names if name != "fingerprint"]
+    return pq.read_table(io.BytesIO(data), columns=names)
 
 
 def digest_of_cases(table: pa.Table, spec_digest: str) -> str:

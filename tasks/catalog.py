@@ -18,7 +18,7 @@ from models.records import BRAIN_MASK, LABEL, MODALITIES, OTHER_MODALITIES, Reas
 from tasks.headers import CHECKSUM_PREFIX, HeaderError, file_checksum, read_header
 from tasks.phenotype_join import PhenotypeIssue, join_phenotypes
 from tasks.sources import SourceConfig, find_scans
-from tasks.sources.base import left_out
+from tasks.sources.base import Found, left_out
 from tasks.sources.dicom import conversion_folder
 
 CATALOG_FILE = "catalog.parquet"
@@ -79,11 +79,7 @@ def build_catalog(
     """
     founds = [find_scans(source, workspace) for source in sources]
     for source, found in zip(sources, founds, strict=True):
-        if not found.scans:
-            raise ValueError(
-                f"dataset {source.dataset}: no scan was found below {source.root} as {source.kind}; "
-                "check `root` and `kind`"
-            )
+        refuse_nothing(source, found)
     scans = read_headers([scan for found in founds for scan in found.scans], on_progress, checksums)
     scans = sort_scans(mark_orphans(mark_duplicates(mark_clashes(scans))))
     phenotypes, issues = join_phenotypes([found.phenotypes for found in founds], scans)
@@ -91,6 +87,14 @@ def build_catalog(
     if workspace:
         roots += [conversion_folder(workspace, source.dataset) for source in sources]
     return CatalogResult(scans, phenotypes, summarise(scans, phenotypes, roots, issues), tuple(issues))
+
+
+def refuse_nothing(source: SourceConfig, found: Found) -> None:
+    """Raise ValueError when a source names no scan at all: its config is wrong."""
+    if not found.scans:
+        raise ValueError(
+            f"dataset {source.dataset}: no scan was found below {source.root} as {source.kind}; check `root` and `kind`"
+        )
 
 
 def read_headers(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from infra import storage
 from models.records import Scan
-from tasks.catalog import HEADER_THREADS, read_headers
+from tasks.catalog import HEADER_THREADS, read_headers, refuse_nothing
 from tasks.estimate import human_bytes, human_seconds
 from tasks.headers import CHECKSUM_BLOCK, file_identity
 from tasks.sources import SourceConfig, find_scans
@@ -43,7 +43,7 @@ class SourceEstimate:
 def estimate_catalog(sources: Sequence[SourceConfig], workspace: str, checksums: bool = False) -> str:
     """Return the cost of a catalog in lines; lists the sources and reads a sample of headers, writes nothing.
 
-    Raises what `find_scans` raises for a wrong config.
+    Raises what `find_scans` raises for a wrong config, and ValueError for a source without any scan.
     """
     estimates = [
         _dicom(source, workspace) if isinstance(source, DicomSource) else _files(source, checksums)
@@ -70,6 +70,7 @@ def estimate_catalog(sources: Sequence[SourceConfig], workspace: str, checksums:
 
 def _files(source: SourceConfig, checksums: bool) -> SourceEstimate:
     found = find_scans(source)
+    refuse_nothing(source, found)
     scans = [scan for scan in found.scans if scan.status == "ok"]
     sample = scans[:: max(1, len(scans) // SAMPLE)][:SAMPLE]
     began = time.perf_counter()

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -90,11 +89,10 @@ def find_duplicates(cases: pa.Table, reference_order: Sequence[str], threshold: 
     cases: cases.parquet. Fingerprints are of a case's reference modality, so only cases with the same one are compared;
     groups of fewer than MIN_SUBJECTS subjects are passed over. Cost: one product of (cases, cells) with itself.
     """
-    stored = cases.filter(pc.field("status") == "stored")
-    lines = stored.select(["dataset", "subject", "case", "modalities"]).to_pylist()
+    lines = cases.select(["dataset", "subject", "case", "status", "modalities"]).to_pylist()
     groups: dict[str, list[dict[str, Any]]] = {}
-    for line, print_ in zip(lines, fingerprints_of(stored), strict=True):
-        if len(print_) == EDGE**3 and print_.any():
+    for line, print_ in zip(lines, fingerprints_of(cases), strict=True):
+        if line["status"] == "stored" and len(print_) == EDGE**3 and print_.any():
             reference = next((m for m in reference_order if m in line["modalities"]), "")
             groups.setdefault(reference, []).append({**line, "fingerprint": print_})
     best: dict[tuple[Subject, Subject], Pair] = {}
@@ -112,19 +110,27 @@ def signatures(prints: np.ndarray, first: np.ndarray) -> np.ndarray:
 
     prints: (cases, EDGE^3). first: indices of one case per subject, from which the common part is taken.
     """
-    own = prints[first]
+    own = prints if len(first) == len(prints) else prints[first]
     cells = (own != 0).mean(axis=0) > COMMON
     mean = own.mean(axis=0)
-    shared = _basis(_shared_patterns(mean)[cells])
-    rest = prints[:, cells] - mean[cells]
-    rest -= (rest @ shared) @ shared.T
+    rest = prints[:, cells]
+    rest -= mean[cells]
+    _remove(rest, _basis(_shared_patterns(mean)[cells]))
     count = min(MAX_COMPONENTS, len(first) // SUBJECTS_PER_COMPONENT)
+    own = rest if len(first) == len(prints) else rest[first]
     # The eigenvectors of the smaller Gram matrix would do as well; cells are at most EDGE^3.
     with threadpool_limits(1):  # the threads of BLAS wait by spinning: on busy cores that took twenty times as long
-        _, vectors = np.linalg.eigh(rest[first].T @ rest[first])
-    common = vectors[:, ::-1][:, :count]
-    rest -= (rest @ common) @ common.T
-    return (rest / np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-9)).astype(np.float32)
+        _, vectors = np.linalg.eigh(own.T @ own)
+    _remove(rest, vectors[:, ::-1][:, :count])
+    rest /= np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-9)
+    return rest
+
+
+def _remove(rest: np.ndarray, basis: np.ndarray) -> None:
+    """Take what lies in the span of orthonormal columns out of every row, block by block: without copies of it all."""
+    for begin in range(0, len(rest), BLOCK):
+        block = rest[begin : begin + BLOCK]
+        block -= (block @ basis) @ basis.T
 
 
 def _pairs(group: list[dict[str, Any]], threshold: float) -> Iterator[Pair]:

@@ -59,7 +59,7 @@ def export_cases(
     if unknown := [name for name in names if name not in rows]:
         raise StoreError(f"no stored case {unknown[0]!r} in {url}; for example {next(iter(rows), 'none')!r}")
     files = []
-    for name in names:
+    for name in dict.fromkeys(names):
         dataset, row = rows[name]
         files += _export(store.dataset(dataset), row, out, native, modalities, overwrite)
     return files

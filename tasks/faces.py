@@ -37,18 +37,22 @@ def face_mask(image: npt.NDArray[np.floating], affine: npt.NDArray[np.float64], 
     `template`: the affine leads to MNI millimetres. `image`: by the head's own box, nothing when the image is
     skull-stripped. `none`: nothing.
     """
-    nothing = np.zeros(image.shape[1:], dtype=bool)
+    shape = image.shape[1:]
     if frame == "none":
-        return nothing
-    y, z = _millimetres(nothing.shape, affine)
+        return np.zeros(shape, dtype=bool)
+    # How far a voxel lies above the sloping plane through the origin, in mm.
+    height = _along(shape, affine[2] - SLOPE * affine[1])
     if frame == "template":
-        return z < SLOPE * (y - TEMPLATE_FRONT_MM)
+        return height < -SLOPE * TEMPLATE_FRONT_MM
     foreground = foreground_of(image)
     if _volume_ml(foreground, affine) < HEAD_VOLUME_ML:
-        return nothing
-    back, front = float(y[foreground].min()), float(y[foreground].max())
-    top, length = float(z[foreground].max()), front - back
-    return top - z > DEPTH_SHARE * length + SLOPE * (FRONT_SHARE * length - (y - back))
+        return np.zeros(shape, dtype=bool)
+    # The head's box to the voxel: every plane of the grid counts.
+    places = np.stack([axis.ravel() for axis in np.nonzero(_hull(foreground))])
+    y, z = (affine[row, :3] @ places + affine[row, 3] for row in (1, 2))
+    back, front, top = float(y.min()), float(y.max()), float(z.max())
+    length = front - back
+    return height < top - DEPTH_SHARE * length - SLOPE * (FRONT_SHARE * length + back)
 
 
 def foreground_of(image: npt.NDArray[np.floating]) -> Mask:
@@ -61,13 +65,17 @@ def foreground_of(image: npt.NDArray[np.floating]) -> Mask:
     return result
 
 
-def _millimetres(
-    shape: tuple[int, ...], affine: npt.NDArray[np.float64]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return y (to the front) and z (upwards) of every voxel in mm."""
+def _hull(mask: Mask) -> Mask:
+    """Return the voxels of a mask beside air along the first axis; they hold the extremes of any direction."""
+    before, after = np.zeros_like(mask), np.zeros_like(mask)
+    before[1:], after[:-1] = mask[:-1], mask[1:]
+    return mask & ~(before & after)
+
+
+def _along(shape: tuple[int, ...], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return weights[:3] . (i, j, k) + weights[3] of every voxel."""
     i, j, k = np.ogrid[tuple(slice(n) for n in shape)]
-    y, z = (affine[row, 0] * i + affine[row, 1] * j + affine[row, 2] * k + affine[row, 3] for row in (1, 2))
-    return np.broadcast_to(y, shape), np.broadcast_to(z, shape)
+    return np.asarray(weights[0] * i + weights[1] * j + (weights[2] * k + weights[3]))
 
 
 def _volume_ml(foreground: Mask, affine: npt.NDArray[np.float64]) -> float:

@@ -1,8 +1,8 @@
 """Forgetting a subject: erase what the store keeps of it, and leave a tombstone so that no ingest brings it back.
 
-Order: tombstone, published table, small arrays, shards, receipts, attempts, duplicates, plans, tombstone done. A killed
-forget leaves a tombstone that is not done: the subject is neither read nor folded nor preprocessed any more, and
-running it again completes it. Rows keep their numbers; their lines say `forgotten` and nothing else.
+Order: tombstone, published table, small arrays, shards, receipts, attempts, duplicates, plans, quality report, tombstone
+done. A killed forget leaves a tombstone that is not done: the subject is neither read nor folded nor preprocessed any
+more, and running it again completes it. Rows keep their numbers; their lines say `forgotten` and nothing else.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from models.store_writer import open_writer
 from tasks import duplicates, receipts, shards
 from tasks import plan as plans
 from tasks.lease import Lease
+from tasks.qc_report import remove_qc
 from tasks.shards import Row
 
 
@@ -69,6 +70,7 @@ def forget(url: str, dataset: str, subject: str) -> Forgotten:
         receipts.clear_attempts_of(url, dataset, rows)
         duplicates.remove_subject(url, dataset, subject)
         _redact_plans(url, dataset, rows)
+        remove_qc(url)
         _write(url, stone.replace(done=True))
     return Forgotten(tuple(rows), digest, tuple(linked))
 

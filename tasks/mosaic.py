@@ -98,7 +98,9 @@ def mosaic(
             f"mosaic: image must be (M, X, Y, Z) with M names and a label of (X, Y, Z); got image {image.shape}, "
             f"{len(names)} names, label {None if label is None else label.shape}"
         )
-    image = np.asarray(image, dtype=np.float32)
+    there = [n for n, channel in enumerate(image) if channel.any()]
+    names = [names[n] for n in there]
+    image = np.asarray(image[there], dtype=np.float32)
     if not np.isfinite(image.sum()):
         image = np.nan_to_num(image, posinf=0, neginf=0)
     foreground = (image > 0).any(axis=0)

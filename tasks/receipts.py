@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from pydantic import ValidationError
@@ -70,15 +70,23 @@ def claim_attempt(url: str, token: str, planned: PlannedCase) -> bool:
     return False
 
 
+def attempt_token(token: str, away: int) -> str:
+    """Return what names the attempts under a lease's token after the storage was away so often.
+
+    Attempts before do not count: a case is not at fault when its worker lived and could not write.
+    """
+    return f"{token}~{away}"
+
+
 def interrupted(url: str) -> Counter[tuple[str, int]]:
-    """Return how often each row was begun under earlier leases that published nothing after."""
-    counts: Counter[tuple[str, int]] = Counter()
+    """Return under how many earlier leases, which published nothing after, each row was begun."""
+    leases: dict[str, set[tuple[str, int]]] = defaultdict(set)
     folder = storage.join(url, BUILD, "attempts")
     for token in storage.listdir(folder):
         for name in storage.listdir(storage.join(folder, token)):
             dataset, _, rest = name.partition("~")
-            counts[dataset, int(rest.partition("~")[0])] += 1
-    return counts
+            leases[token.partition("~")[0]].add((dataset, int(rest.partition("~")[0])))
+    return Counter(row for rows in leases.values() for row in rows)
 
 
 def clear_attempts(url: str) -> None:

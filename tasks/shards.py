@@ -96,13 +96,13 @@ def _read_all(url: str) -> tuple[dict[Row, dict[str, Any]], Prints]:
 
 def _table(lines: Sequence[dict[str, Any]], prints: Prints) -> pa.Table:
     """Return cases.parquet of some lines; what was erased has no fingerprint."""
-    nothing = np.zeros(0, dtype=np.float32)
     columns = pa.Table.from_pylist(lines, schema=pa.schema([CASES_SCHEMA.field(name) for name in LINE_COLUMNS]))
-    kept = [
-        nothing if line["status"] in GONE else prints.get((line["dataset"], line["row"]), nothing) for line in lines
-    ]
-    field = CASES_SCHEMA.field("fingerprint")
-    return columns.append_column(field, pa.array(kept, type=field.type)).select(CASES_SCHEMA.names)
+    nothing = np.zeros(0, dtype=np.float32)
+    kept = [nothing if x["status"] in GONE else prints.get((x["dataset"], x["row"]), nothing) for x in lines]
+    ends = np.cumsum([0, *map(len, kept)], dtype=np.int32)
+    values = pa.array(np.concatenate(kept) if kept else nothing)
+    column = pa.ListArray.from_arrays(pa.array(ends), values)
+    return columns.append_column(CASES_SCHEMA.field("fingerprint"), column).select(CASES_SCHEMA.names)
 
 
 def rewrite(url: str, changed: dict[Row, dict[str, Any]]) -> str:
@@ -171,6 +171,7 @@ def finalise(url: str, current: Sequence[PlannedCase]) -> str:
     if finalised is None or fresh or folded != list(before.values()) or finalised["digest"] != digest:
         _write_small(writer, fresh, known, {row for row, line in lines.items() if line["status"] in GONE})
         _mark_stored(writer, table)
+        del before, prints, fresh, lines, folded  # the search needs their memory: the table holds all there is
         search_duplicates(url, table, writer.spec)
         writer.publish(table, digest)
     return digest

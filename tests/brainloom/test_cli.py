@@ -101,6 +101,11 @@ class TestConfigs:
         text = self.refused(verb, tmp_path / "list.yaml", monkeypatch, capsys)
         assert "list.yaml must hold parameters as `name: value` lines, found a list" in text
 
+    def test_a_key_that_comes_twice(self, verb: str, monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
+        (tmp_path / "twice.yaml").write_text("sources: [{kind: bids}]\nworkspace: w\nsources: []\n")
+        text = self.refused(verb, tmp_path / "twice.yaml", monkeypatch, capsys)
+        assert re.search("the key 'sources' comes twice.*line 3", text)
+
     def test_unknown_key(self, verb: str, monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
         (tmp_path / "typo.yaml").write_text("worksapce: here\n")
         text = self.refused(verb, tmp_path / "typo.yaml", monkeypatch, capsys)
@@ -158,6 +163,15 @@ def test_what_is_no_store_is_said_in_one_line(
     assert "Traceback" not in text
     assert "none.zarr" in text
     assert "no store" in text or "not a store" in text, text
+
+
+@pytest.mark.parametrize("verb", ["info", "verify", "compact", "duplicates"])
+def test_a_file_is_no_store(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "s.zarr").write_text("not a folder")
+    code, text = shell(monkeypatch, capsys, "store", verb, str(tmp_path / "s.zarr"))
+    assert (code, "error: " in text, "s.zarr" in text, "Traceback" in text) == (2, True, True, False)
 
 
 def test_a_store_never_finalised_is_refused(
@@ -245,6 +259,12 @@ def test_the_terminal_drops_repeated_tracebacks_and_keeps_warnings() -> None:
     assert shown("prefect.flow_runs", logging.WARNING)
     assert shown("prefect.task_runs", logging.ERROR)
     assert shown("flows.batches", logging.WARNING)
+
+
+@pytest.mark.parametrize(("error", "shown"), [(ValueError("no scan was found"), False), (KeyError("a bug"), True)])
+def test_the_terminal_shows_the_traceback_of_a_task_only_for_a_bug(error: Exception, shown: bool) -> None:
+    record = logging.LogRecord("prefect.task_runs", logging.ERROR, "", 0, "text", None, (type(error), error, None))
+    assert terminal._is_news(record) is shown
 
 
 def test_tables_are_folded_and_never_cut(capsys: pytest.CaptureFixture[str]) -> None:

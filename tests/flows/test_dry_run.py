@@ -64,6 +64,14 @@ def test_the_catalog(configs: dict[str, Path], tmp_path: Path) -> None:
     assert not (tmp_path / "ws").exists()
 
 
+def test_a_source_without_a_scan_is_refused_as_the_run_would(configs: dict[str, Path]) -> None:
+    content = yaml.safe_load(configs["catalog"].read_text())
+    content["sources"][0]["entities"] = {"spaze": "MNI"}
+    configs["catalog"].write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match=r"dataset demo: no scan was found below .* as bids; check `root` and `kind`"):
+        say(configs, "catalog")
+
+
 def test_a_new_store(configs: dict[str, Path], tmp_path: Path) -> None:
     catalogued(configs)
     text = say(configs, "preprocess")

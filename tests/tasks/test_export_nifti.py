@@ -32,6 +32,11 @@ def test_the_stored_grid(tmp_path):
         assert int(found.header["sform_code"]) == int(found.header["qform_code"]) == 1
 
 
+def test_a_case_that_is_named_twice_is_written_once(tmp_path):
+    url = stored(tmp_path, write_case(tmp_path, "a"))
+    assert len(export_cases(url, ["toy/a", "toy/a"], tmp_path / "out")) == 2
+
+
 def within(source, low, high):
     """Voxels whose intensity survived: tissue between the percentiles."""
     return (source > max(low, 0)) & (source < high)

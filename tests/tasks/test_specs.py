@@ -5,7 +5,7 @@ from nilearn import datasets
 from pydantic import ValidationError
 
 from flows.preprocess import PreprocessParams, chosen_spec
-from models.records import MODALITIES, SPECS, PreprocessSpec, Reason
+from models.records import MODALITIES, SPECS, PreprocessSpec, Reason, find_spec
 from tasks.affines import BadScanError
 from tasks.mni import require_mni
 from tasks.prepare import prepare_case
@@ -103,11 +103,34 @@ def test_an_own_spec_takes_the_place_of_a_named_one():
         ({"template": "own.nii.gz"}, "template_sha256 is required for a template from a file"),
         ({"template_sha256": "00"}, "refused for 'mni152'"),
         ({"brain_mask": "hd-bet"}, "'none' or 'file'"),
+        ({"spacing_mm": float("inf")}, "finite number"),
+        ({"modalities": ()}, "one or more channels, each once"),
+        ({"modalities": ("t1", "t1")}, "one or more channels, each once"),
+        ({"reference_order": ("t1", "T2")}, r"unknown modalities in reference_order: \['T2'\]"),
     ],
 )
 def test_specs_that_make_no_sense_are_refused(change, text):
     with pytest.raises(ValidationError, match=text):
         SPECS["brainmvp"].replace(**change)
+
+
+@pytest.mark.parametrize(
+    ("rows", "text"),
+    [
+        ([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]], "four rows, the last one 0 0 0 1"),
+        ([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 2]], "four rows, the last one 0 0 0 1"),
+        ([[1, 0, 0, float("nan")], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], "must be finite"),
+        ([[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], "singular"),
+    ],
+)
+def test_template_grids_that_are_no_grids_are_refused(rows, text):
+    with pytest.raises(ValidationError, match=text):
+        T1_MNI.replace(grid_affine=rows)
+
+
+def test_a_spec_that_is_not_known_is_refused_with_the_known_names():
+    with pytest.raises(ValueError, match="unknown preprocessing spec 'mni'; known: brainmvp, demo, t1_mni, generic"):
+        find_spec("mni")
 
 
 def test_template_grids_must_have_the_spacing_that_the_spec_names():
