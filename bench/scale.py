@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
+import os
 import sys
 import tempfile
 import time
@@ -12,6 +12,7 @@ import urllib.request
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import nibabel as nib
@@ -44,31 +45,41 @@ FLAT_MIB = 200
 
 
 @dataclass(frozen=True)
+class Watched:
+    """One run of the command."""
+
+    seconds: float
+    """From the start of its process to its end."""
+    cpu: float
+    """Processor time of it and its workers."""
+    memory: tuple[float, ...]
+    """MiB of the flow's own process, every SAMPLE_S."""
+
+
+@dataclass(frozen=True)
 class Run:
     """What one share of the cohort cost."""
 
     scans: int
     cases: int
-    seconds: float
-    """The whole command, from the start of its process to its end."""
+    first: Watched
+    again: Watched
+    """The same command with nothing to do."""
     busy: float
     """Seconds that workers spent on cases, summed over the cases."""
-    again: float
-    """Seconds of the same command with nothing to do."""
     task_runs: int
-    memory: tuple[float, ...]
-    """MiB of the flow's process, every SAMPLE_S."""
 
     @property
     def orchestration_ms(self) -> float:
         """Milliseconds a scan that are not a worker's work on it; start of processes and finalise included."""
-        return 1000 * (self.seconds - self.busy / WORKERS) / self.scans
+        return 1000 * (self.first.seconds - self.busy / WORKERS) / self.scans
 
     @property
     def grown(self) -> float:
         """MiB by which the largest of the last tenth is above the largest of the second quarter."""
-        n = len(self.memory)
-        return max(self.memory[-n // 10 :]) - max(self.memory[n // 4 : n // 2 + 1])
+        memory = self.first.memory
+        n = len(memory)
+        return max(memory[-(n // 10 + 1) :]) - max(memory[n // 4 : n // 2 + 1])
 
 
 def write_brain(path: Path) -> None:
@@ -96,32 +107,31 @@ def measure(folder: Path, share: float, settings: Settings) -> Run:
     )
     environment = child_environment(settings, server) | {"BRAINLOOM_STATE_DIR": str(settings.state_dir)}
     before = task_runs(server.api_url)
-    seconds, memory = _watched(config, environment)
+    first = _watched(config, environment)
     after = task_runs(server.api_url)
-    again, _ = _watched(config, environment)
+    again = _watched(config, environment)
     lines = read_cases(store, ["status", "seconds"])
     if set(lines.column("status").to_pylist()) != {"stored"}:
         raise RuntimeError(f"not every case is stored: {open_store(store).cases().to_pylist()[:3]}")
     busy = math.fsum(lines.column("seconds").to_pylist())
-    return Run(len(catalog.scans), lines.num_rows, seconds, busy, again, after - before, memory)
+    return Run(len(catalog.scans), lines.num_rows, first, again, busy, after - before)
 
 
-def _watched(config: Path, environment: dict[str, str]) -> tuple[float, tuple[float, ...]]:
-    """Run the command and return its seconds and the memory of its own process (workers are others) in MiB."""
+def _watched(config: Path, environment: dict[str, str]) -> Watched:
+    """Run the command and look at the memory of its own process; workers are others."""
     command = [str(Path(sys.executable).with_name("brainloom")), "preprocess", "--config", str(config)]
     log = config.with_suffix(".log")
+    began, memory, ended = time.perf_counter(), [], 0
     with log.open("ab") as out:
         process = psutil.Popen(command, env=environment, stdout=out, stderr=out)
-    began, memory = process.create_time(), []
-    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+    while not ended:
         memory.append(process.memory_info().rss / 2**20)
-        try:
-            process.wait(SAMPLE_S)
-        except psutil.TimeoutExpired:
-            continue
-    if code := process.wait():
-        raise RuntimeError(f"{' '.join(command)} ended with {code}:\n{log.read_text()[-3000:]}")
-    return time.time() - began, tuple(memory)
+        time.sleep(SAMPLE_S)
+        # The processor time of the workers is part of what the command used once they have been waited for.
+        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+    if status:
+        raise RuntimeError(f"{' '.join(command)} ended with {status}:\n{log.read_text()[-3000:]}")
+    return Watched(time.perf_counter() - began, usage.ru_utime + usage.ru_stime, tuple(memory))
 
 
 def task_runs(api_url: str) -> int:
@@ -133,19 +143,27 @@ def task_runs(api_url: str) -> int:
 
 def table(runs: list[Run]) -> str:
     """Return what was measured as a Markdown table."""
-    head = "| scans | cases | seconds | ms a scan | of it orchestration | nothing to do | task runs | driver peak, growth |"
-    lines = [head, "|---|---|---|---|---|---|---|---|"]
-    lines += [
-        f"| {r.scans:,} | {r.cases:,} | {r.seconds:.1f} | {1000 * r.seconds / r.scans:.1f} | {r.orchestration_ms:.2f} ms "
-        f"| {r.again:.1f} s | {r.task_runs} | {max(r.memory):.0f} MiB, {r.grown:+.0f} MiB |"
-        for r in runs
-    ]
+    columns = "scans", "cases", "seconds", "CPU s", "ms a scan", "of it orchestration", "nothing to do"
+    lines = [f"| {' | '.join((*columns, 'task runs', 'driver peak, growth'))} |", "|---" * (len(columns) + 2) + "|"]
+    for r in runs:
+        cells = (
+            f"{r.scans:,}",
+            f"{r.cases:,}",
+            f"{r.first.seconds:.1f}",
+            f"{r.first.cpu:.1f}",
+            f"{1000 * r.first.seconds / r.scans:.2f}",
+            f"{r.orchestration_ms:.2f}",
+            f"{r.again.seconds:.1f} s ({r.again.cpu:.1f} CPU s)",
+            f"{r.task_runs}",
+            f"{max(r.first.memory):.0f} MiB, {r.grown:+.0f} MiB",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def slope(runs: list[Run]) -> float:
     """Return the cost of one more scan at the upper end over that at the lower end; 1 is linear."""
-    costs = [(b.seconds - a.seconds) / (b.scans - a.scans) for a, b in itertools.pairwise(runs)]
+    costs = [(b.first.seconds - a.first.seconds) / (b.scans - a.scans) for a, b in pairwise(runs)]
     return costs[-1] / costs[0]
 
 
@@ -153,11 +171,11 @@ def limits(runs: list[Run]) -> str:
     """Return the Markdown table of what was asked of the largest run."""
     last = runs[-1]
     rows = [
-        ("preprocess, s", last.seconds, PREPROCESS_S),
+        ("preprocess, s", last.first.seconds, PREPROCESS_S),
         ("orchestration, ms a scan", last.orchestration_ms, ORCHESTRATION_MS),
-        ("nothing to do, s", last.again, NOTHING_S),
+        ("nothing to do, s", last.again.seconds, NOTHING_S),
         ("task runs", last.task_runs, TASK_RUNS),
-        ("driver peak, MiB", max(last.memory), DRIVER_MIB),
+        ("driver peak, MiB", max(last.first.memory), DRIVER_MIB),
         ("driver growth in the second half, MiB", last.grown, FLAT_MIB),
         *([("cost of a scan, upper end / lower end", slope(runs), LINEAR)] if len(runs) > 2 else []),
     ]
@@ -177,7 +195,7 @@ def report(folder: Path, shares: tuple[float, ...]) -> Iterator[str]:
     try:
         for number, share in enumerate(shares):
             runs.append(measure(folder / str(number), share, settings))
-            yield f"measured {runs[-1].scans:,} scans in {runs[-1].seconds:.0f} s\n"
+            yield f"measured {runs[-1].scans:,} scans in {runs[-1].first.seconds:.0f} s\n"
     finally:
         stop_server(settings)
     yield f"## Scale: composition of BrainMVP-16k, {SHAPE} voxels, {WORKERS} workers\n\n{table(runs)}\n"

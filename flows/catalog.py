@@ -82,6 +82,17 @@ def find_all(sources: list[SourceConfig], workspace: str, checksums: bool) -> Ca
         return build_catalog(sources, show, workspace, checksums)
 
 
+def refuse_unusable(result: CatalogResult) -> None:
+    """Raise ValueError when no image of any source can be used: a wrong config must not replace a good catalog."""
+    if result.report["scans"]:
+        return
+    reasons = ", ".join(f"{count} {reason}" for reason, count in result.report["reasons"].items())
+    raise ValueError(
+        f"no image of {', '.join(result.report['datasets'])} can be used ({reasons}); the former catalog, if any, is "
+        "kept; correct the sources"
+    )
+
+
 def refuse_left_out(result: CatalogResult) -> None:
     """Raise StrictCatalogError naming the files that were left out or the phenotypes that disagree, if any."""
     rows = left_out_table(result.scans)
@@ -119,11 +130,15 @@ def dry_run(params: CatalogParams) -> str:
 
 @flow(name="catalog", flow_run_name=_run_name)
 def catalog(params: CatalogParams) -> dict[str, Any]:
-    """Find the scans of all sources and write the catalog into the workspace; unchanged sources rewrite nothing."""
+    """Find the scans of all sources and write the catalog into the workspace; unchanged sources rewrite nothing.
+
+    Raises ValueError when no image can be used, and StrictCatalogError; both leave the former catalog as it is.
+    """
     result = find_all(params.sources, params.workspace, params.checksums)
     page = catalog_report(result, name_files=pictures_allowed())
     publish_markdown("catalog", page, "What was found at the sources")
     publish_table("catalog-left-out", left_out_table(result.scans), "Files that were left out, with the reason")
+    refuse_unusable(result)
     if params.strict:
         refuse_left_out(result)
     written = write_catalog(result, params.workspace)

@@ -18,7 +18,7 @@ from flows.artifacts import publish_markdown, publish_table
 from flows.batches import BatchRunner, ReceiptWatch, split_batches
 from flows.progress import Progress
 from infra import storage
-from infra.clusters import cluster_options, describe_cluster
+from infra.clusters import cluster_options, describe_cluster, worker_count, worker_memory
 from infra.settings import Settings
 from models.records import SPECS, PlannedCase, PreprocessSpec, Reason, Scan, find_spec
 from models.store import StoreWriter, create_or_open
@@ -151,7 +151,7 @@ def preprocess(params: PreprocessParams) -> dict[str, Any]:
             _log.warning("%d forgotten subjects of the catalog stay out (`store forget --lift`)", len(forgotten))
         if lease.took_over and (removed := shards.clean_partials(writer.url)):
             _log.info("the last writer was killed: %d half-written files removed", removed)
-        work = plan_work(writer, scans, params, settings.memory_per_worker())
+        work = plan_work(writer, scans, params, worker_memory(settings))
         failures = _run(writer, work, lease.token, params, settings)
         lease.check()
         digest = shards.finalise(writer.url, work.current)
@@ -174,7 +174,7 @@ def dry_run(params: PreprocessParams) -> str:
     if params.retry_quarantined:
         lines = shards.published(url)
         todo += [c for c in current if lines.get((c.dataset, c.row), {}).get("status") == "quarantined"]
-    return estimate_store(url, spec, scans, todo, settings.workers, settings.memory_per_worker()).text()
+    return estimate_store(url, spec, scans, todo, worker_count(settings), worker_memory(settings)).text()
 
 
 def chosen_spec(params: PreprocessParams) -> PreprocessSpec:
@@ -245,11 +245,11 @@ def _run(writer: StoreWriter, work: Work, token: str, params: PreprocessParams, 
         if not cases:
             return []
         _log.info("%d of %d cases to preprocess on %s", len(cases), len(work.current), describe_cluster(settings))
-        batches = split_batches(cases, params.case_batch, settings.workers)
+        batches = split_batches(cases, params.case_batch, worker_count(settings))
 
         watch = ReceiptWatch(writer.url, cases)
         with DaskTaskRunner(**cluster_options(settings)) as runner:
-            memory = settings.memory_per_worker() - plans.BASE_BYTES
+            memory = worker_memory(settings) - plans.BASE_BYTES
             device = "cuda" if settings.cluster == "cuda" else "cpu"
             running = BatchRunner(runner, writer.url, token, memory, device)
 

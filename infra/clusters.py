@@ -59,28 +59,47 @@ def cluster_options(settings: Settings) -> dict[str, Any]:
         "local_directory": str(settings.state_dir / "dask"),
         "silence_logs": logging.ERROR,
     }
+    # Its nanny restarts a worker that comes near the limit.
+    shared |= {"n_workers": worker_count(settings), "memory_limit": worker_memory(settings)}
     if settings.cluster == "cuda":
-        _require_cuda()
         return {"cluster_class": "dask_cuda.LocalCUDACluster", "cluster_kwargs": shared}
-    local = {"n_workers": settings.workers, "processes": True, "memory_limit": settings.memory_per_worker()}
-    return {"cluster_class": "distributed.LocalCluster", "cluster_kwargs": {**local, **shared}}
+    return {"cluster_class": "distributed.LocalCluster", "cluster_kwargs": {"processes": True, **shared}}
+
+
+def worker_count(settings: Settings) -> int:
+    """Return how many workers a cluster on this host has: one per visible GPU for `cuda`, else as many as were set.
+
+    Raises ClusterError when the CUDA cluster is chosen but not installed, or when no GPU is to be seen.
+    """
+    return _gpus() if settings.cluster == "cuda" else settings.workers
+
+
+def worker_memory(settings: Settings) -> int:
+    """Return the memory limit of one worker in bytes; raises ClusterError as `worker_count` does."""
+    return settings.memory_per_worker(worker_count(settings))
 
 
 def describe_cluster(settings: Settings) -> str:
     """Return one line that says where Dask work runs."""
     if settings.cluster == "address":
         return f"Dask scheduler at {settings.cluster_address}"
+    count, memory = worker_count(settings), worker_memory(settings) / 2**30
     if settings.cluster == "cuda":
-        return "local CUDA cluster, one worker per GPU"
-    memory = settings.memory_per_worker() / 2**30
-    return f"local cluster, {settings.workers} worker processes with 1 thread and {memory:.1f} GiB each"
+        return f"local CUDA cluster, {count} workers with a GPU and {memory:.1f} GiB each"
+    return f"local cluster, {count} worker processes with 1 thread and {memory:.1f} GiB each"
 
 
-def _require_cuda() -> None:
+def _gpus() -> int:
+    """Return the number of GPUs that dask-cuda sees, `CUDA_VISIBLE_DEVICES` respected."""
     try:
-        importlib.import_module("dask_cuda")
+        count = int(importlib.import_module("dask_cuda.utils").get_n_gpus())
     except Exception as error:  # without a driver its imports fail in many ways
         raise ClusterError(
             "cluster 'cuda' needs the extra 'cuda' (pip install 'brainloom[cuda]') and an NVIDIA driver; "
-            f"importing dask_cuda failed with {type(error).__name__}: {error}. Use BRAINLOOM_CLUSTER=local otherwise"
+            f"dask_cuda failed with {type(error).__name__}: {error}. Use BRAINLOOM_CLUSTER=local otherwise"
         ) from error
+    if count < 1:
+        raise ClusterError(
+            f"cluster 'cuda' needs a GPU, {count} are visible; see CUDA_VISIBLE_DEVICES, or use BRAINLOOM_CLUSTER=local"
+        )
+    return count

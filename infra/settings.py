@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     cluster_address: str = ""
     """Address of the Dask scheduler, e.g. `tcp://10.0.0.5:8786`; only for cluster `address`."""
     workers: int = Field(2, ge=1)
-    """Dask worker processes of cluster `local`, one thread each."""
+    """Dask worker processes of cluster `local`, one thread each; cluster `cuda` has one per GPU instead."""
     worker_memory: ByteSize | None = None
     """Limit of one Dask worker, e.g. `3GiB`; None: an equal share of 80 % of this machine's memory."""
     work_pool: str = "brainloom-cpu"
@@ -70,9 +70,9 @@ class Settings(BaseSettings):
         """Home of the embedded Prefect server: database, logs and pid files."""
         return self.state_dir / "server"
 
-    def memory_per_worker(self) -> int:
-        """Return the memory limit of one Dask worker in bytes, the container's limit respected."""
-        return int(self.worker_memory or MEMORY_SHARE * machine_memory() / self.workers)
+    def memory_per_worker(self, workers: int | None = None) -> int:
+        """Return the memory limit of one of so many Dask workers in bytes, the container's limit respected."""
+        return int(self.worker_memory or MEMORY_SHARE * machine_memory() / (workers or self.workers))
 
 
 def machine_memory() -> int:

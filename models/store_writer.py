@@ -225,7 +225,7 @@ def read_attributes(url: str) -> dict[str, Any]:
     """Return our attributes of the root group; raises StoreError for anything that is not a store of this schema."""
     try:
         metadata = storage.read_json(storage.join(url, "zarr.json"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"{url} is not a store: it has no zarr.json; run `brainloom preprocess` to make one") from None
     except ValueError as error:
         raise StoreError(f"{url} is not a store: {error}") from error

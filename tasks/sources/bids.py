@@ -66,11 +66,15 @@ class BidsSource(SourceBase):
 def find_scans(source: BidsSource) -> Found:
     """Return the scans, masks and phenotypes of a BIDS tree; files that cannot be used carry their reason.
 
-    Raises FileNotFoundError when the root is not a folder, ValueError for a malformed table.
+    Raises FileNotFoundError when the root is not a folder or lacks the pipeline, ValueError for a malformed table.
     """
     root = open_root(source, listed=True)
     listing = root.listing or {}
     tree = _Tree(root, source)
+    if source.pipeline and not any(name.startswith(tree.images_below) for name in listing):
+        raise FileNotFoundError(
+            f"dataset {source.dataset}: {source.root} holds no file below {tree.images_below}; correct `pipeline`"
+        )
     scans = [scan for name in sorted(listing, key=_natural) if (scan := tree.scan(name)) is not None]
     return Found(scans, _phenotypes(root, source.dataset, sorted(listing)), len(listing))
 
@@ -82,8 +86,8 @@ class _Tree:
 
     def scan(self, relative: str) -> Scan | None:
         """Return the row of one file below the root, or None for a file that is no scan."""
-        inside = relative.removeprefix(self._images_below)
-        is_image = relative.startswith(self._images_below) and inside.startswith("sub-")
+        inside = relative.removeprefix(self.images_below)
+        is_image = relative.startswith(self.images_below) and inside.startswith("sub-")
         is_derivative = bool(self.source.derivatives) and relative.startswith(self._derivatives)
         if not is_image and not is_derivative:
             return None
@@ -99,7 +103,8 @@ class _Tree:
         return self.source.derivatives.rstrip("/") + "/"
 
     @property
-    def _images_below(self) -> str:
+    def images_below(self) -> str:
+        """Where images must lie, relative to the root; empty: anywhere."""
         return f"{self._derivatives}{self.source.pipeline}/" if self.source.pipeline else ""
 
     def _image(self, relative: str, name: BidsName) -> Scan | None:

@@ -47,6 +47,12 @@ def test_show_writes_the_mosaic(url: str, tmp_path: Path) -> None:
     assert out.read_bytes().startswith(b"\x89PNG")
 
 
+def test_qc_writes_the_report(url: str, tmp_path: Path) -> None:
+    code, text = run("qc", url, "--out", str(tmp_path / "qc"), "--mosaics", "1")
+    assert (code, text) == (0, f"{tmp_path}/qc/s-qc.html\n{tmp_path}/qc/s-qc.csv\n0 of 3 cases stand out\n")
+    assert (tmp_path / "qc" / "s-qc.html").read_text().count("<img ") == 1
+
+
 def test_export(url: str, tmp_path: Path) -> None:
     code, text = run("export", url, "toy/a", "toy/b", "-o", str(tmp_path / "out"), "--native", "--modality", "t1")
     assert code == 0

@@ -28,8 +28,12 @@ preprocess.read_scan = read_scan
 @pytest.mark.full
 @pytest.mark.parametrize("allowed_failures", [12, 0])
 def test_poison(tmp_path, monkeypatch, prefect_server, allowed_failures):
-    """With 0 allowed failures Dask gives the batch up at once, and the flow runs its cases one by one."""
-    scans = write_dataset(tmp_path / "src", 5)
+    """With 0 allowed failures Dask gives the batch up at once, and the flow runs its cases one by one.
+
+    A case whose header asks for more memory than a worker has is refused before anything is begun.
+    """
+    scans = write_dataset(tmp_path / "src", 6)
+    scans = [s.replace(shape=(30_000, 30_000, 300)) if s.case == "s4" else s for s in scans]
     (tmp_path / "poison.py").write_text(POISON)
     # Every worker imports this file before its first task.
     monkeypatch.setitem(clusters.DASK_CONFIG, "distributed.worker.preload", [str(tmp_path / "poison.py")])
@@ -45,7 +49,7 @@ def test_poison(tmp_path, monkeypatch, prefect_server, allowed_failures):
         result = preprocess(params)
     finally:
         dask.config.refresh()
-    assert (result["stored"], result["quarantined"]) == (4, 1)
-    (bad,) = (line for line in open_store(url).cases().to_pylist() if line["status"] != "stored")
-    assert (bad["case"], bad["reason"]) == ("s2", "killed the worker")
+    assert (result["stored"], result["quarantined"]) == (4, 2)
+    bad = {line["case"]: line["reason"] for line in open_store(url).cases().to_pylist() if line["status"] != "stored"}
+    assert bad == {"s2": "killed the worker", "s4": "memory refused"}
     assert verify(url, deep=True) == []

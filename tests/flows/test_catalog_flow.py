@@ -53,6 +53,17 @@ def test_the_flow_writes_once_and_publishes_what_it_found(params):
 
 
 @pytest.mark.usefixtures("prefect_server")
+def test_sources_without_a_usable_image_never_replace_a_catalog(params, tmp_path):
+    catalog(params)
+    former = read_catalog(params.workspace)
+    tree = {"kind": "tree", "dataset": "ixi", "root": str(tmp_path / "bids"), "patterns": ["x{subject}/{modality}.nii"]}
+    wrong = CatalogParams.model_validate({"sources": [tree], "workspace": params.workspace})
+    with pytest.raises(ValueError, match=r"no image of ixi can be used \(3 .+\); the former catalog, if any, is kept"):
+        catalog(wrong)
+    assert read_catalog(params.workspace) == former
+
+
+@pytest.mark.usefixtures("prefect_server")
 def test_strict_mode_fails_and_keeps_the_former_catalog(params, tmp_path):
     with pytest.raises(StrictCatalogError, match="strict catalog: 1 files would be left out, 0 are allowed"):
         catalog(params.model_copy(update={"strict": True}))

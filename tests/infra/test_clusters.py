@@ -5,11 +5,12 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import dask
 import pytest
 
-from infra.clusters import ClusterError, cluster_options, describe_cluster
+from infra.clusters import ClusterError, cluster_options, describe_cluster, worker_memory
 from infra.settings import Settings
 
 
@@ -46,6 +47,43 @@ def test_cuda_without_its_extra_names_the_extra(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "dask_cuda", None)
     with pytest.raises(ClusterError, match=r"pip install 'brainloom\[cuda\]'.*BRAINLOOM_CLUSTER=local"):
         cluster_options(Settings(cluster="cuda"))
+
+
+@pytest.fixture
+def dask_cuda(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Return a stand-in for dask-cuda, which cannot be imported without a driver: two GPUs, workers like Dask's."""
+    from distributed import LocalCluster
+
+    package, utils = ModuleType("dask_cuda"), ModuleType("dask_cuda.utils")
+    package.LocalCUDACluster = LocalCluster
+    package.utils, utils.get_n_gpus = utils, lambda: 2
+    monkeypatch.setitem(sys.modules, "dask_cuda", package)
+    monkeypatch.setitem(sys.modules, "dask_cuda.utils", utils)
+    return package
+
+
+def test_cuda_has_a_worker_and_a_share_of_the_memory_per_gpu(dask_cuda: ModuleType, tmp_path: Path) -> None:
+    settings = Settings(state_dir=tmp_path, cluster="cuda", workers=7)
+    options = cluster_options(settings)
+    assert json.loads(json.dumps(options)) == options
+    assert options["cluster_class"] == "dask_cuda.LocalCUDACluster"
+    kwargs = options["cluster_kwargs"]
+    assert (kwargs["n_workers"], kwargs["threads_per_worker"]) == (2, 1)
+    assert kwargs["memory_limit"] == worker_memory(settings) == Settings(workers=2).memory_per_worker()
+    assert kwargs["host"] == "127.0.0.1"
+    assert describe_cluster(settings).startswith("local CUDA cluster, 2 workers with a GPU and ")
+    dask_cuda.utils.get_n_gpus = lambda: 0
+    with pytest.raises(ClusterError, match="needs a GPU, 0 are visible; see CUDA_VISIBLE_DEVICES"):
+        cluster_options(settings)
+
+
+def test_the_task_runner_starts_the_cuda_cluster(dask_cuda: ModuleType, tmp_path: Path) -> None:
+    from prefect_dask import DaskTaskRunner
+
+    settings = Settings(state_dir=tmp_path, cluster="cuda", worker_memory="1GiB")
+    with DaskTaskRunner(**cluster_options(settings)) as runner:
+        workers = runner.client.scheduler_info()["workers"].values()
+        assert [worker["memory_limit"] for worker in workers] == [2**30] * 2
 
 
 def test_description_of_the_local_cluster() -> None:

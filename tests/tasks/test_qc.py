@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from nifti_files import write_nifti
@@ -32,7 +33,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     left_out = scans[-1].replace(
         path=str(root / "c4_swi.nii.gz"), modality="swi", status="left out", reason=Reason.UNKNOWN_MODALITY, detail="x"
     )
-    write_catalog(CatalogResult((*scans, left_out)), str(root))
+    write_catalog(CatalogResult([*scans, left_out], pd.DataFrame(), {"identity": "x"}), str(root))
     store = str(root / "store.zarr")
     ingest(store, scans, spec=SPEC)
     return root, store

@@ -9,8 +9,8 @@ import torch
 from tasks.qc_voxels import base_of, drift, drift_measure, end_measures, flat_end
 
 SHAPE = (60, 72, 50)
-I, J, K = (np.arange(n) - (n - 1) / 2 for n in SHAPE)
-BALL = (I[:, None, None] / 29) ** 2 + (J[:, None] / 35) ** 2 + (K / 24) ** 2 < 1
+X, Y, Z = (np.arange(n) - (n - 1) / 2 for n in SHAPE)
+BALL = (X[:, None, None] / 29) ** 2 + (Y[:, None] / 35) ** 2 + (Z / 24) ** 2 < 1
 
 
 def channel(values: np.ndarray) -> np.ndarray:
@@ -18,14 +18,14 @@ def channel(values: np.ndarray) -> np.ndarray:
 
 
 def test_drift_is_the_spread_of_a_linear_field() -> None:
-    field = 0.5 * (1 + 0.6 * I[:, None, None] / 29)
+    field = 0.5 * (1 + 0.6 * X[:, None, None] / 29)
     # A coordinate of a unit ball has a standard deviation of 1 / sqrt 5.
     assert drift(channel(field)) == pytest.approx(0.6 / 5**0.5, rel=0.03)
     assert drift(channel(np.full(SHAPE, 0.5))) == pytest.approx(0, abs=1e-4)
 
 
 def test_drift_is_that_of_the_file_whatever_the_range_took_away() -> None:
-    field = 1 + 0.3 * K / 24
+    field = 1 + 0.3 * Z / 24
     low, high = 0.6, 1.4
     scaled = channel((field - low) / (high - low) + np.zeros(SHAPE))
     assert base_of((low, high)) == pytest.approx(0.75)

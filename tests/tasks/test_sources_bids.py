@@ -215,6 +215,8 @@ def test_images_of_a_pipeline_with_the_wanted_entities(tmp_path):
     assert ("sub-1", "t1", "sub-1_desc-preproc_T1w.nii.gz") in native
     assert all("space" not in name for *_, name in native)
     assert [name for _, modality, name in rows(tmp_path) if modality == "t1"] == ["sub-1_T1w.nii.gz"]
+    with pytest.raises(FileNotFoundError, match="holds no file below derivatives/preb/; correct `pipeline`"):
+        rows(tmp_path, pipeline="preb")
     # The folder of the pipeline is a dataset of its own, too.
     assert sorted(rows(tmp_path / "derivatives/prep", entities=wanted)) == [
         ("sub-1", "brain_mask", "sub-1_space-MNI_desc-brain_mask.nii.gz"),
