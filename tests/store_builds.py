@@ -43,15 +43,15 @@ def three_subjects(folder: Path) -> list[Scan]:
     return [s for n, name in enumerate("abc") for s in scans_of(write_case(folder, name, n, label=True), name)]
 
 
-def shard_of(url: str, row: int, name: str = "image", dataset: str = "toy") -> Path:
-    """Return the file of a shard."""
-    (path,) = [p for p in storage.local_path(url).joinpath(dataset, name, "c", str(row)).rglob("*") if p.is_file()]
-    return path
+def shard_of(url: str, row: int, name: str = "image", dataset: str = "toy") -> str:
+    """Return the URL of a shard."""
+    folder = storage.join(url, dataset, name, "c", str(row))
+    (path,) = storage.find(folder)
+    return storage.join(folder, path)
 
 
 def texts_of(url: str) -> str:
     """Return everything in a store that may name somebody: all files that are no shards, and all file names."""
-    root = storage.local_path(url)
-    files = [path for path in sorted(root.rglob("*")) if path.is_file()]
-    bodies = [path.read_bytes().decode("latin-1") for path in files if "/c/" not in str(path)]
-    return "\n".join([*bodies, *(str(path.relative_to(root)) for path in files)])
+    names = sorted(storage.find(url))
+    bodies = [storage.read_bytes(storage.join(url, name)).decode("latin-1") for name in names if "/c/" not in name]
+    return "\n".join([*bodies, *names])

@@ -23,8 +23,8 @@ def build(tmp_path, url):
 
 
 @pytest.fixture
-def url(tmp_path):
-    return str(tmp_path / "s.zarr")
+def url(store_url):
+    return store_url
 
 
 def rows(url):
@@ -90,13 +90,3 @@ def test_a_store_that_is_written_is_not_compacted(tmp_path, url):
     build(tmp_path, url)
     with Lease(url, "nightly ingest"), pytest.raises(LeaseError, match="is being written by 'nightly ingest'"):
         compact(url)
-
-
-@pytest.mark.full
-def test_compacting_on_s3(tmp_path, s3_url):
-    url = storage.join(s3_url, "s.zarr")
-    build(tmp_path, url)
-    before = store_digest(url)
-    assert compact(url).freed_bytes > 0
-    assert store_digest(url) == before
-    assert verify(url, deep=True) == []

@@ -12,10 +12,9 @@ from tasks.verify import verify
 
 
 @pytest.fixture
-def url(tmp_path):
-    url = str(tmp_path / "s.zarr")
-    ingest(url, three_subjects(tmp_path))
-    return url
+def url(tmp_path, store_url):
+    ingest(store_url, three_subjects(tmp_path))
+    return store_url
 
 
 def test_a_sound_store_has_no_problems(url):
@@ -28,15 +27,15 @@ def test_no_store_is_refused(tmp_path):
 
 
 def flip(path, position, bit=0):
-    body = bytearray(path.read_bytes())
+    body = bytearray(storage.read_bytes(path))
     body[position] ^= 1 << bit
-    path.write_bytes(bytes(body))
+    storage.write_bytes(path, bytes(body))
 
 
 @pytest.mark.parametrize("name", ["image", "label"])
 def test_a_flipped_bit_anywhere_is_found(url, name):
     path = shard_of(url, 1, name)
-    sound = path.read_bytes()
+    sound = storage.read_bytes(path)
     spread = np.random.default_rng(0).integers(0, len(sound), 40)
     missed = []
     for position in {0, 5, len(sound) - 1, len(sound) - 5, *spread.tolist()}:
@@ -45,7 +44,7 @@ def test_a_flipped_bit_anywhere_is_found(url, name):
         if not problems:
             missed.append(position)
         assert all(problem.startswith("toy/b (row 1): ") for problem in problems), problems
-        path.write_bytes(sound)
+        storage.write_bytes(path, sound)
     # A blosc frame has bits that do not matter (format versions): then every voxel is as it was.
     assert len(missed) <= 2, missed
 
@@ -53,7 +52,7 @@ def test_a_flipped_bit_anywhere_is_found(url, name):
 @pytest.mark.parametrize("keep", [0, 1, 100, -1, -200])
 def test_a_truncated_shard_is_found(url, keep):
     path = shard_of(url, 2)
-    path.write_bytes(path.read_bytes()[:keep])
+    storage.write_bytes(path, storage.read_bytes(path)[:keep])
     (problem,) = verify(url, deep=True)
     assert problem.startswith("toy/c (row 2): cannot be decoded: ")
     with pytest.raises(StoreError, match=r"is damaged: .*; preprocess the case again"):
@@ -72,7 +71,7 @@ def test_missing_shards_are_found_fast_and_never_read_as_zeros(url):
 
 
 def test_a_voxel_outside_the_extent_is_found(url):
-    array = zarr.open_array(url, path="toy/image", mode="r+")
+    array = zarr.open_array(storage.zarr_store(url, "r+"), path="toy/image", mode="r+")
     array[0, 1, 39, 35, 29] = 0.5
     assert verify(url) == []
     assert verify(url, deep=True) == [
@@ -86,7 +85,7 @@ def test_every_problem_is_reported_with_case_and_rule(url):
     digest = open_store(url).spec.content_digest()
     receipts.write_receipt(url, receipts.read_receipt(url, case_b, digest).replace(digest="other"))
     storage.write_bytes(receipts.receipt_url(url, "toy", 2), b"{}")
-    group = zarr.open_group(url, mode="r+")["toy"]
+    group = zarr.open_group(storage.zarr_store(url, "r+"), mode="r+")["toy"]
     group["extent"][0] = (22, 20, 17)
     group["present"][1] = [True, True, True]
     group["affine"][2] = 0
@@ -108,7 +107,7 @@ def test_every_problem_is_reported_with_case_and_rule(url):
 
 def test_a_changed_layout_and_lost_arrays_are_found(url):
     storage.delete(storage.join(url, "toy", "origin"))
-    image = zarr.open_array(url, path="toy/image", mode="r+")
+    image = zarr.open_array(storage.zarr_store(url, "r+"), path="toy/image", mode="r+")
     image.resize((3, 3, 41, 36, 30))
     problems = verify(url)
     assert "toy: structure: the array origin is missing" in problems
