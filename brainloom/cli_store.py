@@ -198,6 +198,7 @@ def _say_forgotten(store: str, subject: str, done: Any) -> None:
     rows = ", ".join(map(str, done.rows))
     typer.echo(f"{store}: {subject} is forgotten (rows {rows}); digest {done.digest or 'none yet'}")
     typer.echo("Trainings that used it refuse to resume. Not reached: source files, catalog, splits and phenotypes in")
-    typer.echo("workspaces, QC pages in Prefect's database, weights trained before, and backups.")
+    typer.echo("workspaces, QC pages in Prefect's database, QC reports that are not beside the store, weights trained")
+    typer.echo("before, and backups.")
     for dataset, other in done.linked:
         typer.echo(f"{dataset}/{other} looks like the same person and is still stored; forget it too if it is")

@@ -1,8 +1,9 @@
 """Forgetting a subject: erase what the store keeps of it, and leave a tombstone so that no ingest brings it back.
 
-Order: tombstone, published table, small arrays, shards, receipts, attempts, duplicates, plans, quality report, tombstone
-done. A killed forget leaves a tombstone that is not done: the subject is neither read nor folded nor preprocessed any
-more, and running it again completes it. Rows keep their numbers; their lines say `forgotten` and nothing else.
+Order: tombstone, published table, small arrays, shards, receipts, attempts, duplicates, plans, quality report,
+tombstone done. A killed forget leaves a tombstone that is not done: the subject is neither read nor folded nor
+preprocessed any more, and running it again completes it. Rows keep their numbers; their lines say `forgotten` and
+nothing else.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class S3Server:
         command += [f"-{name}.port={port}" for name, port in self.ports.items()]
         command += [f"-{name}.port.grpc={port + 10000}" for name, port in self.ports.items()]
         command += [f"-dir={self.folder}", "-s3", f"-s3.config={self.folder / 's3.json'}"]
-        command += ["-master.telemetry=false", "-volume.max=20"]
+        command += ["-master.telemetry=false", "-volume.max=20", "-s3.port.iceberg=0", "-s3.port.lance=0"]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
         deadline = time.monotonic() + START_TIMEOUT_S

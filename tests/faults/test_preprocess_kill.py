@@ -69,7 +69,7 @@ def undisturbed(tmp_path_factory, sources):
 
 def start(url, sources):
     code = "import sys; sys.path[:0] = sys.argv[3:]; from test_preprocess_kill import write; write(*sys.argv[1:3])"
-    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    folders = [str(folder) for folder in list(Path(__file__).parents)[:3]]
     return subprocess.Popen(
         [sys.executable, "-c", code, url, str(sources), *folders], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )

@@ -8,16 +8,18 @@ from pydantic import ValidationError
 from flows import preprocess as module
 from flows.batches import BatchRunner, split_batches
 from flows.preprocess import PreprocessError, PreprocessParams, preprocess, run_name, usable_scans
+from infra import storage
 from models import records
 from models.store import StoreError, open_store, store_digest
 from tasks.forget import forget
 from tasks.lease import Lease
 from tasks.plan import cases_from_scans
+from tasks.qc_report import report_urls
 from tasks.verify import verify
 
 
 @pytest.fixture
-def workspace(tmp_path, monkeypatch):
+def workspace(tmp_path, monkeypatch, store_url):
     """Return parameters of the flow for four small subjects, one of them broken."""
     scans = write_dataset(tmp_path / "src", 4, labels=True)
     broken = tmp_path / "src" / "toy" / "s3_t1.nii.gz"
@@ -33,7 +35,7 @@ def workspace(tmp_path, monkeypatch):
     monkeypatch.setitem(records.SPECS, "small", SMALL)
     return {
         "catalog": str(catalog),
-        "store": str(tmp_path / "s.zarr"),
+        "store": store_url,
         "spec": "small",
         "case_batch": 2,
         "workers": 1,
@@ -54,6 +56,7 @@ def test_store_qc_and_nothing_to_do(workspace, prefect_server, monkeypatch):
     }
     assert first["digest"] == store_digest(workspace["store"])
     assert verify(workspace["store"], deep=True) == []
+    assert b"<h1>Quality of s.zarr</h1>" in storage.read_bytes(report_urls(workspace["store"])[0])
     (bad,) = (line for line in open_store(workspace["store"]).cases().to_pylist() if line["status"] != "stored")
     assert (bad["case"], bad["reason"]) == ("s3", "unreadable")
 
