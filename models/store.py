@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -228,10 +229,14 @@ class StoredDataset:
         path = f"{self.name}/{name}"
         if (reader := self._lazy.reader(path)) is not None:
             return reader.read(row, leads, window, out)
-        array = self._lazy.open(path)
-        for target, lead in zip(out, leads, strict=True):
-            target[...] = array[(row, *lead, *window)]
-        return True
+        array, shard = self._lazy.open(path), storage.join(self.url, path, "c", str(row))
+        try:
+            with storage.explained("read", shard):
+                for target, lead in zip(out, leads, strict=True):
+                    target[...] = array[(row, *lead, *window)]
+        except (ValueError, RuntimeError, AssertionError, struct.error) as error:
+            raise StoreError(f"{shard} is damaged: {error}; preprocess the case again") from error
+        return any(target.any() for target in out) or _is_there(shard)
 
     def _stored(self, row: int) -> dict[str, Any]:
         _guard_fork()
@@ -240,6 +245,17 @@ class StoredDataset:
             status = line["status"] if line else "not published"
             raise StoreError(f"row {row} of {self.name} cannot be read: it is {status}; readers see stored rows only")
         return line
+
+
+def _is_there(shard: str) -> bool:
+    """Say whether a shard exists: to zarr one that is not there is one of zeros, and so is an empty object on S3."""
+    try:
+        sizes = [int(info.get("size") or 0) for info in storage.find(shard).values()]
+    except FileNotFoundError:
+        return False
+    if not any(sizes):
+        raise StoreError(f"{shard} is damaged: it has 0 bytes; preprocess the case again")
+    return True
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,9 @@ def flip(path, position, bit=0):
 
 
 @pytest.mark.parametrize("name", ["image", "label"])
-def test_a_flipped_bit_anywhere_is_found(url, name):
+def test_a_flipped_bit_anywhere_is_found(tmp_path, name):
+    url = str(tmp_path / "s.zarr")
+    ingest(url, three_subjects(tmp_path))
     path = shard_of(url, 1, name)
     sound = storage.read_bytes(path)
     spread = np.random.default_rng(0).integers(0, len(sound), 40)
@@ -54,7 +56,8 @@ def test_a_truncated_shard_is_found(url, keep):
     path = shard_of(url, 2)
     storage.write_bytes(path, storage.read_bytes(path)[:keep])
     (problem,) = verify(url, deep=True)
-    assert problem.startswith("toy/c (row 2): cannot be decoded: ")
+    # To zarr an empty object on S3 is a shard of zeros.
+    assert problem.startswith(("toy/c (row 2): cannot be decoded: ", "toy/c (row 2): digest of the voxels is "))
     with pytest.raises(StoreError, match=r"is damaged: .*; preprocess the case again"):
         open_store(url).dataset("toy").read_case(2)
 
