@@ -169,5 +169,14 @@ def kill_everything_at(done, seconds, url, config, state):
         workers = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    psutil.wait_procs(workers)
+    for worker in workers:
+        await_end(worker)
     return process.returncode
+
+
+def await_end(worker):
+    """Wait until a killed process is gone, or a zombie: not every init reaps orphans."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
+            with contextlib.suppress(psutil.TimeoutExpired):
+                worker.wait(0.05)
