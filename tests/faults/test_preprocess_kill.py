@@ -2,28 +2,18 @@
 
 import contextlib
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
-import yaml
 from nifti_files import SMALL, write_dataset
-from store_builds import ingest
 
-from bench.catalog import write_cohort
-from bench.scale import SPEC, write_brain
-from infra.server import server_status, stop_server
-from infra.settings import Settings
 from models.records import Scan
 from models.store import create_or_open, store_digest
 from tasks import plan as plans
 from tasks import receipts, shards
-from tasks.catalog import build_catalog, write_catalog
 from tasks.lease import Lease
 from tasks.preprocess import preprocess_batch
 from tasks.verify import verify
@@ -112,71 +102,3 @@ def test_killed_five_times_at_random_moments(tmp_path, sources, undisturbed, see
         # Line by line what was done before is printed again, so the first lines come at once.
         kill_after(url, sources, int(rng.integers(0, CASES)), rng.uniform(0, 0.05))
     assert finish(url, sources) == undisturbed
-
-
-@pytest.mark.full
-@pytest.mark.timeout(1200)
-def test_everything_killed_five_times_with_a_thousand_scans(tmp_path):
-    """`brainloom preprocess` with its workers, and twice the Prefect server too, at seeded random moments."""
-    catalog = build_catalog(write_cohort(tmp_path / "sources", 1 / 16, write_brain))
-    write_catalog(catalog, str(tmp_path / "ws"))
-    assert len(catalog.scans) > 900
-    cases = catalog.report["cases"]
-    undisturbed = str(tmp_path / "undisturbed.zarr")
-    ingest(undisturbed, catalog.scans, spec=SPEC)
-    url, config, state = str(tmp_path / "s.zarr"), tmp_path / "preprocess.yaml", tmp_path / "state"
-    config.write_text(
-        yaml.safe_dump({"catalog": str(tmp_path / "ws"), "store": url, "own_spec": SPEC.model_dump(mode="json")})
-    )
-    rng = np.random.default_rng(0)
-    try:
-        ends = []
-        for number, point in enumerate(sorted(rng.integers(0, cases + 1, 5))):
-            ends.append(kill_everything_at(int(point), rng.uniform(0, 0.5), url, config, state))
-            server = server_status(Settings(state_dir=state))
-            if number % 2 and server is not None:
-                os.killpg(server.pid, signal.SIGKILL)
-        assert ends.count(-signal.SIGKILL) >= 4
-        assert command(config, state).wait() == 0
-    finally:
-        stop_server(Settings(state_dir=state))
-    assert store_digest(url) == store_digest(undisturbed)
-    assert verify(url, deep=True) == []
-    assert len(plans.read_plans(url)) == cases
-
-
-def command(config, state):
-    """Start `brainloom preprocess` as the leader of a process group, its workers in it."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    return subprocess.Popen(
-        [Path(sys.executable).with_name("brainloom"), "preprocess", "--config", config],
-        env=environment | {"BRAINLOOM_STATE_DIR": str(state)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def kill_everything_at(done, seconds, url, config, state):
-    """Kill the command and its workers some time after so many receipts; returns how the command ended."""
-    folder = Path(url, "_build", "receipts")
-    with command(config, state) as process:
-        while process.poll() is None and sum(1 for _ in folder.rglob("*.json")) < done:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(0.05)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
-        workers = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    for worker in workers:
-        await_end(worker)
-    return process.returncode
-
-
-def await_end(worker):
-    """Wait until a killed process is gone, or a zombie: not every init reaps orphans."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
-            with contextlib.suppress(psutil.TimeoutExpired):
-                worker.wait(0.05)
