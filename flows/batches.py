@@ -26,10 +26,11 @@ from prefect_dask import DaskTaskRunner
 from infra.storage import StorageError
 from models.records import PlannedCase
 from tasks import receipts
-from tasks.preprocess import preprocess_batch_task
 
 TASK_RUNS_MAX = 400
 """Case batches of one flow run: beyond 500 task runs the UI's graph is of no use, beyond 10,000 events are lost."""
+TASK_RUNS, TASK_RUNS_PER_WORKER = 32, 8
+"""Case batches are enlarged beyond these: a task run costs 0.1 s, and with fewer workers would idle at the end."""
 TICK_SECONDS = 1.0
 WORKERLESS_SECONDS = 300.0
 """How long the scheduler may be without any worker before the flow fails instead of waiting."""
@@ -49,7 +50,7 @@ def split_batches(cases: Sequence[PlannedCase], size: int, workers: int = 1) -> 
     Smaller when workers would idle, larger when there would be too many task runs.
     """
     fair = max(1, min(size, -(-len(cases) // max(1, 2 * workers))))
-    fair = max(fair, -(-len(cases) // TASK_RUNS_MAX))
+    fair = max(fair, -(-len(cases) // min(TASK_RUNS_MAX, max(TASK_RUNS, TASK_RUNS_PER_WORKER * workers))))
     batches: list[list[PlannedCase]] = []
     for case in sorted(cases, key=lambda c: (c.dataset, c.row)):
         if not batches or len(batches[-1]) >= fair or batches[-1][-1].dataset != case.dataset:
@@ -191,6 +192,8 @@ class BatchRunner:
             "first": batch.cases[0].case,
             "others": len(batch.cases) - 1,
         }
+        from tasks.preprocess import preprocess_batch_task  # loads torch: a flow run with nothing to do goes without
+
         return self.runner.submit(preprocess_batch_task, parameters=parameters)
 
 

@@ -31,8 +31,7 @@ from tasks.forget import without_forgotten
 from tasks.lease import Lease
 from tasks.qc import quarantine_table
 from tasks.qc_content import gather
-from tasks.qc_report import qc_page, write_qc
-from tasks.registration import require_extra
+from tasks.qc_report import is_current, qc_page, qc_stamp, set_current, write_qc
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ class PreprocessParams(BaseModel):
         32,
         title="Case batch",
         description="Cases that one task run preprocesses, from 1 to 1024. Enlarged when there would be more than "
-        "400 task runs, and cut so that no worker idles.",
+        "32 task runs and 8 a worker, and cut so that no worker idles.",
         ge=1,
         le=1024,
     )
@@ -180,7 +179,10 @@ def dry_run(params: PreprocessParams) -> str:
 def chosen_spec(params: PreprocessParams) -> PreprocessSpec:
     """Return the spec in the parameters, or the named one; raises MissingExtraError when a step cannot run here."""
     spec = params.own_spec or find_spec(params.spec)
-    require_extra(spec)
+    if {spec.bias_correction, spec.registration} != {"none"}:
+        from tasks.registration import require_extra  # loads torch: a flow run with nothing to do goes without
+
+        require_extra(spec)
     return spec
 
 
@@ -284,9 +286,7 @@ def report(url: str, work: Work, failures: list[str], digest: str, params: Prepr
     mine = [line for case in work.current if (line := lines.get((case.dataset, case.row)))]
     status = Counter(line["status"] for line in mine)
     table = quarantine_table(url, params.catalog)
-    quality = gather(url, table)
-    page, _ = write_qc(url, quality)
-    publish_markdown("qc", qc_page(quality, page), f"Quality of {_store_name(url)}", names_subjects=True)
+    publish_quality(url, table)
     publish_table("quarantine", table, "Cases that could not be preprocessed, with the reason")
     share = status["quarantined"] / max(1, len(work.current))
     if failures:
@@ -312,6 +312,16 @@ def report(url: str, work: Work, failures: list[str], digest: str, params: Prepr
         "quarantined": status["quarantined"],
         "preprocessed": len(work.todo),
     }
+
+
+def publish_quality(url: str, quarantine: list[dict[str, str]]) -> None:
+    """Write and publish the quality report; what was made from the same cases stays."""
+    if is_current(url, stamp := qc_stamp(url, quarantine)):
+        return
+    quality = gather(url, quarantine)
+    page, _ = write_qc(url, quality)
+    publish_markdown("qc", qc_page(quality, page), f"Quality of {_store_name(url)}", names_subjects=True)
+    set_current(url, stamp)
 
 
 def _store_name(url: str) -> str:

@@ -76,7 +76,7 @@ def brainmvp_tiny(store: str, selection: str, preset: str = "recommended", **ove
         objective=_brainmvp_objective(preset),
         data=DataConfig(store=store, selection=selection, crop=(32, 32, 32), batch_size=4),
         optimiser=OptimiserConfig(kind="muon", lr=4e-3, weight_decay=1e-4, warmup_share=0.05),
-        epochs=90,
+        epochs=80,
         world_size=2,
         checkpoint_every=50,
         validate_every=200,
@@ -118,7 +118,7 @@ def segmentation_tiny(store: str, selection: str, **overrides: Any) -> TrainingC
         network=TINY_NETWORK.replace(in_channels=len(BRATS_MODALITIES)),
         data=base.data.replace(crop=(32, 32, 32), batch_size=4, workers=0),
         optimiser=OptimiserConfig(kind="muon", lr=4e-3, weight_decay=1e-4, warmup_share=0.05),
-        epochs=12,
+        epochs=9,
         precision="fp32",
         checkpoint_every=50,
     )
@@ -159,7 +159,7 @@ def classification_tiny(store: str, selection: str, **overrides: Any) -> Trainin
         network=TINY_NETWORK,
         data=base.data.replace(crop=(32, 48, 32), batch_size=4, workers=0),
         optimiser=OptimiserConfig(kind="muon", lr=2e-3, muon_lr=0.01, weight_decay=1e-4, warmup_share=0.05),
-        epochs=6,
+        epochs=5,
         precision="fp32",
         checkpoint_every=50,
     )

@@ -12,7 +12,6 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-from scipy import ndimage, stats
 
 EDGE = 16
 """Cells along each world axis."""
@@ -33,6 +32,8 @@ def fingerprint(channel: np.ndarray, affine: np.ndarray) -> tuple[float, ...]:
 
     channel: (x, y, z) intensities of 0..1; affine: (4, 4) voxel -> RAS+ mm. All zeros when there is too little tissue.
     """
+    from scipy import ndimage, stats  # here and below: who only compares fingerprints does not wait for them
+
     factor = max(1, int(POOLED_MM / float(np.linalg.norm(affine[:3, 0])) + 0.01))
     filled, sums = _pooled(channel, factor)
     inside = ndimage.binary_erosion(ndimage.binary_fill_holes(filled > 0.5))
@@ -78,4 +79,6 @@ def _cells(grid: np.ndarray, centre: np.ndarray) -> np.ndarray:
 
 
 def _smoothed_at(volume: np.ndarray, sigma: np.ndarray, points: np.ndarray) -> np.ndarray:
+    from scipy import ndimage
+
     return ndimage.map_coordinates(ndimage.gaussian_filter(volume, sigma, mode="constant"), points, order=1)

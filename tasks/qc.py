@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra import storage
-from models.store import Store, StoredDataset, open_store
+from models.store import Store, StoredDataset, open_store, read_lines
 from models.store_layout import CASES
 from tasks.catalog import read_catalog
 from tasks.catalog_report import left_out_table, short_detail
@@ -43,7 +43,7 @@ def mosaic_of(store: Store, dataset: str, row: int) -> bytes:
 
 def mosaics_of(store: Store, chosen: Iterable[tuple[str, int]]) -> Iterator[tuple[str, int, bytes]]:
     """Yield dataset, row and mosaic of stored cases; one case is in memory at a time."""
-    cases, name, data = store.cases(), "", None
+    cases, name, data = read_lines(store.url), "", None
     for dataset, row in chosen:
         if data is None or dataset != name:
             name, data = dataset, StoredDataset(store.url, dataset, store.spec, cases)
@@ -70,7 +70,7 @@ def quarantine_table(store: str | pa.Table | None, catalog: str | None = None) -
     """
     rows = [] if catalog is None else left_out_table(read_catalog(catalog))
     if isinstance(store, str):
-        store = open_store(store).cases() if storage.exists(storage.join(store, CASES)) else None
+        store = read_lines(open_store(store).url) if storage.exists(storage.join(store, CASES)) else None
     return rows if store is None else rows + quarantined_rows(store)
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from infra import storage
+from models.store_layout import BUILD, CASES
 from tasks.catalog_report import markdown_table
 from tasks.qc_chart import HEIGHT, REACH, WIDTH, place
 from tasks.qc_content import MOSAICS, StoreQuality
@@ -60,6 +64,31 @@ def write_qc(store_url: str, found: StoreQuality, out: str | Path | None = None)
     storage.write_bytes(page, render_qc(found).encode())
     storage.write_bytes(table, qc_csv(found).encode())
     return page, table
+
+
+def qc_stamp(store_url: str, quarantine: Sequence[Mapping[str, Any]]) -> str:
+    """Return what the report is made from as a digest: the table of cases, and everything that is not used."""
+    cases = storage.read_bytes(storage.join(store_url, CASES))
+    return hashlib.sha256(cases + json.dumps([dict(row) for row in quarantine]).encode()).hexdigest()
+
+
+def is_current(store_url: str, stamp: str) -> bool:
+    """Say whether the report beside a store is there and was made from this."""
+    if not all(storage.exists(url) for url in report_urls(store_url)):
+        return False
+    try:
+        return bool(storage.read_json(_stamp_url(store_url)) == stamp)
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def set_current(store_url: str, stamp: str) -> None:
+    """Note from what the report beside a store was made."""
+    storage.write_json(_stamp_url(store_url), stamp)
+
+
+def _stamp_url(store_url: str) -> str:
+    return storage.join(store_url, BUILD, "qc.json")
 
 
 def remove_qc(store_url: str) -> None:

@@ -13,15 +13,15 @@ from tasks.verify import verify
 
 POISON = """
 import os, signal
-from tasks import preprocess
+from tasks import prepare
 # Dask imports a preload for the nanny and for the worker.
-real = getattr(preprocess.read_scan, 'real', preprocess.read_scan)
+real = getattr(prepare.read_scan, "real", prepare.read_scan)
 def read_scan(file, spec, memory_bytes):
     if '/s2_' in file.path:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(file, spec, memory_bytes)
 read_scan.real = real
-preprocess.read_scan = read_scan
+prepare.read_scan = read_scan
 """
 
 
