@@ -122,7 +122,7 @@ def _steps(training: Finetuning) -> int:
 def score(name: str, cohort: Cohort, trainings: Sequence[Finetuning], folder: Path) -> tuple[pd.DataFrame, int]:
     """Score all rows of one benchmark; unchanged rows are read back. See tasks.evaluation."""
     ours, fresh = score_trainings(cohort, trainings, folder)
-    simple, more = score_baselines(cohort, folder)
+    simple, more = score_baselines(cohort, folder, seeds=len({one.seed for one in trainings}))
     return pd.concat([ours, simple], ignore_index=True), fresh + more
 
 

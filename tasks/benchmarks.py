@@ -88,7 +88,7 @@ class Benchmark(Record):
     classes: tuple[str, ...] = ()
     """Class names in order; the last is the positive one of a two-class task."""
     shuffle_seed: int | None = None
-    """Negative control: targets are permuted over subjects within each role with this seed."""
+    """Negative control: targets are permuted over subjects within each role, anew for each training's seed."""
     control: Literal["", "positive", "negative"] = ""
     split: SplitProtocol = SplitProtocol()
     metrics: tuple[Metric, ...] = ()

@@ -42,8 +42,6 @@ def select_cases(benchmark: Benchmark, cases: pd.DataFrame, roles: Mapping[tuple
         if wanted & set(cast("Sequence[str]", line.modalities)) and (str(line.dataset), str(line.subject)) in roles
     ]  # fmt: skip
     selected = sorted(selected, key=lambda case: (case.dataset, case.row))
-    if selected and benchmark.shuffle_seed is not None:
-        selected = shuffle_targets(selected, benchmark.shuffle_seed)
     if selected:
         check_cohort(benchmark, selected)
     return selected
@@ -74,6 +72,13 @@ def _with_targets(benchmark: Benchmark, cases: pd.DataFrame) -> tuple[pd.DataFra
             f"among its classes {list(benchmark.classes)}"
         )
     return cases[known], values[known].astype(str)
+
+
+def targets_of_seed(benchmark: Benchmark, cases: Sequence[SelectedCase], seed: int) -> list[SelectedCase]:
+    """Return the cases as the training with this seed sees them: a negative control shuffles anew for each."""
+    if benchmark.shuffle_seed is None:
+        return list(cases)
+    return shuffle_targets(cases, benchmark.shuffle_seed + seed)
 
 
 def shuffle_targets(cases: Sequence[SelectedCase], seed: int) -> list[SelectedCase]:

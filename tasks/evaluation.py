@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ import pandas as pd
 from models.records import SelectedCase, digest_of
 from tasks import baselines
 from tasks.benchmarks import Benchmark
-from tasks.cohort import select_cases
+from tasks.cohort import select_cases, targets_of_seed
 from tasks.faces import face_mask
 from tasks.figures import OverlayCase, forest_plot, overlays
 from tasks.finetune import Finetuning, budget
@@ -63,6 +63,12 @@ class Cohort:
     def of_role(self, role: str) -> list[SelectedCase]:
         """Return the lines of one role."""
         return [case for case in self.selected if case.role == role]
+
+    def of_seed(self, seed: int) -> Cohort:
+        """Return the cohort with the targets of one training's seed: its own where the benchmark shuffles them."""
+        if self.benchmark.shuffle_seed is None:
+            return self
+        return replace(self, selected=tuple(targets_of_seed(self.benchmark, self.selected, seed)))
 
     @cached_property
     def _datasets(self) -> dict[str, StoredDataset]:
@@ -113,29 +119,34 @@ def check_leakage(pretraining: Iterable[SelectedCase], cohort: Cohort) -> None:
 
 def score_trainings(cohort: Cohort, trainings: Sequence[Finetuning], folder: Path) -> tuple[pd.DataFrame, int]:
     """Return the long-form scores of finished trainings and how many of them were computed now."""
-    return _gather(
-        [
-            (
-                RowKey(training.benchmark, training.row, training.seed),
-                predictions_digest(training.folder),
-                _scorer(cohort, training),
-            )
-            for training in trainings
-        ],
-        cohort,
-        folder,
-    )
+    rows = []
+    for training in trainings:
+        own = cohort.of_seed(training.seed)
+        key = RowKey(training.benchmark, training.row, training.seed)
+        rows.append(_Row(key, own, predictions_digest(training.folder), _scorer(own, training)))
+    return _gather(rows, folder)
 
 
 Scorer = Callable[[RowKey], pd.DataFrame]
 
 
-def _gather(rows: Sequence[tuple[RowKey, str, Scorer]], cohort: Cohort, folder: Path) -> tuple[pd.DataFrame, int]:
-    test, frames, fresh = cohort.of_role("test"), [], 0
-    for key, predictions, scorer in rows:
+@dataclass(frozen=True)
+class _Row:
+    """Scores to compute: of whom, on which cohort, from which predictions."""
+
+    key: RowKey
+    cohort: Cohort
+    predictions: str
+    scorer: Scorer
+
+
+def _gather(rows: Sequence[_Row], folder: Path) -> tuple[pd.DataFrame, int]:
+    frames, fresh = [], 0
+    for row in rows:
+        key = row.key
         path = folder / f"{re.sub(r'[^a-z0-9]+', '-', f'{key.benchmark} {key.row} seed{key.seed}')}.parquet"
-        inputs = inputs_digest(key, cohort.benchmark, test, predictions)
-        frame, computed = kept_scores(path, inputs, lambda key=key, scorer=scorer: scorer(key))  # type: ignore[misc]
+        inputs = inputs_digest(key, row.cohort.benchmark, row.cohort.of_role("test"), row.predictions)
+        frame, computed = kept_scores(path, inputs, partial(row.scorer, key))
         frames.append(frame)
         fresh += computed
     return (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()), fresh
@@ -157,8 +168,17 @@ def _scorer(cohort: Cohort, training: Finetuning) -> Scorer:
     return score
 
 
-def score_baselines(cohort: Cohort, folder: Path) -> tuple[pd.DataFrame, int]:
-    """Return the scores of the baselines that fit the benchmark's kind (and of the ceiling, for phantoms)."""
+def score_baselines(cohort: Cohort, folder: Path, seeds: int = 1) -> tuple[pd.DataFrame, int]:
+    """Return the scores of the baselines that fit the benchmark's kind (and of the ceiling, for phantoms).
+
+    They have no seed of their own, so one score does; where targets are shuffled, each of the `seeds` shuffles has one.
+    """
+    shuffles = range(seeds if cohort.benchmark.shuffle_seed is not None else 1)
+    rows = [row for seed in shuffles for row in _baseline_rows(cohort.of_seed(seed), seed)]
+    return _gather(rows, folder)
+
+
+def _baseline_rows(cohort: Cohort, seed: int) -> list[_Row]:
     if cohort.benchmark.kind == "segmentation":
         scorers: dict[str, Scorer] = {baselines.TEMPLATE_OVERLAP: lambda key: _template_scores(key, cohort)}
         made_from = ""
@@ -172,7 +192,7 @@ def score_baselines(cohort: Cohort, folder: Path) -> tuple[pd.DataFrame, int]:
         made_from = _features_digest(cohort)
     train = sorted(f"{case.dataset}/{case.row}/{case.digest}/{case.target}" for case in cohort.of_role("train"))
     digest = digest_of([train, made_from])
-    return _gather([(RowKey(cohort.benchmark.name, row, 0), digest, s) for row, s in scorers.items()], cohort, folder)
+    return [_Row(RowKey(cohort.benchmark.name, row, seed), cohort, digest, s) for row, s in scorers.items()]
 
 
 def _features_digest(cohort: Cohort) -> str:

@@ -16,6 +16,7 @@ from models.config import TrainingConfig
 from models.records import SelectedCase
 from models.selection import write_selection
 from tasks.benchmarks import Benchmark
+from tasks.cohort import targets_of_seed
 from tasks.summary import PRETRAINED, SCRATCH
 
 Launch = Callable[..., Any]
@@ -72,8 +73,9 @@ def prepare(
     """
     origins = {PRETRAINED: (str(pretrained), pretrained_digest(pretrained)), SCRATCH: ("", "")}
     return [
-        _prepare_one(benchmark, row, seed, cases, store, trainings, origin, epochs, size)
+        _prepare_one(benchmark, row, seed, own, store, trainings, origin, epochs, size)
         for seed in range(seeds)
+        for own in [targets_of_seed(benchmark, cases, seed)]
         for row, origin in origins.items()
     ]
 

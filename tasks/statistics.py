@@ -152,14 +152,14 @@ def classification_metric(
 ) -> MetricFunction:
     """Return a classification metric as a function of subject weights.
 
-    `subject` (N,) maps cases to 0..S-1, `target` (N,) to 0..K-1, `probabilities` is (E, N, K). The weighted forms equal
-    scikit-learn's on the repeated cases. Raises KeyError for an unknown metric.
+    `subject` (N,) maps cases to 0..S-1, `target` (E, N) to 0..K-1, `probabilities` is (E, N, K). The weighted forms
+    equal scikit-learn's on the repeated cases. Raises KeyError for an unknown metric.
     """
     try:
         form = CLASSIFICATION_FORMS[name]
     except KeyError:
         raise KeyError(f"unknown classification metric {name!r}; known: {', '.join(CLASSIFICATION_FORMS)}") from None
-    forms = [form(target, seed) for seed in probabilities]
+    forms = [form(own, seed) for own, seed in zip(target, probabilities, strict=True)]
 
     def metric(weights: Floats) -> Floats:
         cases = weights[:, subject]

@@ -136,10 +136,13 @@ def _functions(
         values = _subject_values(part, metric, region, subjects)
         return _Functions(mean_metric(values), [mean_metric(one[None]) for one in values])
     subject, target, probabilities = _probabilities(part, benchmark, subjects)
-    smallest = min(len(set(subject[target == k].tolist())) for k in range(len(benchmark.classes)))
+    smallest = min(len(set(subject[own == k].tolist())) for own in target for k in range(len(benchmark.classes)))
     return _Functions(
         classification_metric(metric, subject, target, probabilities),
-        [classification_metric(metric, subject, target, one[None]) for one in probabilities],
+        [
+            classification_metric(metric, subject, own[None], one[None])
+            for own, one in zip(target, probabilities, strict=True)
+        ],
         len(subjects) if metric == "accuracy" else smallest,
     )
 
@@ -165,20 +168,25 @@ def _subject_values(part: pd.DataFrame, metric: str, region: str, subjects: list
 def _probabilities(
     part: pd.DataFrame, benchmark: Benchmark, subjects: list[tuple[str, str]]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Floats]:
-    """Return the subject index (N,), target index (N,) and probabilities (E, N, K) of a row's cases."""
+    """Return the subject index (N,), target index (E, N) and probabilities (E, N, K) of a row's cases.
+
+    Seeds have targets of their own where a negative control shuffles them.
+    """
     part = part[part["metric"] == "probability"]
-    keys = ["dataset", "subject", "case", "target", "seed"]
-    wide = part.set_index([*keys, "region"])["value"].unstack("region")[list(benchmark.classes)]
-    cases = pd.MultiIndex.from_tuples(sorted({tuple(key[:4]) for key in wide.index}), names=wide.index.names[:4])
+    wide = part.pivot(index=["dataset", "subject", "case"], columns=["seed", "region"], values="value").sort_index()
+    targets = part.drop_duplicates(["dataset", "subject", "case", "seed"])
+    wide_targets = targets.pivot(index=["dataset", "subject", "case"], columns="seed", values="target").sort_index()
     seeds = sorted(part["seed"].unique())
-    stacked = np.stack([wide.xs(seed, level="seed").reindex(cases).to_numpy() for seed in seeds])
+    stacked = np.stack([wide[seed].reindex(columns=list(benchmark.classes)).to_numpy() for seed in seeds])
     if not np.isfinite(stacked).all():
         raise ScoreError(
             f"{benchmark.name}: NaN or missing probabilities in row {part['row'].iloc[0]!r}; predict again"
         )
     place = {pair: i for i, pair in enumerate(subjects)}
-    subject = np.array([place[str(d), str(s)] for d, s, *_ in cases], dtype=np.int64)
-    target = np.array([benchmark.classes.index(t) for t in cases.get_level_values("target")], dtype=np.int64)
+    subject = np.array([place[str(d), str(s)] for d, s, _ in wide.index], dtype=np.int64)
+    target = np.array(
+        [[benchmark.classes.index(name) for name in wide_targets[seed]] for seed in seeds], dtype=np.int64
+    )
     return subject, target, stacked
 
 

@@ -152,7 +152,7 @@ def statements(table: BenchmarkTable) -> list[str]:
     if table.benchmark.control:
         meaning = {
             "positive": "Positive control: a strong effect that must be found.",
-            "negative": "Negative control: shuffled labels, so AUROC intervals should contain 0.5.",
+            "negative": "Negative control: labels shuffled anew for every seed, so AUROC intervals should contain 0.5.",
         }
         found.append(meaning[table.benchmark.control])
     return [*found, *table.notes]

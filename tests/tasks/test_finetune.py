@@ -14,7 +14,7 @@ from models.config import TrainingConfig
 from models.records import SelectedCase
 from models.selection import read_selection
 from tasks.benchmarks import BENCHMARKS
-from tasks.cohort import CohortError, check_cohort, select_cases, shuffle_targets
+from tasks.cohort import CohortError, check_cohort, select_cases, shuffle_targets, targets_of_seed
 from tasks.finetune import Finetuning, budget, lanes, prepare, run_lanes
 
 TUMOUR, DIAGNOSIS = BENCHMARKS["phantom-tumour"], BENCHMARKS["phantom-diagnosis"]
@@ -93,6 +93,19 @@ def test_shuffling_keeps_classes_in_every_role_and_is_seeded() -> None:
     assert mixed == shuffle_targets(found, 1) != shuffle_targets(found, 2)
     assert Counter((c.role, c.target) for c in mixed) == Counter((c.role, c.target) for c in found)
     assert [c.target for c in mixed] != [c.target for c in found]
+
+
+def test_a_negative_control_shuffles_anew_for_every_seed(pretrained: Path) -> None:
+    shuffled = BENCHMARKS["phantom-shuffled"]
+    cases = select_cases(shuffled, cases_of(), roles_of())
+    assert [case.target for case in cases] == [case.target for case in select_cases(DIAGNOSIS, cases_of(), roles_of())]
+    targets = {}
+    for one in prepared(pretrained, shuffled, cases=cases):
+        kept = read_selection(one.folder / "selection.parquet")
+        targets[one.row, one.seed] = [case.target for case in kept]
+        assert kept == targets_of_seed(shuffled, cases, one.seed)
+    assert targets["pre-trained", 0] == targets["scratch", 0] != targets["scratch", 1]
+    assert targets_of_seed(DIAGNOSIS, cases, 1) == cases
 
 
 @pytest.fixture

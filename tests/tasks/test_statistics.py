@@ -37,7 +37,7 @@ def test_weighted_forms_equal_scikit_learn_on_repeated_subjects(name: str, class
     target, probabilities = simulated(rng, 24, classes=classes)
     probabilities = np.round(probabilities, 1) + 1e-3  # ties
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    metric = classification_metric(name, np.arange(24), target, probabilities[None])
+    metric = classification_metric(name, np.arange(24), target[None], probabilities[None])
     weights = draw_subjects(24, 3, seed)
     for row, found in zip(weights, metric(weights), strict=True):
         index = np.repeat(np.arange(24), row.astype(int))
@@ -71,14 +71,14 @@ def test_a_single_subject_has_no_interval() -> None:
 
 def test_all_right_does_not_claim_certainty() -> None:
     target = np.array([0, 1] * 6)
-    metric = classification_metric("accuracy", np.arange(12), target, np.eye(2)[target][None])
+    metric = classification_metric("accuracy", np.arange(12), target[None], np.eye(2)[target][None])
     interval = bootstrap_interval(metric, draw_subjects(12, 200))
     assert interval.estimate == 1.0
     assert interval.note == "no spread between subjects: no interval"
 
 
 def test_auroc_with_a_rare_class_says_why_it_has_no_interval() -> None:
-    target = np.array([1] + [0] * 9)
+    target = np.array([[1] + [0] * 9])
     probabilities = np.column_stack([np.linspace(0.9, 0.1, 10), np.linspace(0.1, 0.9, 10)])[None]
     interval = bootstrap_interval(
         classification_metric("auroc", np.arange(10), target, probabilities), draw_subjects(10, 500)
@@ -124,7 +124,7 @@ def test_what_one_subject_is_worth() -> None:
 
 def test_unknown_metric_lists_the_known() -> None:
     with pytest.raises(KeyError, match="known: accuracy, balanced_accuracy, auroc, f1"):
-        classification_metric("kappa", np.arange(2), np.array([0, 1]), np.full((1, 2, 2), 0.5))
+        classification_metric("kappa", np.arange(2), np.array([[0, 1]]), np.full((1, 2, 2), 0.5))
 
 
 def coverage(trials: int, n: int, replicates: int, kind: str) -> float:
@@ -141,7 +141,7 @@ def coverage(trials: int, n: int, replicates: int, kind: str) -> float:
             metric = mean_metric(subject + rng.normal(0, 0.05, size=(3, n)))
         else:
             target, probabilities = simulated(rng, n)
-            metric = classification_metric("auroc", np.arange(n), target, probabilities[None])
+            metric = classification_metric("auroc", np.arange(n), target[None], probabilities[None])
         interval = bootstrap_interval(metric, draw_subjects(n, replicates, trial))
         hits += interval.low <= truth <= interval.high
     return hits / trials

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from models.records import SelectedCase
 from tasks.baselines import MAJORITY
@@ -167,6 +168,22 @@ def test_a_single_test_subject_gives_numbers_without_intervals() -> None:
     assert dice.n == 1
     assert dice.low is None
     assert dice.note == "one test subject: no interval"
+
+
+def test_each_seed_is_scored_against_its_own_targets() -> None:
+    """A negative control shuffles the test labels too, anew for each seed."""
+    scores = classified(seeds=2)
+    swapped = scores["seed"] == 1
+    scores.loc[swapped, "target"] = scores.loc[swapped, "target"].map(lambda t: DIAGNOSIS.classes[t == "control"])
+    both = next(line for line in summarise(scores, DIAGNOSIS, {}, replicates=200) if line.metric == "auroc")
+    alone = []
+    for _, part in scores.groupby("seed"):
+        line = next(line for line in summarise(part, DIAGNOSIS, {}, replicates=200) if line.metric == "auroc")
+        positive = part[(part["row"] == PRETRAINED) & (part["region"] == "patient")]
+        assert line.estimate == pytest.approx(roc_auc_score(positive["target"] == "patient", positive["value"]))
+        alone.append(line.estimate)
+    assert both.estimate == pytest.approx(np.mean(alone))
+    assert alone[0] > 0.5 > alone[1]
 
 
 def test_a_class_absent_from_the_test_set_gives_no_auroc() -> None:
