@@ -50,6 +50,7 @@ test-full: install ## The slow tests: kills, S3, browser, long runs
 
 bench: install ## Measure speed
 	@$(BIN)/python -m bench
+	@$(BIN)/python -m bench scale
 
 clean: down ## Remove caches and the installation; keeps state/
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build ./*.egg-info

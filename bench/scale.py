@@ -203,7 +203,7 @@ def report(folder: Path, shares: tuple[float, ...]) -> Iterator[str]:
 
 
 def main() -> None:
-    """Print the report; about ten minutes."""
+    """Print the report; about two minutes."""
     with tempfile.TemporaryDirectory(prefix="brainloom-scale-") as folder:
         for part in report(Path(folder), SHARES):
             print(part, flush=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench import catalog, crops, preprocess
+from bench import catalog, crops, preprocess, workers
 from bench.inputs import GRID, centred, mni_brain, workplace, write_scans
 from bench.timing import machine, target_table, time_table
 from models.records import SPECS, PreprocessSpec
@@ -56,6 +56,10 @@ def report(
     reading = workplace(folder / "read.zarr", scans, spec)
     times, targets = crops.measure(folder, reading, scans, crop, 3 * rounds, chain)
     yield f"## Crop: {crop}^3 voxels of 2 modalities\n\n{time_table(times)}\n"
+    teams, added = workers.measure(folder / "workers", scans, spec, rounds)
+    targets += added
+    per_case = teams[workers.TWO].median / workers.CASES
+    yield f"## Workers\n\nTwo workers, {workers.CASES} cases: {per_case:.2f} s a case\n"
     listed = catalog.measure(folder / "catalog", min(rounds, CATALOG_ROUNDS), share)
     yield f"## Catalog: {listed.scans:,} scans\n\n{time_table(listed.rounds)}\n"
     targets += listed.targets

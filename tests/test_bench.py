@@ -67,6 +67,7 @@ def test_report_names_every_measure_and_ours_agrees_with_the_chain(tmp_path: Pat
         "chain + write / ours",
         "/ memmap",
         "chain on 4 modalities / store",
+        "two workers / one worker",
         "load",
         "catalog of 2",
     ):
