@@ -1,6 +1,7 @@
 """Measure speed and print ratios, times and the machine as Markdown.
 
-`python -m bench`: one thread, some minutes; `python -m bench scale`: 16,021 small scans through the flow, two minutes.
+`python -m bench`: one thread, some minutes, then a step of training on two; `python -m bench step`: that alone;
+`python -m bench scale`: 16,021 small scans through the flow, two minutes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if not os.environ.keys() >= WORKER_MALLOC.keys():
 
 os.environ.update(private_environment())
 
-from bench import scale, suite  # noqa: E402
+from bench import scale, step, suite  # noqa: E402
 
 if __name__ == "__main__":
-    scale.main() if sys.argv[1:] == ["scale"] else suite.main()
+    {"scale": scale.main, "step": step.main}.get(" ".join(sys.argv[1:]), suite.main)()

@@ -112,7 +112,7 @@ class Workplace:
 def workplace(store: Path, scans: list[Scan], spec: PreprocessSpec) -> Workplace:
     """Create a store, plan the case of these scans in it and make room for it, as the flow does."""
     writer = create_or_open(str(store), spec)
-    (case,) = plans.plan_rows(plans.cases_from_scans(scans), ()).added
+    (case,) = plans.plan_rows(plans.cases_from_scans(scans), (), spec).added
     plans.write_plan(writer.url, [case], spec.content_digest())
     writer.grow(DATASET, 1, with_label=False)
     return Workplace(writer, case)

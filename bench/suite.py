@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench import catalog, crops, preprocess, workers
+from bench import catalog, crops, preprocess, step, workers
 from bench.inputs import GRID, centred, mni_brain, workplace, write_scans
 from bench.timing import machine, target_table, time_table
 from models.records import SPECS, PreprocessSpec
@@ -32,6 +32,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="brainloom-bench-") as folder:
         for part in report(Path(folder), centred(mni_brain(), GRID), SPECS["brainmvp"], CROP, ROUNDS, 1.0):
             print(part, flush=True)
+    step.main()
 
 
 def report(

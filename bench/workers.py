@@ -41,7 +41,7 @@ def _planned(store: Path, scans: list[Scan], spec: PreprocessSpec) -> tuple[str,
     """Plan the same files as CASES cases of a new store."""
     copies = [scan.replace(case=f"case{k}", subject=f"case{k}") for k in range(CASES) for scan in scans]
     writer = create_or_open(str(store), spec)
-    cases = list(plans.plan_rows(plans.cases_from_scans(copies), ()).added)
+    cases = list(plans.plan_rows(plans.cases_from_scans(copies), (), spec).added)
     plans.write_plan(writer.url, cases, spec.content_digest())
     writer.grow(DATASET, len(cases), with_label=False)
     return writer.url, cases

@@ -17,8 +17,10 @@ from yaml.constructor import ConstructorError
 
 from brainloom import __version__
 from brainloom.cli_demo import demo
+from brainloom.cli_predictions import predictions
 from brainloom.cli_server import deploy, doctor, down, up
 from brainloom.cli_store import store_app
+from brainloom.cli_weights import weights_app
 from brainloom.terminal import console, is_expected, prepare_prefect
 
 app = typer.Typer(
@@ -29,7 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(store_app, name="store")
-for command in (demo, up, down, doctor, deploy):
+app.add_typer(weights_app, name="weights")
+for command in (demo, predictions, up, down, doctor, deploy):
     app.command()(command)
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="YAML file with the flow's parameters.")]
@@ -52,7 +55,7 @@ FLOWS: dict[str, tuple[str, str, str]] = {
     "benchmark": ("flows.benchmark", "BenchmarkParams", "The whole chain, from NIfTI to the table."),
 }
 
-ESTIMATED = ("catalog", "preprocess")
+ESTIMATED = ("catalog", "preprocess", "ingest")
 """Verbs whose module has a `dry_run`."""
 
 
@@ -88,7 +91,7 @@ def _validate(model: type[BaseModel], content: dict[str, Any], config: Path) -> 
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}".removeprefix(": ") for e in error.errors()]
         known = ", ".join(model.model_fields)
         raise typer.BadParameter(f"{config}: {'; '.join(lines)} (parameters: {known})", param_hint="--config") from None
 

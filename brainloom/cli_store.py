@@ -67,19 +67,19 @@ def verify(
 def show(
     store: Url,
     case: Annotated[str, typer.Argument(help="`dataset/case`, as in cases.parquet or the catalog.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")] = Path("mosaic.png"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write; ends in .png.")] = Path("mosaic.png"),
 ) -> None:
     """Write the tri-planar mosaic of one case."""
     from models.store import open_store  # keeps `--help` fast
-    from tasks.export_nifti import stored_rows
     from tasks.qc import mosaic_of
+    from tasks.stored_cases import stored_rows
 
+    if out.suffix.lower() != ".png":
+        raise typer.BadParameter(f"{out}: the mosaic is a PNG; give a name that ends in .png", param_hint="--out")
     opened = open_store(store)
-    rows = stored_rows(opened)
-    if case not in rows:
-        raise typer.BadParameter(f"no stored case {case!r} in {store}; for example {next(iter(rows), 'none')!r}")
+    picture = mosaic_of(opened, *stored_rows(opened, [case])[case])
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(mosaic_of(opened, *rows[case]))
+    out.write_bytes(picture)
     typer.echo(str(out))
 
 
@@ -108,7 +108,9 @@ def export(
     cases: Annotated[list[str], typer.Argument(help="One or more `dataset/case`.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path("export"),
     native: Annotated[bool, typer.Option(help="On each source's own grid, with its intensities.")] = False,
-    modality: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated. Default: all.")] = None,
+    modality: Annotated[
+        list[str] | None, typer.Option(help="Only this one, or `label`; may be repeated. Default: all.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
 ) -> None:
     """Write cases back to NIfTI, on the stored grid or on their sources' grids."""
@@ -138,7 +140,9 @@ def compare(
 def duplicates(
     store: Url,
     search: Annotated[bool, typer.Option(help="Search again instead of reading duplicates.parquet.")] = False,
-    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Similarity to list; searches again.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Similarity from which on pairs are listed; searches again.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List pairs of subjects that look like one person; splits keep them together."""
@@ -146,10 +150,10 @@ def duplicates(
     from tasks import duplicates as search_of
 
     opened = open_store(store)
+    cases, order = opened.cases(), opened.spec.reference_order
     pairs = search_of.read_duplicates(store)
     if search or threshold is not None:
-        limit = search_of.THRESHOLD if threshold is None else threshold
-        pairs = search_of.find_duplicates(opened.cases(), opened.spec.reference_order, limit)
+        pairs = search_of.find_duplicates(cases, order, threshold)
     if as_json:
         typer.echo(json.dumps(pairs))
         return
@@ -157,6 +161,8 @@ def duplicates(
         one, other = (f"{pair[f'dataset_{side}']}/{pair[f'subject_{side}']}" for side in "ab")
         typer.echo(f"{pair['similarity']:.3f}  {one}  {other}")
     typer.echo(f"{store}: {len(pairs)} pairs of subjects look alike")
+    for reference, count in search_of.passed_over(cases, order).items():
+        typer.echo(f"not compared: {count} subjects with {reference}; at least {search_of.MIN_SUBJECTS} are needed")
 
 
 @store_app.command()

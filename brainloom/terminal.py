@@ -21,6 +21,8 @@ TABLE_WIDTH = 130
 """Columns that a printed table may take at least; narrower terminals wrap its lines."""
 FILE_ERRORS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 """What a wrong path raises."""
+FINISHED_FAILED = "Finished in state Failed"
+"""Start of Prefect's last line of a run."""
 OWN_PACKAGES = frozenset({"brainloom", "flows", "tasks", "models", "infra"})
 
 
@@ -97,14 +99,15 @@ def prepare_prefect(settings: Settings) -> None:
 def _is_news(record: logging.LogRecord) -> bool:
     """Drop what says nothing new.
 
-    The traceback that every flow run around a failed one logs again, and that of a task refused for wrong input: the
-    error itself ends the command. A nanny's complaints: workers that are slow to close are ended, and those that die
-    are told by the flow.
+    The traceback that every flow run around a failed one logs again, that of a task refused for wrong input, and the
+    last line of a failed task, which repeats its error: the error itself ends the command. A nanny's complaints:
+    workers that are slow to close are ended, and those that die are told by the flow.
     """
     repeated = record.name.startswith("prefect.flow_runs") and record.levelno == logging.ERROR
     error = record.exc_info[1] if record.exc_info else None
-    if record.name.startswith("prefect.task_runs") and isinstance(error, Exception):
-        repeated = is_expected(error)
+    if record.name.startswith("prefect.task_runs"):
+        told = isinstance(error, Exception) and is_expected(error)
+        repeated = told or record.getMessage().startswith(FINISHED_FAILED)
     return not repeated and not (record.name == "distributed.nanny" and record.levelno < logging.ERROR)
 
 

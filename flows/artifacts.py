@@ -13,7 +13,8 @@ import logging
 import math
 import re
 import socket
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,9 +30,14 @@ from infra.settings import Settings
 
 PICTURE_BYTES_MAX = 300_000
 """Size of one `data:` URI that the UI still shows well."""
-SUBJECT_COLUMNS = frozenset({"subject", "session", "case", "path", "file", "files", "source", "detail"})
+SUBJECT_COLUMNS = frozenset(
+    {"subject", "session", "case", "path", "file", "files", "source", "detail"}
+    | {f"{column}_{side}" for column in ("subject", "case") for side in "ab"}
+)
 """Table columns that can name a person; left out where pictures are."""
 HIDDEN = "*left out: the Prefect API is not on a private address (BRAINLOOM_ALLOW_PICTURES=true allows it)*"
+NAMES_SHOWN = 20
+"""Cases or files that one error text names; tables and the catalog have all."""
 _PICTURE = re.compile(r"!\[[^\]]*\]\(data:image/[^)]*\)")
 _log = logging.getLogger(__name__)
 
@@ -75,6 +81,21 @@ def png_markdown(png: bytes, alt: str) -> str:
 def pictures_allowed() -> bool:
     """Say whether pictures and subject ids may go into artifacts of the current Prefect API."""
     return Settings().allow_pictures or is_private(get_current_settings().api.url)
+
+
+def shown_names(named: Sequence[str], hidden: Sequence[str]) -> list[str]:
+    """Return the first of some lines for an error text, which Prefect shows as the state of a run, and how many follow.
+
+    named: lines that may name subjects; hidden: what stands in their place where subject ids are not allowed.
+    """
+    lines = named if pictures_allowed() else hidden
+    more = [f"... and {len(lines) - NAMES_SHOWN} more"] if len(lines) > NAMES_SHOWN else []
+    return [*lines[:NAMES_SHOWN], *more]
+
+
+def counted(reasons: Iterable[str]) -> list[str]:
+    """Return `<count> <reason>` for every reason, by name."""
+    return [f"{count} {reason}" for reason, count in sorted(Counter(reasons).items())]
 
 
 def is_private(api_url: str | None) -> bool:

@@ -57,7 +57,7 @@ class BenchmarkParams(BaseModel):
         title="Split shares",
         description="Shares of subjects for train, val and test; they sum to 1.",
     )
-    recipe: Literal["brainmvp_tiny", "brainmvp"] = Field(
+    recipe: Literal["brainmvp_tiny", "brainmvp", "brainmvp_unet_tiny", "brainmvp_unet"] = Field(
         "brainmvp_tiny", title="Recipe", description="Of the pre-training."
     )
     epochs: int | None = Field(

@@ -9,15 +9,12 @@ from prefect import flow, runtime, task
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.artifacts import pictures_allowed, publish_markdown, publish_table
+from flows.artifacts import counted, pictures_allowed, publish_markdown, publish_table, shown_names
 from flows.progress import Progress
 from tasks.catalog import CatalogResult, build_catalog, write_catalog
 from tasks.catalog_estimate import estimate_catalog
 from tasks.catalog_report import catalog_report, left_out_table
 from tasks.sources import SourceConfig
-
-SHOWN = 20
-"""Left-out files named in the error of strict mode."""
 
 
 class CatalogParams(BaseModel):
@@ -99,15 +96,14 @@ def refuse_left_out(result: CatalogResult) -> None:
     if not rows:
         refuse_conflicts(result)
         return
-    named = [f"  {row['dataset']} {row['case']} {row['file']}: {row['reason']} ({row['detail']})" for row in rows]
-    more = [f"  ... and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []
+    named = [f"{row['dataset']} {row['case']} {row['file']}: {row['reason']} ({row['detail']})" for row in rows]
+    shown = shown_names(named, counted(f"{row['reason']} in {row['dataset']}" for row in rows))
     raise StrictCatalogError(
-        "\n".join(
+        "\n  ".join(
             [
                 f"strict catalog: {len(rows)} files would be left out, 0 are allowed; "
                 "repair or remove them, or run without strict:",
-                *named[:SHOWN],
-                *more,
+                *shown,
             ]
         )
     )
@@ -117,9 +113,10 @@ def refuse_conflicts(result: CatalogResult) -> None:
     """Raise StrictCatalogError naming the phenotypes that disagree between tables; do nothing when there are none."""
     conflicts = [issue for issue in result.issues if issue.problem == "conflict"]
     if conflicts:
-        named = [f"  {issue.dataset} {issue.detail}" for issue in conflicts[:SHOWN]]
+        named = [f"{issue.dataset} {issue.detail}" for issue in conflicts]
+        shown = shown_names(named, counted(f"in {issue.dataset}" for issue in conflicts))
         raise StrictCatalogError(
-            "\n".join([f"strict catalog: {len(conflicts)} phenotypes disagree, 0 may; correct the tables:", *named])
+            "\n  ".join([f"strict catalog: {len(conflicts)} phenotypes disagree, 0 may; correct the tables:", *shown])
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from tasks.evaluation import (
 )
 from tasks.finetune import Finetuning
 from tasks.launch import launch
+from tasks.missing import MissingTable, applies, missing_table, score_missing
 from tasks.report import TableSection, write_report
 from tasks.report_content import Made, provenance, report_content
 from tasks.scores import write_scores
@@ -73,6 +75,16 @@ class EvaluateParams(BaseModel):
     )
     lanes: int = Field(
         2, ge=1, le=64, title="Lanes", description="Fine-tunings that run at the same time on this host, from 1 to 64."
+    )
+    template_mix: bool = Field(
+        False,
+        title="Template mix",
+        description="Train a third row at the same budget: pre-trained, learned templates mixed into the channels.",
+    )
+    missing_modalities: bool = Field(
+        False,
+        title="Missing modalities",
+        description="Predict segmentations again without each modality: zeros against the learned template.",
     )
     split: str = Field(
         "default",
@@ -126,6 +138,14 @@ def score(name: str, cohort: Cohort, trainings: Sequence[Finetuning], folder: Pa
     return pd.concat([ours, simple], ignore_index=True), fresh + more
 
 
+@task(name="score without modalities", task_run_name="score {name} without modalities", cache_policy=NO_CACHE)
+def score_without(
+    name: str, cohort: Cohort, trainings: Sequence[Finetuning], pretrained: Path, folder: Path
+) -> tuple[pd.DataFrame, int]:
+    """Score the trainings of one benchmark without each modality; unchanged ones are read back. See tasks.missing."""
+    return score_missing(cohort, trainings, pretrained, folder)
+
+
 @flow(name="evaluate", flow_run_name=_run_name)
 def evaluate(params: EvaluateParams) -> dict[str, Any]:
     """Fine-tune, score and report; what is finished and unchanged is not done again."""
@@ -137,17 +157,18 @@ def evaluate(params: EvaluateParams) -> dict[str, Any]:
     trainings = _prepare(params, workspace, made, present)
     trained = fine_tune(list(trainings), params.lanes) if trainings else 0
     scores, computed = _score_all(present, trainings, workspace / "scores")
-    inputs = _inputs(params, made, trainings, cohorts)
+    missing, more = _score_all_missing(params, made, present, trainings)
+    inputs = _inputs(params, made, trainings, cohorts, missing)
     kept = finetune.read_json(workspace / "report" / "evaluation.json") or {}
     if kept.get("inputs") != inputs or not _results_exist(workspace, kept["digests"]):
-        kept = {"inputs": inputs, **_write_results(params, made, cohorts, trainings, scores)}
+        kept = {"inputs": inputs, **_write_results(params, made, cohorts, trainings, scores, missing)}
         write_bytes(str(workspace / "report" / "evaluation.json"), json.dumps(kept, indent=1).encode())
     _publish([BenchmarkTable.model_validate(table) for table in kept["tables"]], workspace / "tables")
     return {
         "report": str(workspace / "report" / "index.html"),
         "tables": kept["digests"],
         "trained": trained,
-        "scored": computed,
+        "scored": computed + more,
         "no_data": kept["no_data"],
     }
 
@@ -158,7 +179,13 @@ def _results_exist(workspace: Path, names: Iterable[str]) -> bool:
     return all(path.exists() for path in (workspace / "report" / "index.html", *tables_written))
 
 
-def _inputs(params: EvaluateParams, made: Made, trainings: Sequence[Finetuning], cohorts: Sequence[Cohort]) -> str:
+def _inputs(
+    params: EvaluateParams,
+    made: Made,
+    trainings: Sequence[Finetuning],
+    cohorts: Sequence[Cohort],
+    missing: dict[str, MissingTable],
+) -> str:
     """Return the digest of everything that decides tables and report."""
     scores = made.workspace / "scores.parquet"
     return digest_of(
@@ -168,12 +195,18 @@ def _inputs(params: EvaluateParams, made: Made, trainings: Sequence[Finetuning],
             "benchmarks": [benchmark.content_digest() for benchmark in BENCHMARKS.values()],
             "cases": [[case.model_dump(mode="json") for case in cohort.selected] for cohort in cohorts],
             "scores": hashlib.sha256(scores.read_bytes()).hexdigest() if scores.exists() else "",
+            "missing": {name: table.model_dump(mode="json") for name, table in missing.items()},
         }
     )
 
 
 def _write_results(
-    params: EvaluateParams, made: Made, cohorts: Sequence[Cohort], trainings: Sequence[Finetuning], scores: pd.DataFrame
+    params: EvaluateParams,
+    made: Made,
+    cohorts: Sequence[Cohort],
+    trainings: Sequence[Finetuning],
+    scores: pd.DataFrame,
+    missing: dict[str, MissingTable],
 ) -> dict[str, Any]:
     """Write tables, pictures and the report; return what the next flow run needs to show them again."""
     date = datetime.now(UTC).date().isoformat()
@@ -184,7 +217,7 @@ def _write_results(
         mine = [one for one in trainings if one.benchmark == name]
         part = scores[scores["benchmark"] == name] if len(scores) else scores
         table = make_table(cohort, part, mine, facts, date, params.replicates)
-        sections[name] = make_section(table, cohort, mine, part)
+        sections[name] = replace(make_section(table, cohort, mine, part), missing=missing.get(name))
         write_section(sections[name], made.workspace / "tables")
     shown = [section for section in sections.values() if section.table.has_scores]
     absent = [section for section in sections.values() if not section.table.has_scores]
@@ -233,7 +266,15 @@ def _prepare(params: EvaluateParams, workspace: Path, made: Made, cohorts: Seque
         check_leakage(seen, cohort)
     run = finetune.read_json(pretrained / "run.json") or {}
     size = "tiny" if str(run.get("recipe", "")).endswith("_tiny") else "full"
-    common = (made.store.url, workspace / "trainings", pretrained, params.seeds, params.epochs, size)
+    common = (
+        made.store.url,
+        workspace / "trainings",
+        pretrained,
+        params.seeds,
+        params.epochs,
+        size,
+        params.template_mix,
+    )
     return [one for cohort in cohorts for one in finetune.prepare(cohort.benchmark, cohort.selected, *common)]
 
 
@@ -252,17 +293,37 @@ def _score_all(cohorts: Sequence[Cohort], trainings: Sequence[Finetuning], folde
     return scores, computed
 
 
+def _score_all_missing(
+    params: EvaluateParams, made: Made, cohorts: Sequence[Cohort], trainings: Sequence[Finetuning]
+) -> tuple[dict[str, MissingTable], int]:
+    """Return the tables without single modalities by benchmark, and how many trainings were scored now."""
+    found: dict[str, MissingTable] = {}
+    computed = 0
+    for cohort in cohorts if params.missing_modalities else ():
+        if not applies(cohort):
+            continue
+        name, title = cohort.benchmark.name, f"{cohort.benchmark.title} without one modality"
+        mine = [one for one in trainings if one.benchmark == name]
+        pretrained = made.workspace / "trainings" / made.pretrained
+        frame, fresh = score_without(name, cohort, mine, pretrained, made.workspace / "scores")
+        found[name] = missing_table(title, frame, params.replicates)
+        computed += fresh
+    return found, computed
+
+
 def _publish(found: Sequence[BenchmarkTable], folder: Path) -> None:
     """Publish every table with its pictures as artifacts of this flow run."""
     for table in found:
         name = table.benchmark.name
         pictures = [png_markdown(path.read_bytes(), path.stem) for path in sorted(folder.glob(f"{name}.*.png"))]
-        publish_markdown(f"benchmark-{name}", "\n\n".join([tables.to_markdown(table), *pictures]), "Benchmark table")
+        more = [path.read_text(encoding="utf-8") for path in folder.glob(f"{name}.missing.md")]
+        text = "\n\n".join([tables.to_markdown(table), *more, *pictures])
+        publish_markdown(f"benchmark-{name}", text, "Benchmark table")
         publish_table(f"scores-{name}", tables.artifact_rows(table), table.benchmark.title)
 
 
 def write_section(section: TableSection, folder: Path) -> None:
-    """Write `<benchmark>.md`, `.csv`, `.tex` and its pictures `<benchmark>.<k>.png`."""
+    """Write `<benchmark>.md`, `.csv`, `.tex`, its pictures `<benchmark>.<k>.png` and `.missing.md` and `.csv`."""
     folder.mkdir(parents=True, exist_ok=True)
     name, table = section.table.benchmark.name, section.table
     for suffix, text in (
@@ -271,10 +332,13 @@ def write_section(section: TableSection, folder: Path) -> None:
         ("tex", tables.to_latex(table)),
     ):
         write_bytes(str(folder / f"{name}.{suffix}"), text.encode("utf-8"))
-    for stale in folder.glob(f"{name}.*.png"):
+    for stale in (*folder.glob(f"{name}.*.png"), *folder.glob(f"{name}.missing.*")):
         stale.unlink()
     for k, picture in enumerate(section.pictures):
         write_bytes(str(folder / f"{name}.{k}.png"), picture.png)
+    if section.missing is not None:
+        write_bytes(str(folder / f"{name}.missing.md"), section.missing.to_markdown().encode())
+        write_bytes(str(folder / f"{name}.missing.csv"), section.missing.to_csv().encode())
 
 
 def _absent_section(name: str, made: Made, date: str) -> TableSection:

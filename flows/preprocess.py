@@ -5,105 +5,40 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from prefect import flow, runtime
 from prefect_dask import DaskTaskRunner
-from pydantic import BaseModel, ConfigDict, Field
 
-from flows.artifacts import publish_markdown, publish_table
+from flows.artifacts import counted, publish_markdown, publish_table, shown_names
 from flows.batches import BatchRunner, ReceiptWatch, split_batches
+from flows.preprocess_params import PreprocessParams, check_params, estimate_work, memory_limit, pending
 from flows.progress import Progress
-from infra import storage
-from infra.clusters import cluster_options, describe_cluster, worker_count, worker_memory
+from infra.clusters import cluster_options, describe_cluster, worker_count
 from infra.settings import Settings
-from models.records import SPECS, PlannedCase, PreprocessSpec, Reason, Scan, find_spec
+from models.records import PlannedCase, Reason, Scan
 from models.store import StoreWriter, create_or_open
-from models.store_writer import check_spec
 from tasks import plan as plans
 from tasks import receipts, shards
-from tasks.catalog import read_catalog
-from tasks.dry_run import estimate_store
+from tasks.catalog import cases_left_out, read_catalog
+from tasks.duplicates import read_duplicates
 from tasks.forget import without_forgotten
 from tasks.lease import Lease
 from tasks.qc import quarantine_table
 from tasks.qc_content import gather
-from tasks.qc_report import is_current, qc_page, qc_stamp, set_current, write_qc
+from tasks.qc_report import keep_page, kept_page, qc_page, qc_stamp, write_qc
 
 _log = logging.getLogger(__name__)
+SHOWN_PAIRS = 500
+"""Near-duplicates in the UI, the most alike first; duplicates.parquet has all."""
 
 
 class PreprocessError(RuntimeError):
     """The flow ran to its end, but too much is in quarantine or a case batch failed; finished work stays."""
-
-
-class PreprocessParams(BaseModel):
-    """Which catalog becomes which store."""
-
-    model_config = ConfigDict(extra="forbid", title="Preprocess")
-
-    catalog: str = Field(
-        title="Catalog",
-        description="Path or URL of catalog.parquet, as the flow 'catalog' writes it.",
-        examples=["./state/demo/catalog.parquet"],
-        min_length=1,
-    )
-    store: str = Field(
-        title="Store",
-        description="Path or URL of the Zarr store to create or to continue, on disk or s3://.",
-        examples=["./state/demo/store.zarr"],
-        min_length=1,
-    )
-    spec: str = Field(
-        "brainmvp",
-        title="Preprocessing spec",
-        description=f"How scans become voxels; fixed for the life of a store. One of: {', '.join(SPECS)}.",
-        json_schema_extra={"enum": list(SPECS)},
-    )
-    own_spec: PreprocessSpec | None = Field(
-        None,
-        title="Own preprocessing spec",
-        description="Used instead of a named one, e.g. {name: mine, spacing_mm: 2, grid: [128, 128, 128]}.",
-    )
-    datasets: list[str] = Field(
-        default_factory=list,
-        title="Datasets",
-        description="Only these datasets of the catalog; empty: all of them.",
-    )
-    case_batch: int = Field(
-        32,
-        title="Case batch",
-        description="Cases that one task run preprocesses, from 1 to 1024. Enlarged when there would be more than "
-        "32 task runs and 8 a worker, and cut so that no worker idles.",
-        ge=1,
-        le=1024,
-    )
-    workers: int | None = Field(
-        None,
-        title="Workers",
-        description="Dask worker processes on this host, 1 or more; empty: BRAINLOOM_WORKERS.",
-        ge=1,
-    )
-    max_quarantined_share: float = Field(
-        0.05,
-        title="Allowed share in quarantine",
-        description="From 0 to 1. With more, the flow fails at its end with the table; finished work stays.",
-        ge=0,
-        le=1,
-    )
-    strict: bool = Field(
-        False,
-        title="Strict",
-        description="Refuse to start when the catalog left out any scan.",
-    )
-    retry_quarantined: bool = Field(
-        False,
-        title="Try the quarantine again",
-        description="Also run cases that are in quarantine although their files have not changed.",
-    )
 
 
 @dataclass(frozen=True)
@@ -126,8 +61,9 @@ def _run_name() -> str:
 def run_name(params: PreprocessParams) -> str:
     """Return `preprocess <datasets> into <store>`; the datasets of the catalog when none are chosen."""
     names = params.datasets
-    if not names and storage.exists(params.catalog):
-        names = sorted({scan.dataset for scan in read_catalog(params.catalog)})
+    if not names:
+        with suppress(ValueError, FileNotFoundError):  # the flow itself says what is wrong with its catalog
+            names = sorted({scan.dataset for scan in read_catalog(params.catalog)})
     shown = " ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return f"preprocess {shown or 'catalog'} into {_store_name(params.store)}"
 
@@ -137,21 +73,18 @@ def preprocess(params: PreprocessParams) -> dict[str, Any]:
     """Bring a store up to date with a catalog; what is done is skipped, with nothing to do it takes seconds.
 
     Returns counts and the store's digest. Raises PreprocessError after publishing everything that was finished, and
-    StoreError before any work for another spec, another live writer or too little memory.
+    StoreError before any work for another spec, another live writer, too little memory or disk.
     """
-    spec = chosen_spec(params)
-    scans = usable_scans(read_catalog(params.catalog), params)
-    settings = Settings() if params.workers is None else Settings(workers=params.workers)
-    storage_url = params.store if not storage.is_local(params.store) else str(storage.local_path(params.store))
-    writer = create_or_open(storage_url, spec)
+    wanted = check_params(params)
+    writer = create_or_open(wanted.url, wanted.spec)
     with Lease(writer.url, _owner()) as lease:
-        scans, forgotten = without_forgotten(writer.url, scans)
+        scans, forgotten = without_forgotten(writer.url, wanted.scans)
         if forgotten:
             _log.warning("%d forgotten subjects of the catalog stay out (`store forget --lift`)", len(forgotten))
         if lease.took_over and (removed := shards.clean_partials(writer.url)):
             _log.info("the last writer was killed: %d half-written files removed", removed)
-        work = plan_work(writer, scans, params, worker_memory(settings))
-        failures = _run(writer, work, lease.token, params, settings)
+        work = plan_work(writer, scans, wanted.refused, params.retry_quarantined)
+        failures = _run(writer, work, lease.token, params, wanted.settings)
         lease.check()
         digest = shards.finalise(writer.url, work.current)
         # Whatever failed, this flow run lived to see it: only attempts of a flow that died say something later.
@@ -160,82 +93,43 @@ def preprocess(params: PreprocessParams) -> dict[str, Any]:
 
 
 def dry_run(params: PreprocessParams) -> str:
-    """Return what the flow would cost, in lines; starts and writes nothing. Raises what the flow refuses to begin."""
-    spec = chosen_spec(params)
-    scans = usable_scans(read_catalog(params.catalog), params)
-    settings = Settings() if params.workers is None else Settings(workers=params.workers)
-    url = params.store if not storage.is_local(params.store) else str(storage.local_path(params.store))
-    if storage.exists(storage.join(url, "zarr.json")):
-        check_spec(url, spec)
-        scans, _ = without_forgotten(url, scans)
-    current = plans.plan_rows(plans.cases_from_scans(scans), plans.read_plans(url)).current
-    todo = list(pending(url, current, retry_quarantined=False))
-    if params.retry_quarantined:
-        lines = shards.published(url)
-        todo += [c for c in current if lines.get((c.dataset, c.row), {}).get("status") == "quarantined"]
-    return estimate_store(url, spec, scans, todo, worker_count(settings), worker_memory(settings)).text()
+    """Return what the flow would cost, in lines; starts and writes nothing.
 
-
-def chosen_spec(params: PreprocessParams) -> PreprocessSpec:
-    """Return the spec in the parameters, or the named one; raises MissingExtraError when a step cannot run here."""
-    spec = params.own_spec or find_spec(params.spec)
-    if {spec.bias_correction, spec.registration} != {"none"}:
-        from tasks.registration import require_extra  # loads torch: a flow run with nothing to do goes without
-
-        require_extra(spec)
-    return spec
-
-
-def usable_scans(scans: Sequence[Scan], params: PreprocessParams) -> list[Scan]:
-    """Return the scans of the chosen datasets; raises ValueError for unknown datasets, no scans, or when strict."""
-    known = sorted({scan.dataset for scan in scans})
-    if unknown := sorted(set(params.datasets) - set(known)):
-        raise ValueError(f"the catalog has no dataset {', '.join(unknown)}; it has: {', '.join(known) or 'none'}")
-    chosen = [scan for scan in scans if not params.datasets or scan.dataset in params.datasets]
-    left_out = [scan for scan in chosen if scan.status != "ok"]
-    if params.strict and left_out:
-        named = "; ".join(f"{scan.path}: {scan.reason}" for scan in left_out[:10])
-        raise ValueError(
-            f"strict: the catalog left out {len(left_out)} scans, 0 are allowed ({named}); "
-            "repair or remove them, or run without strict"
+    Raises what the flow refuses to begin, and PreprocessError when it would fail at its end whatever the files hold.
+    """
+    wanted = check_params(params)
+    estimate = estimate_work(wanted, params.retry_quarantined)
+    lost = len(lost_cases(wanted.url, read_catalog(params.catalog), params))
+    share = (estimate.refused + lost) / max(1, estimate.cases + lost)
+    if share > params.max_quarantined_share:
+        what = f"{estimate.refused + lost} of {estimate.cases + lost} cases ({share:.1%})"
+        what += f" have no usable image ({lost}) or" if lost else ""
+        raise PreprocessError(
+            f"{what} would be refused for their memory, {params.max_quarantined_share:.1%} may be in quarantine: the "
+            "flow would fail at its end. Repair or remove such files, raise BRAINLOOM_WORKER_MEMORY, use fewer workers "
+            f"or a coarser spec\n{estimate.text()}"
         )
-    usable = [scan for scan in chosen if scan.status == "ok"]
-    if not usable:
-        raise ValueError(f"{params.catalog} holds no usable scan of {', '.join(params.datasets) or 'any dataset'}")
-    return usable
+    return estimate.text()
 
 
-def plan_work(writer: StoreWriter, scans: Sequence[Scan], params: PreprocessParams, memory_limit: int) -> Work:
+def plan_work(
+    writer: StoreWriter, scans: Sequence[Scan], refused: dict[plans.CaseKey, str], retry_quarantined: bool
+) -> Work:
     """Give every case its row, write the plan, grow the arrays, and say what has to be preprocessed."""
-    by_case: dict[plans.CaseKey, list[Scan]] = defaultdict(list)
-    for scan in scans:
-        by_case[plans.key_of(scan)].append(scan)
-    sentence, refused = plans.memory_verdicts(by_case, writer.spec, memory_limit)
-    _log.info(sentence)
     known = plans.read_plans(writer.url)
-    rows = plans.plan_rows(plans.cases_from_scans(scans), known)
-    if rows.added:
-        plans.write_plan(writer.url, rows.added, writer.spec.content_digest())
+    rows = plans.plan_rows(plans.cases_from_scans(scans), known, writer.spec)
+    if rows.news:
+        plans.write_plan(writer.url, rows.news, writer.spec.content_digest())
     everything = [*known, *rows.added]
     labelled = plans.datasets_with_labels(everything)
     for dataset, length in plans.rows_by_dataset(everything).items():
         writer.grow(dataset, length, dataset in labelled)
-    return Work(rows.current, pending(writer.url, rows.current, params.retry_quarantined), refused)
-
-
-def pending(url: str, current: Sequence[PlannedCase], retry_quarantined: bool) -> tuple[PlannedCase, ...]:
-    """Return the cases that are neither published nor have a receipt; quarantined ones too when asked."""
-    lines = shards.published(url)
-    there = receipts.receipt_rows(url, (case.dataset for case in current))
-    todo = []
-    for case in current:
-        row = (case.dataset, case.row)
-        if retry_quarantined and lines.get(row, {}).get("status") == "quarantined":
-            receipts.delete_receipt(url, case)
-            todo.append(case)
-        elif row not in lines and row not in there:
-            todo.append(case)
-    return tuple(todo)
+    todo = pending(writer.url, rows.current, retry_quarantined)
+    there = receipts.receipt_rows(writer.url, (case.dataset for case in todo))
+    for case in todo:
+        if (case.dataset, case.row) in there:  # of the quarantine, or one that does not count
+            receipts.delete_receipt(writer.url, case)
+    return Work(rows.current, todo, refused)
 
 
 def _run(writer: StoreWriter, work: Work, token: str, params: PreprocessParams, settings: Settings) -> list[str]:
@@ -251,7 +145,7 @@ def _run(writer: StoreWriter, work: Work, token: str, params: PreprocessParams, 
 
         watch = ReceiptWatch(writer.url, cases)
         with DaskTaskRunner(**cluster_options(settings)) as runner:
-            memory = worker_memory(settings) - plans.BASE_BYTES
+            memory = memory_limit(settings) - plans.BASE_BYTES
             device = "cuda" if settings.cluster == "cuda" else "cpu"
             running = BatchRunner(runner, writer.url, token, memory, device)
 
@@ -281,47 +175,79 @@ def _refuse(writer: StoreWriter, work: Work) -> list[PlannedCase]:
 
 
 def report(url: str, work: Work, failures: list[str], digest: str, params: PreprocessParams) -> dict[str, Any]:
-    """Write and publish quality and quarantine; raises PreprocessError for failures or too much quarantine."""
+    """Write and publish quality and quarantine; raises PreprocessError for failures or too much quarantine.
+
+    Cases of whose images the catalog could use none count as quarantined: they are as lost as the others.
+    """
     lines = shards.published(url, ("dataset", "row", "case", "status", "reason", "detail"))
     mine = [line for case in work.current if (line := lines.get((case.dataset, case.row)))]
     status = Counter(line["status"] for line in mine)
-    table = quarantine_table(url, params.catalog)
+    scans = read_catalog(params.catalog)
+    table = quarantine_table(url, scans)
     publish_quality(url, table)
     publish_table("quarantine", table, "Cases that could not be preprocessed, with the reason")
-    share = status["quarantined"] / max(1, len(work.current))
+    pairs = read_duplicates(url)[:SHOWN_PAIRS]
+    publish_table("duplicates", pairs, "Subjects that look like one person; splits keep them together")
     if failures:
+        shown = shown_names(failures, ["the logs of the flow's process and of its workers name them"])
         raise PreprocessError(
             f"{len(failures)} case batches failed, {status['stored']} cases are stored and stay; "
-            f"start the flow again to continue: {'; '.join(failures[:5])}"
+            f"start the flow again to continue: {'; '.join(shown)}"
         )
-    if share > params.max_quarantined_share:
-        named = "\n".join(
-            f"  {line['dataset']}/{line['case']}: {line['reason']} ({line['detail']})"
-            for line in mine
-            if line["status"] == "quarantined"
-        )
-        raise PreprocessError(
-            f"{status['quarantined']} of {len(work.current)} cases ({share:.1%}) are in quarantine, "
-            f"{params.max_quarantined_share:.1%} are allowed; finished work stays:\n{named}"
-        )
+    lost = lost_cases(url, scans, params)
+    refuse_share([line for line in mine if line["status"] == "quarantined"], lost, len(work.current), params)
     return {
         "store": url,
         "digest": digest,
         "cases": len(work.current),
         "stored": status["stored"],
         "quarantined": status["quarantined"],
+        "without_usable_image": len(lost),
         "preprocessed": len(work.todo),
     }
 
 
-def publish_quality(url: str, quarantine: list[dict[str, str]]) -> None:
-    """Write and publish the quality report; what was made from the same cases stays."""
-    if is_current(url, stamp := qc_stamp(url, quarantine)):
+def lost_cases(url: str, scans: Sequence[Scan], params: PreprocessParams) -> dict[plans.CaseKey, str]:
+    """Return the cases of the chosen datasets that never got a row, for the catalog could use none of their images."""
+    chosen = [scan for scan in scans if not params.datasets or scan.dataset in params.datasets]
+    return cases_left_out(without_forgotten(url, chosen)[0])
+
+
+def refuse_share(
+    quarantined: Sequence[dict[str, Any]], lost: dict[plans.CaseKey, str], planned: int, params: PreprocessParams
+) -> None:
+    """Raise PreprocessError when more cases than allowed are in quarantine or lost.
+
+    quarantined: their lines of cases.parquet; lost: see `lost_cases`; planned: how many cases have a row.
+    """
+    bad, total = len(quarantined) + len(lost), planned + len(lost)
+    if bad / max(1, total) <= params.max_quarantined_share:
         return
-    quality = gather(url, quarantine)
-    page, _ = write_qc(url, quality)
-    publish_markdown("qc", qc_page(quality, page), f"Quality of {_store_name(url)}", names_subjects=True)
-    set_current(url, stamp)
+    named = [f"{line['dataset']}/{line['case']}: {line['reason']} ({line['detail']})" for line in quarantined]
+    named += [f"{dataset}/{case}: {reason}, left out by the catalog" for (dataset, case), reason in lost.items()]
+    hidden = [f"{line['dataset']} row {line['row']}: {line['reason']}" for line in quarantined]
+    hidden += counted(f"{reason} in {dataset}, left out by the catalog" for (dataset, _), reason in lost.items())
+    raise PreprocessError(
+        "\n  ".join(
+            [
+                f"{bad} of {total} cases ({bad / total:.1%}) are in quarantine, {params.max_quarantined_share:.1%} are "
+                "allowed; finished work stays:",
+                *shown_names(named, hidden),
+            ]
+        )
+    )
+
+
+def publish_quality(url: str, quarantine: list[dict[str, str]]) -> None:
+    """Write the quality report, unless the one there was made from the same cases, and publish its first page."""
+    stamp = qc_stamp(url, quarantine)
+    page = kept_page(url, stamp)
+    if page is None:
+        quality = gather(url, quarantine)
+        written, _ = write_qc(url, quality)
+        page = qc_page(quality, written)
+        keep_page(url, stamp, page)
+    publish_markdown("qc", page, f"Quality of {_store_name(url)}", names_subjects=True)
 
 
 def _store_name(url: str) -> str:

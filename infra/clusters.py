@@ -34,8 +34,12 @@ DASK_CONFIG: dict[str, Any] = {
 }
 
 
+CONNECT_TIMEOUT_S = 10
+"""How long the scheduler of cluster `address` may take to answer."""
+
+
 class ClusterError(RuntimeError):
-    """The chosen cluster cannot be used on this machine."""
+    """The chosen cluster cannot be used."""
 
 
 def configure_dask() -> None:
@@ -47,10 +51,11 @@ def cluster_options(settings: Settings) -> dict[str, Any]:
     """Return the keyword arguments of `DaskTaskRunner` for the chosen cluster, and configure Dask in this process.
 
     `cluster_class` and `address` are strings: a live cluster object cannot be serialised by Prefect. Raises
-    ClusterError when the CUDA cluster is chosen but not installed.
+    ClusterError when the CUDA cluster is chosen but not installed, and as `workers_at` does.
     """
     configure_dask()
     if settings.cluster == "address":
+        workers_at(settings.cluster_address)
         return {"address": settings.cluster_address}
     shared: dict[str, Any] = {
         "threads_per_worker": 1,  # a case that kills its worker takes no neighbour with it
@@ -67,23 +72,66 @@ def cluster_options(settings: Settings) -> dict[str, Any]:
 
 
 def worker_count(settings: Settings) -> int:
-    """Return how many workers a cluster on this host has: one per visible GPU for `cuda`, else as many as were set.
+    """Return how many workers the cluster has: one per visible GPU for `cuda`, else as many as were set.
 
-    Raises ClusterError when the CUDA cluster is chosen but not installed, or when no GPU is to be seen.
+    For `address` those that the scheduler knows now. Raises ClusterError when the CUDA cluster is chosen but not
+    installed, when no GPU is to be seen, and as `workers_at` does.
     """
+    if settings.cluster == "address":
+        return len(workers_at(settings.cluster_address))
     return _gpus() if settings.cluster == "cuda" else settings.workers
 
 
 def worker_memory(settings: Settings) -> int:
-    """Return the memory limit of one worker in bytes; raises ClusterError as `worker_count` does."""
-    return settings.memory_per_worker(worker_count(settings))
+    """Return the memory limit of one worker in bytes, the smallest one where they differ.
+
+    Raises ClusterError as `worker_count` does, and when a worker at an address has no limit and none was set.
+    """
+    if settings.cluster != "address":
+        return settings.memory_per_worker(worker_count(settings))
+    limits = {name: int(info["memory_limit"] or 0) for name, info in workers_at(settings.cluster_address).items()}
+    own = [int(settings.worker_memory)] if settings.worker_memory else []
+    if not own and 0 in limits.values():
+        without = next(name for name, limit in limits.items() if not limit)
+        raise ClusterError(
+            f"worker {without} of the scheduler at {settings.cluster_address} has no memory limit, so nothing says "
+            "which cases it can hold; start workers with --memory-limit, or set BRAINLOOM_WORKER_MEMORY"
+        )
+    return min(limit for limit in (*limits.values(), *own) if limit)
+
+
+def workers_at(address: str) -> dict[str, dict[str, Any]]:
+    """Return what a scheduler tells about its workers, by their address.
+
+    Raises ClusterError when it does not answer, has no worker, or has one with more than one thread: a case that kills
+    its worker takes the cases of its other threads with it, and memory is projected for one case a worker.
+    """
+    from distributed import Client  # only this cluster needs it before there is work
+
+    try:
+        with Client(address, timeout=CONNECT_TIMEOUT_S, set_as_default=False) as client:
+            workers = dict(client.scheduler_info(n_workers=-1)["workers"])
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"the Dask scheduler at {address} does not answer ({type(error).__name__}: {error}); start it, or correct "
+            "BRAINLOOM_CLUSTER_ADDRESS"
+        ) from None
+    if not workers:
+        raise ClusterError(f"the Dask scheduler at {address} has no workers; start workers with --nthreads 1")
+    if threaded := [name for name, info in workers.items() if info["nthreads"] > 1]:
+        raise ClusterError(
+            f"{len(threaded)} of {len(workers)} workers of the Dask scheduler at {address} have more than one thread "
+            f"({threaded[0]} has {workers[threaded[0]]['nthreads']}), one is allowed: a case that kills its worker "
+            "must take no other with it; start workers with --nthreads 1"
+        )
+    return workers
 
 
 def describe_cluster(settings: Settings) -> str:
     """Return one line that says where Dask work runs."""
-    if settings.cluster == "address":
-        return f"Dask scheduler at {settings.cluster_address}"
     count, memory = worker_count(settings), worker_memory(settings) / 2**30
+    if settings.cluster == "address":
+        return f"Dask scheduler at {settings.cluster_address}, {count} workers of {memory:.1f} GiB each"
     if settings.cluster == "cuda":
         return f"local CUDA cluster, {count} workers with a GPU and {memory:.1f} GiB each"
     return f"local cluster, {count} worker processes with 1 thread and {memory:.1f} GiB each"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import urllib.error
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +29,22 @@ def deploy(settings: Settings, project: Path | None = None) -> list[str]:
     """Create the work pools and register every deployment of `prefect.yaml`; return `<flow>/<deployment>` names.
 
     `project` is the folder of that file; None: the working directory, else the folder of our own checkout. Flow runs
-    start in that folder. Doing it again updates. Raises DeployError with Prefect's own words, ServerError without a
-    live server.
+    start in that folder. Deployments of our default work pool go to the pool of the settings (BRAINLOOM_WORK_POOL),
+    which the worker serves; those that name another pool stay there. Doing it again updates. Raises DeployError with
+    Prefect's own words, ServerError without a live server.
     """
     folder = find_project(project)
-    wanted = yaml.safe_load((folder / PROJECT_FILE).read_text())["deployments"]
+    content = with_work_pool(yaml.safe_load((folder / PROJECT_FILE).read_text()), settings.work_pool)
+    wanted = content["deployments"]
     info = _live_server(settings)
     environment = child_environment(settings, info)
     for pool in sorted({deployment["work_pool"]["name"] for deployment in wanted}):
         if not _has_pool(info, pool):
             _prefect(["work-pool", "create", pool, "--type", "process"], folder, environment)
-    _prefect(["deploy", "--all"], folder, environment)
+    with tempfile.TemporaryDirectory(prefix="brainloom-deploy-") as place:
+        file = Path(place, PROJECT_FILE)
+        file.write_text(yaml.safe_dump(content))
+        _prefect(["deploy", "--all"], folder, environment, "--prefect-file", str(file))
     names = [deployment["name"] for deployment in wanted]
     found = request_json(f"{info.api_url}/deployments/filter", {"deployments": {"name": {"any_": names}}})
     flow_ids = [deployment["flow_id"] for deployment in found]
@@ -47,6 +54,18 @@ def deploy(settings: Settings, project: Path | None = None) -> list[str]:
     if missing := [name for name in names if name not in registered]:
         raise DeployError(f"these deployments of {folder / PROJECT_FILE} were not registered: {', '.join(missing)}")
     return sorted(f"{registered[name]}/{name}" for name in names)
+
+
+def with_work_pool(content: Mapping[str, Any], pool: str) -> dict[str, Any]:
+    """Return the content of `prefect.yaml` with the deployments of our default work pool in another pool."""
+    default = Settings.model_fields["work_pool"].default
+    moved = [
+        {**deployment, "work_pool": {**deployment["work_pool"], "name": pool}}
+        if deployment["work_pool"]["name"] == default
+        else deployment
+        for deployment in content["deployments"]
+    ]
+    return {**content, "deployments": moved}
 
 
 def start_worker(settings: Settings) -> int:
@@ -105,8 +124,9 @@ def _has_pool(info: ServerInfo, name: str) -> bool:
     return True
 
 
-def _prefect(arguments: list[str], folder: Path, environment: dict[str, Any]) -> None:
-    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+def _prefect(arguments: list[str], folder: Path, environment: dict[str, Any], *unsaid: str) -> None:
+    """Run a command of Prefect in a folder; unsaid: further arguments, which the error text leaves out."""
+    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments, *unsaid]
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=DEPLOY_TIMEOUT_S, check=False
     )

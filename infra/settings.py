@@ -28,13 +28,15 @@ class Settings(BaseSettings):
     cluster: Literal["local", "address", "cuda"] = "local"
     """Where Dask work runs: processes on this host, an existing scheduler, or one process per GPU of this host."""
     cluster_address: str = ""
-    """Address of the Dask scheduler, e.g. `tcp://10.0.0.5:8786`; only for cluster `address`."""
+    """Address of the Dask scheduler, e.g. `tcp://10.0.0.5:8786`; only for cluster `address`. Its workers must have one
+    thread each (`dask worker --nthreads 1`); their number and smallest memory limit are asked of it."""
     workers: int = Field(2, ge=1)
     """Dask worker processes of cluster `local`, one thread each; cluster `cuda` has one per GPU instead."""
     worker_memory: ByteSize | None = None
-    """Limit of one Dask worker, e.g. `3GiB`; None: an equal share of 80 % of this machine's memory."""
+    """Limit of one Dask worker, e.g. `3GiB`; None: an equal share of 80 % of this machine's memory. For cluster
+    `address` an upper bound of what its workers say, and needed when one says nothing."""
     work_pool: str = "brainloom-cpu"
-    """Prefect work pool of the CPU flows."""
+    """Prefect work pool of the CPU flows: the worker serves it, and the deployments of `prefect.yaml` go to it."""
     flow_runs: int = Field(4, ge=1)
     """Flow runs that one worker process runs at once; a flow that starts another holds its own place while it waits."""
     allow_pictures: bool = False

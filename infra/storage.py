@@ -2,7 +2,8 @@
 
 Local paths (plain or `file://`) and `s3://bucket/path` are known. S3 is configured by the environment alone:
 `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, and `FSSPEC_S3_ENDPOINT_URL` or `AWS_ENDPOINT_URL` for servers that
-are not Amazon's. No credential passes through an argument, so none can reach a log, a parameter or the store.
+are not Amazon's. No credential passes through an argument, so none can reach a log, a parameter or the store; a URL
+or an endpoint with user info is refused, in words that do not repeat it.
 """
 
 from __future__ import annotations
@@ -43,7 +44,11 @@ class StorageError(OSError):
 
 
 def is_local(url: str | os.PathLike[str]) -> bool:
-    """Say whether a URL is a path of this machine; raises ValueError for a scheme that is neither file nor s3."""
+    """Say whether a URL is a path of this machine.
+
+    Raises ValueError for a scheme that is neither file nor s3, and for a user or password in the URL.
+    """
+    _refuse_user_info(url)
     scheme = urlsplit(os.fspath(url)).scheme
     if scheme not in {"", "file", "s3"}:
         raise ValueError(f"storage URL {os.fspath(url)!r}: the scheme must be file or s3, got {scheme!r}")
@@ -58,9 +63,33 @@ def local_path(url: str | os.PathLike[str]) -> Path:
     return Path(unquote(urlsplit(text).path) if text.startswith("file:") else text).absolute()
 
 
+def _refuse_user_info(url: str | os.PathLike[str]) -> None:
+    """Raise ValueError for `s3://KEY:SECRET@bucket` without repeating any of it: URLs stand in logs and error texts."""
+    scheme, mark, rest = os.fspath(url).partition("://")
+    if mark and "@" in rest.split("/", 1)[0]:
+        raise ValueError(
+            f"a storage URL of scheme {scheme} has user info before its bucket or host (not repeated here); write "
+            "s3://bucket/path and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment"
+        )
+
+
+def s3_endpoint() -> str | None:
+    """Return the endpoint in the environment, None for Amazon's S3; raises ValueError when it holds user info."""
+    for name in ENDPOINT_VARIABLES:
+        if "@" in os.environ.get(name, ""):
+            raise ValueError(
+                f"{name} holds user info (not repeated here); give scheme, host and port alone and set "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+    return next((os.environ[name] for name in ENDPOINT_VARIABLES if os.environ.get(name)), None)
+
+
 def s3_options() -> dict[str, Any]:
-    """Return s3fs options: time-outs, retries, no listing cache (another process may write), the endpoint if set."""
-    endpoint = next((os.environ[name] for name in ENDPOINT_VARIABLES if os.environ.get(name)), None)
+    """Return s3fs options: time-outs, retries, no listing cache (another process may write), the endpoint if set.
+
+    Raises ValueError for an endpoint with user info.
+    """
+    endpoint = s3_endpoint()
     return {
         "use_listings_cache": False,
         "config_kwargs": {
@@ -104,6 +133,7 @@ def zarr_store(url: str | os.PathLike[str], mode: Mode = "r") -> Any:
 
 def join(url: str | os.PathLike[str], *parts: str) -> str:
     """Append parts to a URL. A part that is absolute or climbs with `..` is refused with ValueError."""
+    _refuse_user_info(url)
     for part in parts:
         path = PurePosixPath(part)
         if path.is_absolute() or ".." in path.parts:
@@ -309,5 +339,6 @@ def _advice(error: BaseException, code: str, status: int) -> str:
         return "make the bucket first"
     if code and status and status < 500:
         return "the server refused the request"
-    endpoint = s3_options().get("endpoint_url", "Amazon's S3")
-    return f"{ATTEMPTS} tries: see that {endpoint} answers, then start again; what is finished stays"
+    endpoint = s3_endpoint()
+    host = urlsplit(endpoint).netloc or endpoint if endpoint else "Amazon's S3"
+    return f"{ATTEMPTS} tries: see that {host} answers, then start again; what is finished stays"

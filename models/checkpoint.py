@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from models.config import TrainingConfig
+from models.config import TrainingConfig, deciding
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,8 @@ def newest_checkpoint(folder: Path, config: TrainingConfig, selection_digest: st
 def _check_config(path: Path, content: dict[str, Any], config: TrainingConfig) -> None:
     if content["config_digest"] == config.content_digest():
         return
-    different = first_difference(json.loads(content["config"]), config.model_dump(mode="json"))
+    old, new = json.loads(content["config"]), config.model_dump(mode="json")
+    different = first_difference(deciding(old), deciding(new))
     raise CheckpointError(
         f"checkpoint {path} belongs to another config: {different}; start a new training under another name"
     )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from models.records import Record
+from models.records import Record, digest_of
 
 
 class NetworkConfig(Record):
     """UniFormer encoder sizes. The defaults are UniFormer-S of BrainMVP (22,038,464 parameters with one channel)."""
 
+    kind: Literal["uniformer"] = "uniformer"
     in_channels: int = Field(1, ge=1)
     embed_dims: tuple[int, int, int, int] = (64, 128, 320, 512)
     depths: tuple[int, int, int, int] = (3, 4, 8, 3)
@@ -24,6 +26,41 @@ class NetworkConfig(Record):
     absolute intensity of a smooth patch until the biases are learnt."""
     branch_init_scale: float = Field(1.0, ge=0)
     """Factor on the last layer of every residual branch at the start; near 0 the untrained encoder is its stems."""
+
+    @property
+    def feature_dim(self) -> int:
+        """Channels of the coarsest features."""
+        return self.embed_dims[-1]
+
+
+class UNet3DConfig(Record):
+    """Sizes of UNET3D, BrainMVP's second backbone. The defaults are the reference's (18,799,937 parameters with its
+    pre-training decoder)."""
+
+    kind: Literal["unet3d"] = "unet3d"
+    in_channels: int = Field(1, ge=1)
+    widths: tuple[int, int, int, int] = (32, 64, 128, 256)
+    """Channels of the four levels, fine to coarse."""
+    blocks: tuple[int, int, int, int] = (1, 2, 2, 4)
+    """Residual blocks of each level."""
+    groups: int = Field(8, ge=1)
+    """Of the group norms; every width is a multiple of it."""
+
+    @property
+    def feature_dim(self) -> int:
+        """Channels of the coarsest features."""
+        return self.widths[-1]
+
+
+def _network_kind(value: Any) -> str:
+    """Return the kind of a network; configs written before there were two have none."""
+    found = value.get("kind", "uniformer") if isinstance(value, Mapping) else getattr(value, "kind", "uniformer")
+    return str(found)
+
+
+AnyNetwork = Annotated[
+    Annotated[NetworkConfig, Tag("uniformer")] | Annotated[UNet3DConfig, Tag("unet3d")], Discriminator(_network_kind)
+]
 
 
 class BrainMVPConfig(Record):
@@ -66,12 +103,29 @@ class Region(Record):
     labels: tuple[int, ...] = Field(min_length=1)
 
 
-class SegmentationConfig(Record):
+class SupervisedConfig(Record):
+    """What segmentation and classification share: input channels, and what learned templates are used for."""
+
+    modalities: tuple[str, ...] = Field(min_length=1)
+    """Input channels in order."""
+    template_mix: int = Field(0, ge=0)
+    """Largest number of channels that the learned templates of `init_from` replace in training (3 in the reference).
+    Each case is then seen as two independently mixed copies. 0: no mix."""
+    weight_consistency: float = Field(0.1, ge=0)
+    """Weight of the mean squared distance between the copies' stage-4 features; without the mix there are no copies."""
+    missing: Literal["zero", "template"] = "zero"
+    """What stands in for a channel that a case lacks: zeros, or the learned template of its modality."""
+
+    @property
+    def uses_templates(self) -> bool:
+        """Whether the template bank of a pre-training is needed."""
+        return self.template_mix > 0 or self.missing == "template"
+
+
+class SegmentationConfig(SupervisedConfig):
     """Fine-tuning for segmentation: soft Dice and cross-entropy per region, deep supervision."""
 
     kind: Literal["segmentation"] = "segmentation"
-    modalities: tuple[str, ...] = Field(min_length=1)
-    """Input channels in order."""
     regions: tuple[Region, ...] = Field(min_length=1)
     weight_dice: float = 0.7
     weight_bce: float = 0.3
@@ -81,11 +135,10 @@ class SegmentationConfig(Record):
     """Share of training crops centred on a labelled voxel; the rest are uniform."""
 
 
-class ClassificationConfig(Record):
+class ClassificationConfig(SupervisedConfig):
     """Fine-tuning for classification: global average pooling of stage 4 and a linear layer."""
 
     kind: Literal["classification"] = "classification"
-    modalities: tuple[str, ...] = Field(min_length=1)
     classes: tuple[str, ...] = Field(min_length=2)
 
 
@@ -131,25 +184,42 @@ class OptimiserConfig(Record):
     """Share of all steps with a linearly rising rate; a cosine to 0 follows and never rises again."""
 
 
+class RunningConfig(Record):
+    """How a training runs and what it reports. Nothing here changes a weight, so all of it may change on a resume."""
+
+    tensorboard: bool = False
+    """Write TensorBoard event files beside metrics.jsonl, which stays the source."""
+    stage_dir: str = ""
+    """Local folder to which the shards of the selected cases are copied before the first step, shared by the ranks of
+    a node and by trainings; empty: read the store where it is."""
+    stage_gib: float = Field(100.0, gt=0)
+    """GiB (2^30 bytes) that the staging folder may hold; a selection that does not fit is refused."""
+    rank_limit: float = Field(1.5, ge=1)
+    """Warn of collapse when the effective rank of the pooled stage-4 features of the validation cases falls below it;
+    1 (all cases alike) never warns."""
+    probe_every: int = Field(0, ge=0)
+    """Epochs between k-NN and linear probes of the selection's targets during pre-training; 0: none."""
+
+
 class TrainingConfig(Record):
     """Everything that decides the weights of one training."""
 
     name: str
     recipe: str
     preset: str = "recommended"
-    network: NetworkConfig
+    network: AnyNetwork
     objective: ObjectiveConfig
     data: DataConfig
     optimiser: OptimiserConfig = OptimiserConfig()
     epochs: int = Field(ge=1)
     accumulation: int = Field(1, ge=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     world_size: int = Field(1, ge=1)
     threads: int = Field(1, ge=1)
     """CPU threads per rank: part of the numerics, so part of the config."""
     channels_last: bool = True
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """bf16 and fp16 use autocast on CUDA; the CPU always computes in fp32."""
+    """bf16 and fp16 use autocast on CUDA, bf16 also on a CPU with AMX for it; other CPUs compute in fp32."""
     init_from: str = ""
     """Folder of a finished training whose encoder (and decoder, where shapes agree) starts this one."""
     checkpoint_every: int = Field(50, ge=1)
@@ -159,3 +229,37 @@ class TrainingConfig(Record):
     """Optimiser steps between validations; 0: only at the end."""
     predict: bool = False
     """Write predictions for the test cases after the last step (supervised objectives)."""
+    select_every: int = Field(0, ge=0)
+    """Epochs between looks at whole validation cases (supervised objectives); the weights with the best mean Dice or
+    AUROC are kept. 0, or no validation case: the weights of the last step."""
+    running: RunningConfig = RunningConfig()
+
+    @model_validator(mode="after")
+    def _check_supervised(self) -> Self:
+        supervised = isinstance(self.objective, SupervisedConfig)
+        if self.select_every and not supervised:
+            raise ValueError(
+                f"training {self.name}: select_every chooses weights by labelled validation cases, which objective "
+                f"{self.objective.kind!r} does not use; set it to 0"
+            )
+        if isinstance(self.objective, SupervisedConfig) and self.objective.uses_templates and not self.init_from:
+            raise ValueError(
+                f"training {self.name}: template_mix and missing 'template' need the template bank of a BrainMVP "
+                "pre-training; name its folder in init_from, or set template_mix to 0 and missing to 'zero'"
+            )
+        return self
+
+    def content_digest(self) -> str:
+        """Return the SHA-256 (hex) of what decides the weights; see `deciding`."""
+        return digest_of(deciding(self.model_dump(mode="json")))
+
+
+def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a dumped TrainingConfig that decides its weights.
+
+    Left out are `running` and the number of loader processes: a training may be continued with others.
+    """
+    values = {key: value for key, value in config.items() if key != "running"}
+    if "data" in values:
+        values["data"] = {**values["data"], "workers": 0}
+    return values

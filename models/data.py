@@ -22,8 +22,9 @@ from models.store import StoredDataset, open_store
 
 # Samples outside training draw from a stream of their own, the same at every validation.
 _FIXED_EPOCH = 0x7FFF_FFFF
-LOADER_TIMEOUT_SECONDS = 600.0
-"""A loader process that gives nothing for so long fails the training instead of hanging it."""
+LOADER_TIMEOUT_SECONDS = 300.0
+"""A loader process that gives nothing for so long fails the training instead of hanging it; shorter than the patience
+of the launcher, so that the rank itself says why."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,10 @@ class World:
     rank: int
     size: int
     device: torch.device
+    local_rank: int = 0
+    """Among the ranks of this node, which share its disk."""
+    local_size: int = 1
+    """Ranks of this node."""
 
     @property
     def is_main(self) -> bool:
@@ -34,19 +39,24 @@ class World:
 @contextmanager
 def open_world() -> Iterator[World]:
     """Join the ranks that torchrun's environment describes (nccl on CUDA, gloo elsewhere) and leave them at the end."""
-    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    size, rank = _number("WORLD_SIZE", 1), _number("RANK", 0)
+    local_size, local_rank = _number("LOCAL_WORLD_SIZE", 1), _number("LOCAL_RANK", 0)
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     if size == 1:
         yield World(0, 1, device)
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
     try:
-        yield World(rank, size, device)
+        yield World(rank, size, device, local_rank, local_size)
     finally:
         dist.destroy_process_group()
+
+
+def _number(name: str, default: int) -> int:
+    return int(os.environ.get(name, default))
 
 
 def wrap(objective: nn.Module, world: World) -> nn.Module:
@@ -62,7 +72,8 @@ def wrap(objective: nn.Module, world: World) -> nn.Module:
     # DDP regroups its buckets after the first step unless it searches unused parameters. With more than two ranks the
     # group decides the order of a sum, and a resumed training would differ in the last bit.
     keep_buckets = world.size > 2 and world.device.type == "cpu"
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, constant_buffers(objective))
+    ignored = [*constant_buffers(objective), *sparse_parameters(objective)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, ignored)
     return DistributedDataParallel(objective, find_unused_parameters=keep_buckets)
 
 
@@ -73,6 +84,43 @@ def constant_buffers(module: nn.Module) -> list[str]:
         for prefix, part in module.named_modules()
         for name in part._non_persistent_buffers_set
     ]
+
+
+def sparse_parameters(module: nn.Module) -> list[str]:
+    """Return the names of parameters with sparse gradients, which `average_sparse_gradients` synchronises, not DDP."""
+    return [
+        f"{prefix}.{name}" if prefix else name
+        for prefix, part in module.named_modules()
+        if getattr(part, "sparse", False)
+        for name, _ in part.named_parameters(recurse=False)
+    ]
+
+
+def average_sparse_gradients(module: nn.Module, world: World) -> None:
+    """Coalesce all sparse gradients and average them over ranks, sending the touched rows only."""
+    for parameter in module.parameters():
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = _mean_of_rows(parameter.grad.coalesce(), world)
+
+
+def _mean_of_rows(gradient: Tensor, world: World) -> Tensor:
+    if world.size == 1:
+        return gradient
+    count = torch.tensor([gradient._nnz()], device=gradient.device)
+    counts = [torch.empty_like(count) for _ in range(world.size)]
+    dist.all_gather(counts, count)
+    sizes = [int(n) for n in counts]
+    indices = _gather_rows(gradient.indices().T.contiguous(), sizes)
+    values = _gather_rows(gradient.values(), sizes) / world.size
+    return torch.sparse_coo_tensor(indices.T, values, gradient.shape).coalesce()
+
+
+def _gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
+    padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
 def any_rank(flags: Sequence[bool], world: World) -> list[bool]:
@@ -100,6 +148,15 @@ def gather_tensors(value: Tensor, world: World) -> list[Tensor]:
     parts = [torch.empty_like(on_device) for _ in range(world.size)]
     dist.all_gather(parts, on_device)
     return [part.cpu() for part in parts]
+
+
+def gather_objects(value: Any, world: World) -> list[Any]:
+    """Return the values of all ranks in rank order, on every rank; they are pickled, so only for our own."""
+    if world.size == 1:
+        return [value]
+    parts: list[Any] = [None] * world.size
+    dist.all_gather_object(parts, value)
+    return parts
 
 
 def broadcast_buffers(module: nn.Module, world: World) -> None:

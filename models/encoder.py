@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from models.config import TrainingConfig
-from models.export import read_weights
-from models.networks.uniformer import UniFormer
-
-PREFIX = "encoder."
+from models.finished import ENCODER, read_training
+from models.networks.build import Encoder, build_encoder
 
 
-def load_encoder(training: str | Path) -> UniFormer:
+def load_encoder(training: str | Path) -> Encoder:
     """Return the encoder of a finished training folder, in eval mode, on the CPU.
 
-    It takes (B, C, X, Y, Z) images as the store holds them and returns the input and four stages, see `UniFormer`.
-    Raises NotFinishedError when the training is not finished or its weights were changed, RuntimeError naming the first
-    key when weights and config do not belong together.
+    It takes (B, C, X, Y, Z) images as the store holds them and returns the input and four stages, see `UniFormer` and
+    `UNet3D`. Raises NotFinishedError when the training is not finished or its weights were changed, RuntimeError naming
+    the first key when weights and config do not belong together.
     """
-    folder = Path(training)
-    tensors, _ = read_weights(folder)
-    config = TrainingConfig.model_validate_json((folder / "config.json").read_text(encoding="utf-8"))
-    encoder = UniFormer(config.network)
-    encoder.load_state_dict({name.removeprefix(PREFIX): t for name, t in tensors.items() if name.startswith(PREFIX)})
+    finished = read_training(training)
+    encoder = build_encoder(finished.config.network)
+    encoder.load_state_dict(finished.part(ENCODER))
     return encoder.eval()

@@ -20,6 +20,7 @@ from models.records import SelectedCase
 
 WEIGHTS = "weights.safetensors"
 DONE = "done.json"
+CONFIG = "config.json"
 
 
 class NotFinishedError(ValueError):
@@ -109,12 +110,14 @@ def model_card(
         f"`{config.objective.kind}`) of brainloom. **Research only: not for clinical use.**\n\n"
         f"- start: {origin}\n"
         f"- steps: {facts['step']}, epochs: {config.epochs}, seed: {config.seed}\n"
+        f"- weights: {_choice(facts['weights_of'])}\n"
         f"- ranks: {_ranks(facts['world_sizes'])}\n"
+        f"- time: {_time(facts['timing'])}\n"
         f"- data digest (selection): `{facts['selection_digest']}`\n"
         f"- config digest: `{facts['config_digest']}`\n"
         f"- weights digest: `{facts['weights_digest']}`\n\n"
         f"## Data\n\n| dataset | role | cases |\n|---|---|---|\n{data}\n\n"
-        f"## Validation at the end\n\n| metric | value |\n|---|---|\n{numbers}\n\n"
+        f"## Validation at the end\n\n| metric | value |\n|---|---|\n{numbers}\n\n{_probe(facts['probe'])}"
         "## Limits\n\nTrained on the cases above alone; other scanners, populations and preprocessing are untested. "
         "Inputs must come from a store with the same preprocessing spec. `config.json` holds every setting.\n"
     )
@@ -125,3 +128,29 @@ def _ranks(world_sizes: Sequence[int]) -> str:
         return f"{world_sizes[0]} throughout (bit-identical to an undisturbed training on the CPU)"
     chain = " then ".join(str(size) for size in world_sizes)
     return f"{chain}: the number changed on resume, so the weights differ in rounding from an undisturbed training"
+
+
+def _time(timing: Mapping[str, float]) -> str:
+    """Return how long the steps took, and how much of it the ranks waited for data."""
+    return f"{timing['step_seconds']:.1f} s in optimiser steps, {timing['data_wait_share']:.1%} of it waiting for data"
+
+
+def _probe(line: Mapping[str, Any]) -> str:
+    """Return the section on the last probe of the frozen features, or nothing when there was none."""
+    if not line:
+        return ""
+    rows = "\n".join(f"| {name.removeprefix('probe_')} | {value:.4f} |" for name, value in line["metrics"].items())
+    return (
+        f"## Probe of the phenotype at step {line['step']}\n\n{line['measure']}, fitted on {line['n_train']} training "
+        f"cases, scored on {line['n_val']} validation cases.\n\n| probe | value |\n|---|---|\n{rows}\n\n"
+    )
+
+
+def _choice(chosen: Mapping[str, Any]) -> str:
+    """Return which step's weights these are, and why."""
+    if "value" not in chosen:
+        return f"of step {chosen['step']}, the last ({chosen['why']})"
+    return (
+        f"of step {chosen['step']}, the {chosen['rule']}: {chosen['value']:.4f} (looks: {chosen['looks']}, cases: "
+        f"{chosen['cases']})"
+    )

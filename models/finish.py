@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from models.best import look, use_best
 from models.distributed import any_rank, barrier, broadcast_buffers
 from models.export import DONE, model_card, write_text_whole, write_weights
 from models.metrics import read_metrics
+from models.monitor_probe import probe
 from models.predict import predict_cases
 from models.state import Stop, Stopped, TrainingState
 from models.validate import validate
@@ -18,18 +20,22 @@ def finish_training(state: TrainingState, stop: Stop) -> None:
 
     Raises Stopped when told to stop: the last checkpoint exists already, so the next start ends up here again.
     """
-    if validate(state, stop, force=True) or any_rank([stop()], state.world)[0]:
-        raise Stopped(f"training {state.config.name} was stopped before its results were written")
+    stopped = f"training {state.config.name} was stopped before its results were written"
+    if look(state, stop):
+        raise Stopped(stopped)
+    chosen = use_best(state)
+    if validate(state, stop, force=True) or probe(state, stop) or any_rank([stop()], state.world)[0]:
+        raise Stopped(stopped)
     broadcast_buffers(state.objective, state.world)
     state.model.eval()
     predicted = predict_cases(state, stop) if state.config.predict else 0
     barrier(state.world)
     if state.world.is_main:
-        _write_results(state, predicted)
+        _write_results(state, predicted, chosen)
     barrier(state.world)
 
 
-def _write_results(state: TrainingState, predicted: int) -> None:
+def _write_results(state: TrainingState, predicted: int, chosen: dict[str, Any]) -> None:
     digest = write_weights(state.folder, state.objective.exports())
     facts: dict[str, Any] = {
         "training": state.config.name,
@@ -39,8 +45,11 @@ def _write_results(state: TrainingState, predicted: int) -> None:
         "init_digest": state.init_digest,
         "world_sizes": state.world_sizes,
         "step": state.step,
+        "weights_of": chosen,
         "predictions": predicted,
-        "metrics": _last_metrics(state),
+        "metrics": _last(state, "val").get("metrics", {}),
+        "probe": _last(state, "probe"),
+        "timing": _timing(state),
     }
     config = {"training": state.config.model_dump(mode="json"), "spec": state.store.spec.model_dump(mode="json")}
     write_text_whole(state.folder / "config.json", json.dumps(config, indent=1) + "\n")
@@ -48,6 +57,14 @@ def _write_results(state: TrainingState, predicted: int) -> None:
     write_text_whole(state.folder / DONE, json.dumps(facts, indent=1, allow_nan=False) + "\n")
 
 
-def _last_metrics(state: TrainingState) -> dict[str, float]:
-    lines = [line for line in read_metrics(state.folder) if line["kind"] == "val"]
-    return lines[-1]["metrics"] if lines else {}
+def _last(state: TrainingState, kind: str) -> dict[str, Any]:
+    return next((line for line in reversed(read_metrics(state.folder)) if line["kind"] == kind), {})
+
+
+def _timing(state: TrainingState) -> dict[str, float]:
+    timing = state.timing
+    return {
+        "step_seconds": round(timing.seconds, 3),
+        "data_wait_seconds": round(timing.data_wait_seconds, 3),
+        "data_wait_share": round(timing.data_wait_share, 4),
+    }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from infra import storage
+from models.heartbeat import beat
 from models.records import SelectedCase, digest_of
 
 FILE_NAME = "means.npz"
@@ -21,26 +22,26 @@ def training_means(store: Any, cases: Sequence[SelectedCase], max_cases: int = M
     """Return float32 (M, X, Y, Z): per modality the voxel-wise mean over the cases that have it; zeros when none has.
 
     Cases lie in the grid at their stored origin; voxels outside a case's extent count as background. Of more than
-    `max_cases` cases every k-th is taken.
+    `max_cases` cases that have a modality every k-th is taken, so that a rare modality is averaged over its own cases.
     """
     modalities, grid = len(store.spec.modalities), tuple(store.spec.grid)
     total = np.zeros((modalities, *grid), np.float32)
     counts = np.zeros(modalities, np.int64)
-    opened: dict[str, Any] = {}
-    for case in _spread(cases, max_cases):
-        stored = opened.get(case.dataset) or opened.setdefault(case.dataset, store.dataset(case.dataset))
-        info = stored.case_info(case.row)
-        present = [m for m in range(modalities) if info.present[m]]
+    opened = {name: store.dataset(name) for name in sorted({case.dataset for case in cases})}
+    infos = [opened[case.dataset].case_info(case.row) for case in cases]
+    wanted = _spread([info.present for info in infos], modalities, max_cases)
+    for number, (index, chosen) in enumerate(sorted(wanted.items()), start=1):
+        beat(f"averaging images, case {number} of {len(wanted)}")
         # The window is the whole grid seen from the case: what overhangs the grid is cut at its border.
-        start = tuple(-voxel for voxel in info.origin)
-        total[present] += stored.read_crop(case.row, present, start, grid)
-        counts[present] += 1
+        start = tuple(-voxel for voxel in infos[index].origin)
+        total[chosen] += opened[cases[index].dataset].read_crop(cases[index].row, chosen, start, grid)
+        counts[chosen] += 1
     return total / np.maximum(counts, 1)[:, None, None, None].astype(np.float32)
 
 
 def cached_training_means(folder: Path, store: Any, cases: Sequence[SelectedCase]) -> np.ndarray:
     """Return the training means, kept in the training's folder for the next start."""
-    key = digest_of([store.spec.content_digest(), MAX_CASES, sorted(case.digest for case in cases)])
+    key = digest_of([store.spec.content_digest(), "by modality", MAX_CASES, sorted(case.digest for case in cases)])
     path = folder / FILE_NAME
     if path.exists():
         with np.load(path, allow_pickle=False) as kept:
@@ -53,6 +54,11 @@ def cached_training_means(folder: Path, store: Any, cases: Sequence[SelectedCase
     return means
 
 
-def _spread(cases: Sequence[SelectedCase], limit: int) -> list[SelectedCase]:
-    step = -(-len(cases) // limit) if cases else 1
-    return list(cases[::step])
+def _spread(present: Sequence[Sequence[bool]], modalities: int, limit: int) -> dict[int, list[int]]:
+    """Return the modalities to read by case: of each modality's cases every k-th, at most `limit`."""
+    wanted: dict[int, list[int]] = {}
+    for m in range(modalities):
+        having = [index for index, channels in enumerate(present) if channels[m]]
+        for index in having[:: max(1, -(-len(having) // limit))]:
+            wanted.setdefault(index, []).append(m)
+    return wanted

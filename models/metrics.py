@@ -2,7 +2,9 @@
 
 Train lines: `{"kind": "train", "step", "epoch", "losses": {name: value}, "lr", "grad_norm", "seconds",
 "data_wait_seconds", "samples_per_second", "eta_seconds", "total_steps"}`, averaged over ranks and micro-batches.
-Validation lines: `{"kind": "val", "step", "epoch", "metrics": {name: value}}`. `step` counts finished optimiser steps.
+Validation lines: `{"kind": "val", "step", "epoch", "metrics": {name: value}}`, and `"warning"` when the features seem
+to have collapsed. Probes: `{"kind": "probe", "step", "epoch", "measure", "n_train", "n_val", "metrics"}`. `step` counts
+finished optimiser steps.
 """
 
 from __future__ import annotations

@@ -33,8 +33,13 @@ def build_optimiser(
     """
     if options.kind == "muon":
         groups = split_matrices(groups, options, matrices(modules))
-    kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "muon": MuonAdamW}
-    optimiser = kinds[options.kind](groups, lr=options.lr, weight_decay=options.weight_decay, fused=fused or None)
+    optimiser = Mixed(
+        groups,
+        lr=options.lr,
+        weight_decay=options.weight_decay,
+        fused=fused or None,
+        decoupled_weight_decay=options.kind != "adam",
+    )
     for group in optimiser.param_groups:
         group["initial_lr"] = group["lr"]
     return optimiser
@@ -77,18 +82,58 @@ def split_matrices(groups: list[dict[str, Any]], options: OptimiserConfig, chose
     return result
 
 
-class MuonAdamW(torch.optim.AdamW):
-    """AdamW, and Muon in the groups with `muon` true; one state, one checkpoint."""
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """Scale all gradients, sparse ones (coalesced) too, to a common norm of at most `limit`; return the norm before."""
+    found = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    values = [gradient.values() if gradient.is_sparse else gradient for gradient in found]
+    norm = torch.nn.utils.get_total_norm(values)
+    torch._foreach_mul_(values, (limit / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+class Mixed(torch.optim.Adam):
+    """Adam or AdamW; Muon in the groups with `muon` true; lazy Adam where the gradient is sparse. One checkpoint.
+
+    Lazy: of a sparse gradient (the template bank's) only the touched rows move, and only their moments decay; a row
+    counts its own steps for the bias correction. Rows of other modalities and places stay as they are, to the bit.
+    Dense Adam would go on moving them by their old momentum and forget their second moment between two visits.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # A fused AdamW is called even after an overflow in fp16 and skips the update itself; Muon's part would not.
+        self._step_supports_amp_scaling = False
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Do one step and free the gradients of the matrices, so that AdamW leaves them alone."""
         for group in self.param_groups:
-            for parameter in group["params"] if group["muon"] else ():
-                if parameter.grad is not None:
+            for parameter in group["params"]:
+                if parameter.grad is None or not (parameter.grad.is_sparse or group.get("muon")):
+                    continue
+                if parameter.grad.is_sparse:
+                    self._step_rows(parameter, group)
+                else:
                     self._step_matrix(parameter, group["lr"], group["weight_decay"])
-                    parameter.grad = None
+                parameter.grad = None
         return super().step(closure)
+
+    def _step_rows(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
+        assert parameter.grad is not None
+        gradient, state, (beta1, beta2) = parameter.grad.coalesce(), self.state[parameter], group["betas"]
+        if not state:
+            state["step"] = torch.zeros(())  # AdamW expects one when it loads a state
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            state["visits"] = parameter.new_zeros(parameter.shape[: gradient.sparse_dim()])
+        rows, values = tuple(gradient.indices()), gradient.values()
+        visits = state["visits"][rows] + 1
+        first = torch.lerp(values, state["exp_avg"][rows], beta1)
+        second = torch.lerp(values.square(), state["exp_avg_sq"][rows], beta2)
+        state["visits"][rows], state["exp_avg"][rows], state["exp_avg_sq"][rows] = visits, first, second
+        scale = (1 - beta2**visits).sqrt() / (1 - beta1**visits)
+        # as in torch: eps is added to the corrected root
+        root = second.sqrt() + group["eps"] * (1 - beta2**visits).sqrt()[:, None]
+        parameter[rows] = parameter[rows] - group["lr"] * scale[:, None] * first / root
 
     def _step_matrix(self, parameter: nn.Parameter, lr: float, weight_decay: float) -> None:
         state = self.state[parameter]

@@ -14,8 +14,13 @@ import pyarrow.parquet as pq
 import torch
 
 from infra import storage
-from models.config import TrainingConfig
+from models.config import SupervisedConfig, TrainingConfig
 from models.distributed import barrier
+from models.filling import Templates
+from models.finished import read_training
+from models.heartbeat import beat
+from models.objectives import build_objective
+from models.objectives.supervised import TEMPLATES, Supervised
 from models.records import SelectedCase
 from models.state import Stop, Stopped, TrainingState
 
@@ -28,7 +33,7 @@ def predict_cases(state: TrainingState, stop: Stop = lambda: False) -> int:
 
     Rank r predicts cases r, r + world, ...; every rank calls this. Raises TypeError for an objective that cannot.
     """
-    if not hasattr(state.objective, "predict"):
+    if not isinstance(state.objective, Supervised):
         raise TypeError(f"training {state.config.name}: objective {state.config.objective.kind!r} predicts nothing")
     dataset = state.dataset("test")
     names = file_names(dataset.cases)
@@ -36,6 +41,7 @@ def predict_cases(state: TrainingState, stop: Stop = lambda: False) -> int:
     folder.mkdir(exist_ok=True)
     with torch.random.fork_rng(enabled=True), torch.no_grad():
         for index in range(state.world.rank, len(dataset), state.world.size):
+            beat(f"predicting test case {index + 1} of {len(dataset)}", state.step)
             if stop():
                 raise Stopped(f"training {state.config.name} was stopped while predicting")
             arrays = state.objective.predict(dataset.info(index), dataset.reader(index))
@@ -56,6 +62,24 @@ def read_prediction(folder: Path, name: str) -> dict[str, np.ndarray]:
     """Return the arrays of one prediction file of a training folder."""
     with np.load(folder / FOLDER / name, allow_pickle=False) as arrays:
         return dict(arrays)
+
+
+def load_objective(folder: Path) -> Supervised:
+    """Return a finished fine-tuning, ready to `predict`: in eval mode, on the GPU if there is one.
+
+    Raises NotFinishedError when the training is not finished or its weights were changed, TypeError for a pre-training,
+    RuntimeError naming the first key when weights and config do not belong together.
+    """
+    finished = read_training(folder)
+    config, tensors = finished.config, dict(finished.tensors)
+    if not isinstance(config.objective, SupervisedConfig):
+        raise TypeError(f"training {config.name}: objective {config.objective.kind!r} predicts nothing")
+    objective = build_objective(config, finished.spec)
+    assert isinstance(objective, Supervised)
+    if TEMPLATES in tensors:
+        objective.use_templates(Templates(tensors.pop(TEMPLATES).numpy()))
+    objective.load_state_dict(tensors)
+    return objective.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -176,6 +176,10 @@ class PreprocessSpec(Record):
     template_sha256: str = ""
     """SHA-256 of the template's file; required for a path, so that the spec's digest covers the voxels."""
 
+    def reads(self, modality: str) -> bool:
+        """Say whether a case's file of this modality (or label, brain mask) has a part in what is stored."""
+        return modality in self.modalities or modality == LABEL or (modality, self.brain_mask) == (BRAIN_MASK, "file")
+
     @model_validator(mode="after")
     def _check_grid(self) -> Self:
         if (self.frame == "template") != (self.grid_affine is not None):
@@ -197,6 +201,11 @@ class PreprocessSpec(Record):
             raise ValueError("space 'mni' refuses scans that are not registered yet, registration does it: choose one")
         if (self.template == "mni152") == bool(self.template_sha256):
             raise ValueError("template_sha256 is required for a template from a file and refused for 'mni152'")
+        if self.template != "mni152" and self.registration == "none":
+            raise ValueError(
+                f"template {self.template} would not be used, for registration is 'none'; set registration, or leave "
+                "template and template_sha256 out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -277,6 +286,11 @@ class SourceFile(Record):
     path: str
     size_bytes: int
     etag: str
+
+    @property
+    def identity(self) -> tuple[str, int, str]:
+        """What decides whether it is the same file: a folder may be moved, so its path does not."""
+        return self.modality, self.size_bytes, self.etag
 
 
 class PlannedCase(Record):

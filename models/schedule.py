@@ -37,6 +37,15 @@ class Plan:
         return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
 
+def is_due(plan: Plan, step: int, every: int) -> bool:
+    """Return whether `every` more epochs (a multiple of it) were finished by the last step, or all of them."""
+    if not every or not step:
+        return False
+    period = every * plan.cases
+    before, now = ((s * plan.samples_per_step) // period for s in (step - 1, step))
+    return now > before or step == plan.total_steps
+
+
 def plan_steps(config: TrainingConfig, cases: int, world_size: int) -> Plan:
     """Return the plan of a training with `cases` training cases on `world_size` ranks.
 

@@ -14,21 +14,25 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from models.checkpoint import newest_checkpoint, save_checkpoint
-from models.config import TrainingConfig
+from models.checkpoint import CheckpointError, newest_checkpoint, save_checkpoint
+from models.config import SupervisedConfig, TrainingConfig
 from models.data import CaseDataset, make_loader
 from models.distributed import World, barrier, gather_tensors, wrap
 from models.export import read_weights
+from models.filling import read_templates
+from models.heartbeat import beat
 from models.means import cached_training_means
-from models.metrics import truncate_after
+from models.metrics import append_metrics, truncate_after
 from models.objectives import build_objective
 from models.objectives.base import Clock
 from models.optimiser import build_optimiser
-from models.records import SelectedCase
-from models.sampler import OrderedBatches, StreamBatches
+from models.records import PreprocessSpec, SelectedCase
+from models.sampler import OrderedBatches, StreamBatches, sample_rng
 from models.schedule import Plan, plan_steps
-from models.selection import check_selection, of_role, read_selection, selection_digest
-from models.store import open_store
+from models.selection import Role, check_selection, of_role, read_selection, selection_digest
+from models.staging import stage_store
+from models.store import Store, open_store
+from models.tensorboard_events import EventFiles
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +45,49 @@ class Stopped(Exception):  # noqa: N818 - an order, not an error
 
 
 @dataclass
+class Best:
+    """What the validation cases have chosen so far; see models.best."""
+
+    metric: str = ""
+    looked: int = -1
+    """Last step that was looked at."""
+    looks: int = 0
+    step: int = 0
+    """Step of the best weights."""
+    value: float | None = None
+    """Their metric; None before the first choice."""
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Their state dict, on the CPU."""
+
+
+@dataclass
+class Timing:
+    """Time spent in optimiser steps on this rank, over all resumes; a checkpoint keeps that of rank 0."""
+
+    seconds: float = 0.0
+    data_wait_seconds: float = 0.0
+    """Of these, waiting for training batches: the mean over ranks."""
+
+    def add(self, seconds: float, data_wait_seconds: float) -> None:
+        """Count one step."""
+        self.seconds += seconds
+        self.data_wait_seconds += data_wait_seconds
+
+    @property
+    def data_wait_share(self) -> float:
+        """Share of the step time in which the ranks waited for data."""
+        return min(1.0, self.data_wait_seconds / self.seconds) if self.seconds else 0.0
+
+
+@dataclass
 class TrainingState:
     """One training on this rank."""
 
     config: TrainingConfig
     folder: Path
     world: World
-    store: Any
+    store: Store
+    """What is read: the config's store, or its staged copy."""
     selection: list[SelectedCase]
     selection_digest: str
     plan: Plan
@@ -62,6 +102,10 @@ class TrainingState:
     """Digest of the weights that started this training; empty for random ones."""
     world_sizes: list[int] = field(default_factory=list)
     """Numbers of ranks so far: more than one value means a resume on other hardware."""
+    best: Best = field(default_factory=Best)
+    timing: Timing = field(default_factory=Timing)
+    events: EventFiles | None = None
+    """On rank 0, when the config wants TensorBoard."""
 
     @cached_property
     def batches(self) -> Iterator[dict[str, Any]]:
@@ -86,9 +130,27 @@ class TrainingState:
         order = OrderedBatches(len(dataset), self.config.data.batch_size, self.world.size, self.world.rank)
         return make_loader(dataset, order, 0)
 
-    def dataset(self, role: Any) -> CaseDataset:
+    def dataset(self, role: Role) -> CaseDataset:
         """Return the cases of one role."""
-        return CaseDataset(self.config.data.store, self.selection, self.objective.sampler(), role, self.config.seed)
+        return CaseDataset(self.store.url, self.selection, self.objective.sampler(), role, self.config.seed)
+
+    @property
+    def finished_epoch(self) -> int:
+        """Epoch of the last finished step."""
+        return self.plan.epoch(max(0, self.step - 1))
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl, and to the event files when there are any; other ranks do nothing."""
+        if not self.world.is_main:
+            return
+        append_metrics(self.folder, record)
+        if self.events is not None:
+            self.events.add(record)
+
+    def close(self) -> None:
+        """Write out the event files; the loader processes end with the state."""
+        if self.events is not None:
+            self.events.close()
 
     def clock(self) -> Clock:
         """Return the step that is about to be done, with a generator that depends on seed, step and rank alone."""
@@ -100,27 +162,30 @@ class TrainingState:
 def configure_numerics(config: TrainingConfig, world: World) -> None:
     """Make the arithmetic of this process repeatable: threads and seed; deterministic kernels on the CPU.
 
-    Numbers below 1e-38 count as 0: a CPU computes with them many times slower, and they do not matter here.
+    Numbers below 1e-38 count as 0: a CPU computes with them many times slower, and they do not matter here. New memory
+    is not filled first, as torch would in this mode: kernels write all that they read.
     """
     torch.set_flush_denormal(True)
     torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(world.device.type == "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(config.seed)
 
 
-def start_training(config: TrainingConfig, folder: Path, world: World) -> TrainingState:
+def start_training(config: TrainingConfig, folder: Path, world: World, stop: Stop = lambda: False) -> TrainingState:
     """Build a training, or continue it from its newest checkpoint.
 
-    Raises SelectionError when the store no longer holds the selected cases, CheckpointError for a checkpoint that
-    belongs to something else, NotFinishedError when `init_from` is not a finished training.
+    Raises SelectionError when the store no longer holds the selected cases, StagingError when they cannot be staged,
+    ValueError for a case that the objective cannot use, CheckpointError for a checkpoint that belongs to something
+    else, NotFinishedError when `init_from` is not a finished training, Stopped when told to stop while staging.
     """
     configure_numerics(config, world)
-    store = open_store(config.data.store)
+    beat("opening the store", 0)
     selection = read_selection(config.data.selection)
-    check_selection(selection, store)
+    store = _store(config, selection, world, stop)
     plan = plan_steps(config, len(of_role(selection, "train")), world.size)
     objective = build_objective(config, store.spec, _means(config, folder, world, store, selection))
-    init_digest = _initialise(objective, config)
+    init_digest = _initialise(objective, config, store.spec)
     objective.to(world.device)
     if config.channels_last:
         objective.use_channels_last()
@@ -141,12 +206,35 @@ def start_training(config: TrainingConfig, folder: Path, world: World) -> Traini
     )
     # Weights start equal on all ranks; what is drawn afterwards must differ.
     torch.manual_seed(config.seed + 1_000_003 * (world.rank + 1))
+    _check_cases(state)
     _continue(state)
+    if config.running.tensorboard and world.is_main:
+        state.events = EventFiles(folder)
     return state
 
 
+def _store(config: TrainingConfig, selection: list[SelectedCase], world: World, stop: Stop) -> Store:
+    """Return the store, or its staged copy; what is no longer in the store is refused, staged or not."""
+    store, running = open_store(config.data.store), config.running
+    check_selection(selection, store)
+    if not running.stage_dir:
+        return store
+    staged = stage_store(store, selection, Path(running.stage_dir), running.stage_gib, world, stop)
+    if staged is None:
+        raise Stopped(f"training {config.name} was stopped while its cases were staged; what is staged stays")
+    return staged
+
+
+def _check_cases(state: TrainingState) -> None:
+    """Draw once from every case, which reads no voxels: a case that cannot be used is refused before the first step."""
+    for role in ("train", "val"):
+        dataset = state.dataset(role)
+        for index in range(len(dataset)):
+            dataset.sampler.draw(dataset.info(index), sample_rng(state.config.seed, 0, index), role == "train")
+
+
 def _means(
-    config: TrainingConfig, folder: Path, world: World, store: Any, selection: list[SelectedCase]
+    config: TrainingConfig, folder: Path, world: World, store: Store, selection: list[SelectedCase]
 ) -> np.ndarray | None:
     if config.objective.kind != "brainmvp":
         return None
@@ -157,7 +245,7 @@ def _means(
     return cached_training_means(folder, store, train)
 
 
-def _initialise(objective: Any, config: TrainingConfig) -> str:
+def _initialise(objective: Any, config: TrainingConfig, spec: PreprocessSpec) -> str:
     if not config.init_from:
         return ""
     tensors, digest = read_weights(Path(config.init_from))
@@ -165,17 +253,20 @@ def _initialise(objective: Any, config: TrainingConfig) -> str:
     if not loaded:
         raise ValueError(f"training {config.name}: none of the {len(tensors)} tensors of {config.init_from} fits")
     log.info("training %s starts from %d of %d tensors of %s", config.name, len(loaded), len(tensors), config.init_from)
+    if isinstance(config.objective, SupervisedConfig) and config.objective.uses_templates:
+        objective.use_templates(read_templates(Path(config.init_from), config.objective.modalities, spec))
     return digest
 
 
 def _optimiser(objective: Any, config: TrainingConfig, world: World) -> torch.optim.Optimizer:
     options = config.optimiser
     groups = objective.parameter_groups(options)
-    return build_optimiser(groups, options, objective.modules(), fused=world.device.type == "cuda")
+    return build_optimiser(groups, options, objective.modules(), fused=world.device.type in ("cpu", "cuda"))
 
 
 def save_state(state: TrainingState) -> None:
     """Write a checkpoint of all ranks (rank 0 writes; every rank must call)."""
+    beat("saving a checkpoint", state.step)
     rng = gather_tensors(torch.get_rng_state(), state.world)
     cuda = state.world.device.type == "cuda"
     rng_cuda = gather_tensors(torch.cuda.get_rng_state(), state.world) if cuda else []
@@ -195,6 +286,8 @@ def save_state(state: TrainingState) -> None:
         "config_digest": state.config.content_digest(),
         "selection_digest": state.selection_digest,
         "init_digest": state.init_digest,
+        "best": vars(state.best),
+        "timing": vars(state.timing),
     }
     save_checkpoint(state.folder, content, state.config.keep_checkpoints)
 
@@ -211,7 +304,13 @@ def _continue(state: TrainingState) -> None:
     state.optimiser.load_state_dict(content["optimiser"])
     state.scaler.load_state_dict(content["scaler"])
     state.step = content["step"]
-    state.init_digest = content["init_digest"]
+    if content["init_digest"] != state.init_digest:
+        raise CheckpointError(
+            f"training {state.config.name} was started from weights {content['init_digest'][:12]}, "
+            f"{state.config.init_from} now holds {state.init_digest[:12]}; start a new training"
+        )
+    state.best = Best(**content["best"])
+    state.timing = Timing(**content.get("timing", {}))
     past = content["world_sizes"]
     state.world_sizes = past if past[-1] == size else [*past, size]
     _restore_rng(content["rng"], state.world)

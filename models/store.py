@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import struct
 from collections.abc import Callable, Sequence
@@ -25,7 +26,16 @@ from numpy.typing import DTypeLike
 from infra import storage
 from models.records import PreprocessSpec
 from models.shard_reader import ShardReader, to_float32
-from models.store_layout import CASES, Shape3, StoreError, clip_window, dataset_names, has_array, open_array
+from models.store_layout import (
+    CASES,
+    Shape3,
+    StoreError,
+    clip_window,
+    dataset_names,
+    has_array,
+    open_array,
+    read_small,
+)
 from models.store_writer import StoreWriter, case_digest, create_or_open, open_writer, read_attributes
 
 __all__ = [
@@ -149,8 +159,11 @@ class StoredDataset:
         return self._lazy.open(f"{self.name}/origin")
 
     def small(self, name: str) -> np.ndarray:
-        """Return a per-case array as a whole: one of SMALL_ARRAYS, e.g. `source_affine` (case, modality, row, col)."""
-        return np.asarray(self._lazy.open(f"{self.name}/{name}")[:])
+        """Return a per-case array as a whole: one of SMALL_ARRAYS, e.g. `source_affine` (case, modality, row, col).
+
+        Raises StoreError when a chunk that holds a stored row is lost.
+        """
+        return read_small(self.url, self._lazy.open(f"{self.name}/{name}"), self.rows)
 
     @property
     def rows(self) -> list[int]:
@@ -159,7 +172,7 @@ class StoredDataset:
 
     @cached_property
     def _small(self) -> dict[str, np.ndarray]:
-        return {name: self.small(name) for name in ("present", "extent", "affine", "origin")}
+        return {name: self.small(name) for name in ("affine", "origin")}
 
     def case_info(self, row: int) -> StoredCase:
         """Return what is known of a published row; raises StoreError for a row that is not stored."""
@@ -168,8 +181,8 @@ class StoredDataset:
         return StoredCase(
             dataset=self.name,
             row=row,
-            present=tuple(bool(p) for p in small["present"][row]),
-            extent=_triple(small["extent"][row]),
+            present=tuple(modality in line["modalities"] for modality in self.spec.modalities),
+            extent=_triple(line["extent"]),
             origin=_triple(small["origin"][row]),
             affine=small["affine"][row],
             **{key: line[key] for key in ("case", "subject", "session", "digest", "has_label", "label_scheme")},
@@ -188,38 +201,44 @@ class StoredDataset:
         start may be negative. Only the chunks of these modalities are read; absent ones are zeros. dtype: float32, or
         float16 for the voxels as they are stored. Raises StoreError when the shard is damaged or missing.
         """
-        self._stored(row)
+        line = self._stored(row)
         out = np.zeros((len(modality_indices), *size), dtype=np.float16)
-        stored, window = clip_window(start, size, self._small["extent"][row])
-        present = [k for k, modality in enumerate(modality_indices) if self._small["present"][row, modality]]
+        stored, window = clip_window(start, size, line["extent"])
+        names = self.spec.modalities
+        present = [k for k, modality in enumerate(modality_indices) if names[modality] in line["modalities"]]
         if present and all(s.stop > s.start for s in stored):
             targets = [out[k][tuple(window)] for k in present]
             if not self._read("image", row, [(int(modality_indices[k]),) for k in present], stored, targets):
-                raise StoreError(
-                    f"the shard of {self.name}/{self._lines[row]['case']} (row {row}) is missing; run "
-                    "`brainloom store verify` and preprocess the case again"
-                )
+                raise self._lost("shard", line)
         return to_float32(out) if np.dtype(dtype) == np.float32 else out.astype(dtype, copy=False)
 
     def read_label(self, row: int, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
         """Return a window of the label, (*size) uint8, zeros outside the extent.
 
-        Raises StoreError when the case has no label.
+        Raises StoreError when the case has no label, and when its shard is damaged or missing.
         """
-        if not self._stored(row)["has_label"]:
-            raise StoreError(f"case {self._lines[row]['case']!r} of {self.name} (row {row}) has no label")
+        line = self._stored(row)
+        if not line["has_label"]:
+            raise StoreError(f"case {line['case']!r} of {self.name} (row {row}) has no label")
         out = np.zeros(tuple(size), dtype=np.uint8)
-        stored, window = clip_window(start, size, self._small["extent"][row])
+        stored, window = clip_window(start, size, line["extent"])
         if all(s.stop > s.start for s in stored):
-            self._read("label", row, [()], stored, [out[tuple(window)]])
+            there = self._read("label", row, [()], stored, [out[tuple(window)]])
+            if not there and has_label_shard(line):
+                raise self._lost("label shard", line)
         return out
+
+    def _lost(self, what: str, line: dict[str, Any]) -> StoreError:
+        return StoreError(
+            f"the {what} of {self.name}/{line['case']} (row {line['row']}) is missing; run `brainloom store verify` "
+            "and preprocess the case again"
+        )
 
     def read_case(self, row: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the whole case as stored: image (M, x, y, z) float16, and label (x, y, z) uint8 or None."""
         line = self._stored(row)
-        extent = _triple(self._small["extent"][row])
-        modalities = range(self._small["present"].shape[1])
-        image = self.read_crop(row, modalities, (0, 0, 0), extent, np.float16)
+        extent = _triple(line["extent"])
+        image = self.read_crop(row, range(len(self.spec.modalities)), (0, 0, 0), extent, np.float16)
         return image, self.read_label(row, (0, 0, 0), extent) if line["has_label"] else None
 
     def _read(
@@ -229,7 +248,8 @@ class StoredDataset:
         path = f"{self.name}/{name}"
         if (reader := self._lazy.reader(path)) is not None:
             return reader.read(row, leads, window, out)
-        array, shard = self._lazy.open(path), storage.join(self.url, path, "c", str(row))
+        array = self._lazy.open(path)
+        shard = storage.join(self.url, path, array.metadata.encode_chunk_key((row, *[0] * (array.ndim - 1))))
         try:
             with storage.explained("read", shard):
                 for target, lead in zip(out, leads, strict=True):
@@ -249,13 +269,14 @@ class StoredDataset:
 
 def _is_there(shard: str) -> bool:
     """Say whether a shard exists: to zarr one that is not there is one of zeros, and so is an empty object on S3."""
+    folder, _, name = shard.rpartition("/")
     try:
-        sizes = [int(info.get("size") or 0) for info in storage.find(shard).values()]
+        info = storage.find(folder).get(name)
     except FileNotFoundError:
         return False
-    if not any(sizes):
+    if info is not None and not info.get("size"):
         raise StoreError(f"{shard} is damaged: it has 0 bytes; preprocess the case again")
-    return True
+    return info is not None
 
 
 @dataclass(frozen=True)
@@ -316,6 +337,14 @@ def store_digest(url: str) -> str:
     return digest_of_cases(read_cases(url, columns), open_store(url).spec.content_digest())
 
 
-def _triple(values: np.ndarray) -> Shape3:
+def has_label_shard(line: dict[str, Any]) -> bool:
+    """Say whether a line of cases.parquet stands for a label with a shard: of an all-zero one nothing is written.
+
+    The QC of the case says how many voxels its label has; where it does not, the label is taken to have some.
+    """
+    return bool(line["has_label"] and json.loads(line.get("qc") or "{}").get("label_voxels", 1))
+
+
+def _triple(values: Sequence[int] | np.ndarray) -> Shape3:
     x, y, z = (int(v) for v in values)
     return x, y, z

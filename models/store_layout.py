@@ -12,7 +12,7 @@ writing their own rows would lose each other's; with one case to a chunk, 16,000
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -87,6 +87,24 @@ def open_array(url: str, path: str, mode: str = "r") -> Any:
     with rust_pipeline(), storage.explained("open", storage.join(url, path)):
         store = storage.zarr_store(url, "r" if mode == "r" else "r+")
         return zarr.open_array(store, path=path, mode="r" if mode == "r" else "r+", zarr_format=3)
+
+
+def read_small(url: str, array: Any, stored: Iterable[int]) -> np.ndarray:
+    """Return a small array of a store as a whole.
+
+    stored: rows that hold a case. Raises StoreError when the chunk of one is lost, of which zarr would make zeros.
+    """
+    values = np.asarray(array[:])
+    empty = {row // array.chunks[0]: row for row in stored if not values[row].any()}
+    for number, row in empty.items():
+        # Chunks of zeros are written too (models.store_writer), so one that is not there is lost.
+        chunk = array.metadata.encode_chunk_key((number, *[0] * (array.ndim - 1)))
+        if not storage.exists(storage.join(url, array.path, chunk)):
+            raise StoreError(
+                f"{array.path} of {url} has lost the chunk {chunk}, which holds row {row}; restore it from a backup, "
+                "or preprocess into a new store"
+            )
+    return values
 
 
 def has_array(url: str, dataset: str, name: str) -> bool:

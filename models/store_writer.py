@@ -29,6 +29,7 @@ from models.store_layout import (
     dataset_names,
     grow_dataset,
     open_array,
+    read_small,
 )
 
 
@@ -104,16 +105,21 @@ class StoreWriter:
             storage.delete(self._shard_url(dataset, name, row))
 
     def write_small(self, dataset: str, receipts: list[Receipt], names: dict[int, str]) -> None:
-        """Write the per-case properties of stored rows, and the case names by row, in one go per array."""
+        """Write the per-case properties of stored rows, and the case names by row, in one go per array.
+
+        Raises StoreError when a chunk of rows that are stored already is lost.
+        """
         with storage.explained("write", storage.join(self.url, dataset)):
             stored = {r.row: r.geometry for r in receipts if r.status == "stored" and r.geometry is not None}
             extents = {r.row: r.extent for r in receipts}
             present = {r.row: r.modalities for r in receipts}
+            before = np.flatnonzero(open_array(self.url, f"{dataset}/stored")[:]).tolist()
             for name in SMALL_ARRAYS:
                 if not stored:
                     break
-                array = open_array(self.url, f"{dataset}/{name}", "r+")
-                values = np.asarray(array[:])
+                # With chunks of zeros: readers take one that is not there for lost.
+                array = open_array(self.url, f"{dataset}/{name}", "r+").with_config({"write_empty_chunks": True})
+                values = read_small(self.url, array, before)
                 for row, geometry in stored.items():
                     values[row] = self._small_value(name, geometry, extents[row], present[row])
                 array[:] = values
@@ -194,16 +200,26 @@ class StoreWriter:
 
 
 def create_or_open(url: str, spec: PreprocessSpec) -> StoreWriter:
-    """Return a writer for a store of this spec, creating the store when nothing is there.
-
-    Raises StoreError when the store has another spec (naming what differs), another schema, or is no store of ours.
-    """
-    if not storage.exists(storage.join(url, "zarr.json")):
-        if left := [name for name in storage.listdir(url) if not name.startswith(".")]:
-            raise StoreError(f"{url} is not empty and is no store: it holds {left[:5]}; choose another place")
+    """Return a writer for a store of this spec, creating the store when nothing is there; raises as `check_place`."""
+    if not check_place(url, spec):
         _write_attributes(url, spec, None)  # the whole group document in one write: there is no half-made store
-        return StoreWriter(url, spec)
-    return StoreWriter(url, check_spec(url, spec))
+    return StoreWriter(url, spec)
+
+
+def check_place(url: str, spec: PreprocessSpec) -> bool:
+    """Return whether a store of this spec is there already; writes nothing.
+
+    Raises StoreError when the store has another spec (naming what differs), another schema, or is no store of ours, and
+    for a file or a folder with other things in it.
+    """
+    if storage.exists(storage.join(url, "zarr.json")):
+        check_spec(url, spec)
+        return True
+    if storage.is_local(url) and storage.local_path(url).is_file():
+        raise StoreError(f"{url} is a file and no store; choose another place")
+    if left := [name for name in storage.listdir(url) if not name.startswith(".")]:
+        raise StoreError(f"{url} is not empty and is no store: it holds {left[:5]}; choose another place")
+    return False
 
 
 def open_writer(url: str) -> StoreWriter:

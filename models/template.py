@@ -4,6 +4,9 @@ Per use the modality's whole image is normalised, (T - min) / (max - min + 1e-9)
 Its gradient is exact and compact: the window, and the two voxels that hold the minimum and the maximum. With ties the
 first voxel counts, so a flat image (the reference's zero start) does not spread gradient over millions of voxels.
 
+In training the gradient is sparse, in rows along z: ranks send, and the optimiser moves, only the rows that a step has
+touched. Moments are lazy: see `models.optimiser.Mixed`.
+
 A flat image has a range of 0, so its gradient is 1e9 times the window's: the first optimiser step is arbitrary and
 Adam's second moment remembers it for thousands of steps. Start from mean images (`template_init="mean"`) to avoid it.
 """
@@ -70,35 +73,32 @@ class NormalisedWindows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient of the bank, dense or as a sparse COO tensor."""
+        """Return the gradient of the bank, dense or as a sparse COO tensor of rows along z."""
         windows, ranges = ctx.saved_tensors
         grid = ctx.shape[1:]
-        indices, values = [], []
+        rows = [torch.zeros(0, dtype=torch.long, device=windows.device)]
+        values = [windows.new_zeros((0, grid[2]))]
         for b, (m, corner) in enumerate(zip(ctx.modality, ctx.start, strict=True)):
             where = overlap(corner, windows.shape[1:], grid)
             if where is None:
                 continue
             gradient, y = gradients[0][b][where[1]] / ranges[b], windows[b][where[1]]
+            inside = windows.new_zeros((*gradient.shape[:2], grid[2]))
+            inside[..., where[0][2]] = gradient
             # dy/dmin = (y - 1) / range, dy/dmax = -y / range
-            extremes = torch.stack([(gradient * (y - 1)).sum(), -(gradient * y).sum()])
+            two = torch.stack([(gradient * (y - 1)).sum(), -(gradient * y).sum()])
             pair = torch.tensor(ctx.extremes[m], device=y.device)
-            indices.append(torch.cat([_flat_indices(where[0], grid, y.device), pair]) + m * grid.numel())
-            values.append(torch.cat([gradient.reshape(-1), extremes]))
-        return _scatter(indices, values, ctx.shape, windows, ctx.sparse), None, None, None, None
+            row, z = pair // grid[2], pair % grid[2]
+            values += [inside.flatten(0, 1), windows.new_zeros((2, grid[2])).scatter_(1, z[:, None], two[:, None])]
+            rows += [at + m * grid[0] * grid[1] for at in (_rows(where[0], grid, y.device), row)]
+        places = torch.stack(torch.unravel_index(torch.cat(rows), ctx.shape[:3]))
+        sparse = torch.sparse_coo_tensor(places, torch.cat(values), ctx.shape, check_invariants=False)
+        return sparse if ctx.sparse else sparse.to_dense(), None, None, None, None
 
 
-def _flat_indices(where: Slices, grid: torch.Size, device: torch.device) -> Tensor:
-    x, y, z = (torch.arange(axis.start, axis.stop, device=device) for axis in where)
-    return ((x[:, None, None] * grid[1] + y[:, None]) * grid[2] + z).reshape(-1)
-
-
-def _scatter(indices: list[Tensor], values: list[Tensor], shape: torch.Size, like: Tensor, sparse: bool) -> Tensor:
-    index = torch.cat(indices) if indices else torch.zeros(0, dtype=torch.long, device=like.device)
-    value = torch.cat(values) if values else like.new_zeros(0)
-    if not sparse:
-        return like.new_zeros(shape.numel()).index_add_(0, index, value).view(shape)
-    places = torch.stack(torch.unravel_index(index, shape))
-    return torch.sparse_coo_tensor(places, value, shape, check_invariants=False)
+def _rows(where: Slices, grid: torch.Size, device: torch.device) -> Tensor:
+    x, y = (torch.arange(axis.start, axis.stop, device=device) for axis in where[:2])
+    return (x[:, None] * grid[1] + y).reshape(-1)
 
 
 class TemplateBank(nn.Module):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import faulthandler
 import fcntl
 import json
 import logging
@@ -74,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", action="append", required=True, type=Path, help="run.json of a training folder")
     paths: list[Path] = parser.parse_args(arguments).config
     die_with_parent()
+    # A launcher that sees no progress asks for the stack before it ends a hanging rank.
+    faulthandler.register(signal.SIGUSR1, file=sys.__stderr__ or sys.stderr, all_threads=False)
     # A depth-wise weight has one input channel, whose stride means nothing; DDP warns that it differs.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     stop = StopFlag()

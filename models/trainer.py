@@ -13,13 +13,19 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from models.best import look
 from models.config import TrainingConfig
 from models.data import to_device
-from models.distributed import World, any_rank, sum_over_ranks
+from models.distributed import World, any_rank, average_sparse_gradients, sum_over_ranks
 from models.finish import finish_training
-from models.metrics import append_metrics
+from models.heartbeat import beat, beating
+from models.monitor_probe import probe
+from models.optimiser import clip_gradients
 from models.state import Stop, Stopped, TrainingState, save_state, start_training
 from models.validate import validate
+
+SMALLEST_SCALE = 2.0**-14
+"""Of the fp16 scaler: gradients that are still infinite below it are NaN, and no scale will help."""
 
 
 class NotFiniteError(FloatingPointError):
@@ -34,6 +40,7 @@ class StepReport:
     lr: float
     grad_norm: float
     data_wait_seconds: float
+    """Mean over ranks."""
     stopping: bool
 
 
@@ -43,20 +50,26 @@ def train(config: TrainingConfig, folder: Path, world: World, stop: Stop = lambd
     `stop` is asked after each step (and between validation batches): when any rank says yes, a checkpoint is written
     and Stopped raised. Raises NotFiniteError naming the step; the checkpoint before it is left as it is.
     """
-    state = start_training(config, folder, world)
-    log_every = max(1, state.plan.total_steps // 2000)
-    while state.step < state.plan.total_steps:
-        if validate(state, stop):
-            _stop_here(state)
-        started = time.perf_counter()
-        report = train_step(state, stop)
-        if world.is_main and (state.step % log_every == 0 or state.step <= 10):
-            append_metrics(folder, train_record(state, report, time.perf_counter() - started))
-        if state.step == state.plan.total_steps or state.step % config.checkpoint_every == 0:
-            save_state(state)
-        if report.stopping:
-            _stop_here(state)
-    finish_training(state, stop)
+    with beating(folder, world.rank), contextlib.closing(start_training(config, folder, world, stop)) as state:
+        while state.step < state.plan.total_steps:
+            if look(state, stop) or validate(state, stop) or probe(state, stop):
+                _stop_here(state)
+            started = time.perf_counter()
+            report = train_step(state, stop)
+            seconds = time.perf_counter() - started
+            state.timing.add(seconds, report.data_wait_seconds)
+            if is_logged_step(state.step, state.plan.total_steps):
+                state.log(train_record(state, report, seconds))
+            if state.step == state.plan.total_steps or state.step % config.checkpoint_every == 0:
+                save_state(state)
+            if report.stopping:
+                _stop_here(state)
+        finish_training(state, stop)
+
+
+def is_logged_step(step: int, total_steps: int) -> bool:
+    """Say whether a finished step gets a metrics line: the first ten, the last, and some 2000 to 4000 spread evenly."""
+    return step <= 10 or step == total_steps or step % max(1, total_steps // 2000) == 0
 
 
 def _stop_here(state: TrainingState) -> None:
@@ -73,9 +86,11 @@ def train_step(state: TrainingState, stop: Stop) -> StepReport:
     total: dict[str, Tensor] = {}
     cases: list[str] = []
     for micro in range(accumulation):
+        beat("reading data", state.step)
         asked = time.perf_counter()
         batch = to_device(next(state.batches), state.world.device)
         waited += time.perf_counter() - asked
+        beat("computing", state.step)
         cases += batch["case"]
         with _unsynchronised(state, last=micro == accumulation - 1):
             with _autocast(state):
@@ -83,18 +98,23 @@ def train_step(state: TrainingState, stop: Stop) -> StepReport:
             state.scaler.scale(losses["loss"] / accumulation).backward()
         for name, value in losses.items():
             total[name] = total.get(name, 0) + value.detach().float() / accumulation
+    average_sparse_gradients(state.objective, state.world)
     state.scaler.unscale_(state.optimiser)
-    norm = float(torch.nn.utils.clip_grad_norm_(state.objective.parameters(), state.config.optimiser.clip_norm))
-    losses_mean = _mean_over_ranks(total, state.world)
+    norm = float(clip_gradients(state.objective.parameters(), state.config.optimiser.clip_norm))
+    mean = _mean_over_ranks(
+        {**total, "data_wait_seconds": torch.tensor(waited, device=state.world.device)}, state.world
+    )
     # With fp16 an infinite gradient is how the scaler finds its scale; it skips that update itself.
-    finite = math.isfinite(float(total["loss"])) and (state.scaler.is_enabled() or math.isfinite(norm))
+    searching = state.scaler.is_enabled() and state.scaler.get_scale() > SMALLEST_SCALE
+    finite = math.isfinite(float(total["loss"])) and (searching or math.isfinite(norm))
     broken, stopping = any_rank([not finite, stop()], state.world)
     if broken:
         raise NotFiniteError(_not_finite_text(state, total, norm, cases))
     state.scaler.step(state.optimiser)
     state.scaler.update()
     state.step += 1
-    return StepReport(losses_mean, lr, norm if math.isfinite(norm) else 0.0, waited, stopping)
+    waited = mean.pop("data_wait_seconds")
+    return StepReport(mean, lr, norm if math.isfinite(norm) else 0.0, waited, stopping)
 
 
 def set_learning_rate(state: TrainingState) -> float:
@@ -130,13 +150,17 @@ def _unsynchronised(state: TrainingState, last: bool) -> contextlib.AbstractCont
     return state.model.no_sync()
 
 
+def bf16_on_cpu() -> bool:
+    """Say whether this processor multiplies matrices of bf16 (AMX); without, autocast would only slow it down."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
 def _autocast(state: TrainingState) -> contextlib.AbstractContextManager[None]:
-    """Lower precision on CUDA only: bf16 depth-wise convolutions are slower than fp32 on a CPU."""
-    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    kind = kinds.get(state.config.precision)
-    if kind is None or state.world.device.type != "cuda":
+    """Lower precision on CUDA, and bf16 on a CPU that is made for it; depth-wise convolutions stay in fp32 there."""
+    device, kind = state.world.device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(state.config.precision)
+    if kind is None or (device == "cpu" and not (kind == torch.bfloat16 and bf16_on_cpu())):
         return contextlib.nullcontext()
-    return torch.autocast("cuda", dtype=kind)
+    return torch.autocast(device, dtype=kind)
 
 
 def _mean_over_ranks(losses: dict[str, Tensor], world: World) -> dict[str, float]:

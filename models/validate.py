@@ -1,17 +1,22 @@
-"""Validation: metrics over the validation cases of all ranks, and pictures for people."""
+"""Validation: metrics over the validation cases of all ranks, a look at collapse, and pictures for people."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from models.data import to_device
-from models.distributed import World, broadcast_buffers
+from models.distributed import broadcast_buffers, gather_objects
 from models.export import write_picture
-from models.metrics import append_metrics, read_metrics
+from models.heartbeat import beat
+from models.metrics import read_metrics
+from models.monitor import TWO_VIEWS, Views, collapse_warning, feature_metrics, pooled_features, split_views
+from models.objectives.base import Metrics
 from models.state import Stop, TrainingState
+
+log = logging.getLogger(__name__)
 
 Sums = dict[str, tuple[float, float]]
 
@@ -24,15 +29,25 @@ def validate(state: TrainingState, stop: Stop, force: bool = False) -> bool:
     """
     every = state.config.validate_every
     due = force or (every > 0 and state.step > 0 and state.step % every == 0)
-    if not due or _is_logged(state):
+    if not due or is_logged(state, "val"):
         return False
     with torch.random.fork_rng(enabled=True), torch.no_grad():
-        sums, stopped = _local_sums(state, stop)
-    metrics, stopped = merge_sums(_gather((sums, stopped), state.world))
-    if state.world.is_main and not stopped:
-        epoch = state.plan.epoch(max(0, state.step - 1))
-        append_metrics(state.folder, {"kind": "val", "step": state.step, "epoch": epoch, "metrics": metrics})
+        sums, stopped, views = _local_sums(state, stop)
+    parts = gather_objects((sums, stopped, views), state.world)
+    metrics, stopped = merge_sums([(sums, stopped) for sums, stopped, _ in parts])
+    if not stopped:
+        _log(state, metrics, [views for *_, part in parts for views in part])
     return stopped
+
+
+def _log(state: TrainingState, metrics: dict[str, float], views: list[Views]) -> None:
+    metrics |= feature_metrics(views)
+    cases = sum(len(one) for one, _ in views)
+    warning = collapse_warning(metrics, cases, state.config.running.rank_limit)
+    record = {"kind": "val", "step": state.step, "epoch": state.finished_epoch, "metrics": metrics}
+    if warning and state.world.is_main:
+        log.warning("training %s, step %d: %s", state.config.name, state.step, warning)
+    state.log({**record, "warning": warning} if warning else record)
 
 
 def merge_sums(parts: list[tuple[Sums, bool]]) -> tuple[dict[str, float], bool]:
@@ -47,23 +62,36 @@ def merge_sums(parts: list[tuple[Sums, bool]]) -> tuple[dict[str, float], bool]:
     return means, any(stopped for _, stopped in parts)
 
 
-def _local_sums(state: TrainingState, stop: Stop) -> tuple[Sums, bool]:
+def _local_sums(state: TrainingState, stop: Stop) -> tuple[Sums, bool, list[Views]]:
+    """Return sums and counts over this rank's cases, whether it gave up, and the features of both views by batch."""
     broadcast_buffers(state.objective, state.world)
     state.model.eval()
     sums: Sums = {}
+    views: list[Views] = []
     try:
         for number, batch in enumerate(state.validation):
+            beat(f"validating batch {number + 1} of {len(state.validation)}", state.step)
             if stop():
-                return sums, True
+                return sums, True, views
             on_device = to_device(batch, state.world.device)
             if number == 0 and state.world.is_main:
                 write_pictures(state, on_device)
-            for name, (value, count) in state.objective.validate(on_device, state.clock()).items():
+            found, seen = _validate_batch(state, on_device)
+            views += seen
+            for name, (value, count) in found.items():
                 old_value, old_count = sums.get(name, (0.0, 0.0))
                 sums[name] = (old_value + float(value), old_count + float(count))
     finally:
         state.model.train()
-    return sums, False
+    return sums, False, views
+
+
+def _validate_batch(state: TrainingState, batch: dict[str, Any]) -> tuple[Metrics, list[Views]]:
+    if state.config.objective.kind not in TWO_VIEWS:
+        return state.objective.validate(batch, state.clock()), []
+    with pooled_features(state.objective.encoder) as pooled:
+        found = state.objective.validate(batch, state.clock())
+    return found, [split_views(pooled)]
 
 
 def write_pictures(state: TrainingState, batch: dict[str, Any]) -> None:
@@ -72,16 +100,9 @@ def write_pictures(state: TrainingState, batch: dict[str, Any]) -> None:
         write_picture(state.folder / "pictures" / f"{name}.png", picture)
 
 
-def _is_logged(state: TrainingState) -> bool:
+def is_logged(state: TrainingState, kind: str) -> bool:
+    """Say on all ranks whether metrics.jsonl has a line of this kind for the current step."""
     logged = False
     if state.world.is_main:
-        logged = any(line["kind"] == "val" and line["step"] == state.step for line in read_metrics(state.folder))
-    return _gather(logged, state.world)[0]
-
-
-def _gather(value: Any, world: World) -> list[Any]:
-    if world.size == 1:
-        return [value]
-    parts: list[Any] = [None] * world.size
-    dist.all_gather_object(parts, value)
-    return parts
+        logged = any(line["kind"] == kind and line["step"] == state.step for line in read_metrics(state.folder))
+    return gather_objects(logged, state.world)[0]

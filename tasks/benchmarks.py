@@ -7,6 +7,7 @@ table. A benchmark whose data are not in the store is shown as `no data`, never 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -47,6 +48,20 @@ def find_scheme(name: str) -> tuple[Region, ...]:
 def scheme_labels(name: str) -> set[int]:
     """Return every label value that a scheme knows, background (0) included."""
     return {0}.union(*(region.labels for region in find_scheme(name)))
+
+
+def scheme_conflict(values: Iterable[int], scheme: str) -> str:
+    """Return what is wrong with label values for a scheme, with what to do; empty when nothing is or it is not known.
+
+    BraTS calls enhancing tumour 4 up to 2021, then 3.
+    """
+    unknown = sorted(set(values) - scheme_labels(scheme)) if scheme in LABEL_SCHEMES else []
+    if not unknown:
+        return ""
+    return (
+        f"label values {unknown} are outside scheme {scheme!r}, which knows {sorted(scheme_labels(scheme))} only; "
+        "correct label_scheme of the source, build the catalog again and preprocess with retry_quarantined"
+    )
 
 
 class Published(Record):

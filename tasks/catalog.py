@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,13 +12,14 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from infra import storage
 from models.records import BRAIN_MASK, LABEL, MODALITIES, OTHER_MODALITIES, Reason, Scan, digest_of
 from tasks.headers import CHECKSUM_PREFIX, HeaderError, file_checksum, read_header
 from tasks.phenotype_join import PhenotypeIssue, join_phenotypes
 from tasks.sources import SourceConfig, find_scans
-from tasks.sources.base import Found, left_out
+from tasks.sources.base import left_out
 from tasks.sources.dicom import conversion_folder
 
 CATALOG_FILE = "catalog.parquet"
@@ -79,9 +80,9 @@ def build_catalog(
     """
     founds = [find_scans(source, workspace) for source in sources]
     for source, found in zip(sources, founds, strict=True):
-        refuse_nothing(source, found)
+        refuse_nothing(source, len(found.scans))
     scans = read_headers([scan for found in founds for scan in found.scans], on_progress, checksums)
-    scans = sort_scans(mark_orphans(mark_duplicates(mark_clashes(scans))))
+    scans = sort_scans(mark_label_shapes(mark_orphans(mark_duplicates(mark_clashes(scans)))))
     phenotypes, issues = join_phenotypes([found.phenotypes for found in founds], scans)
     roots = [source.url for source in sources]
     if workspace:
@@ -89,9 +90,9 @@ def build_catalog(
     return CatalogResult(scans, phenotypes, summarise(scans, phenotypes, roots, issues), tuple(issues))
 
 
-def refuse_nothing(source: SourceConfig, found: Found) -> None:
-    """Raise ValueError when a source names no scan at all: its config is wrong."""
-    if not found.scans:
+def refuse_nothing(source: SourceConfig, rows: int) -> None:
+    """Raise ValueError when a source gives no row at all to the catalog: its config is wrong."""
+    if not rows:
         raise ValueError(
             f"dataset {source.dataset}: no scan was found below {source.root} as {source.kind}; check `root` and `kind`"
         )
@@ -171,6 +172,44 @@ def mark_orphans(scans: Sequence[Scan]) -> list[Scan]:
         else scan
         for scan in scans
     ]
+
+
+def mark_label_shapes(scans: Sequence[Scan]) -> list[Scan]:
+    """Leave out labels that have the shape of no image of their case: preprocessing would quarantine the whole case.
+
+    Shapes are all that the catalog keeps of a header; that a label of the right shape lies where its images do is
+    checked when the voxels are read. A brain mask may lie on a grid of its own and is resampled.
+    """
+    images: dict[tuple[str, str], list[Scan]] = defaultdict(list)
+    for scan in scans:
+        if scan.status == "ok" and scan.modality not in MASKS and scan.shape:
+            images[scan.dataset, scan.case].append(scan)
+    return [_with_label_shape(scan, images[scan.dataset, scan.case]) for scan in scans]
+
+
+def _with_label_shape(scan: Scan, images: Sequence[Scan]) -> Scan:
+    known = scan.status == "ok" and scan.modality == LABEL and scan.shape and images
+    if not known or any(image.shape[:3] == scan.shape[:3] for image in images):
+        return scan
+    shapes = ", ".join(f"{image.modality} {image.shape[:3]}" for image in images)
+    return left_out(scan, Reason.LABEL_SHAPE, f"{scan.shape[:3]} voxels, the scans have {shapes}")
+
+
+def cases_left_out(scans: Iterable[Scan]) -> dict[tuple[str, str], str]:
+    """Return dataset and case of every case of whose images none can be used, with the reason of the first.
+
+    Files that match no pattern belong to no case.
+    """
+    used: set[tuple[str, str]] = set()
+    lost: dict[tuple[str, str], str] = {}
+    for scan in scans:
+        if scan.modality in MASKS or scan.reason == Reason.UNMATCHED:
+            continue
+        if scan.status == "ok":
+            used.add((scan.dataset, scan.case))
+        else:
+            lost.setdefault((scan.dataset, scan.case), scan.reason)
+    return {case: reason for case, reason in sorted(lost.items()) if case not in used}
 
 
 def sort_scans(scans: Iterable[Scan]) -> list[Scan]:
@@ -272,21 +311,54 @@ def _parquet(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _read_table(path: str, name: str) -> pa.Table:
-    url = path if path.endswith(".parquet") else storage.join(path, name)
-    if not storage.exists(url):
-        raise FileNotFoundError(f"there is no {name} at {url}; run the catalog flow first")
-    return pq.read_table(pa.BufferReader(storage.read_bytes(url)))
-
-
 def read_catalog(path: str) -> list[Scan]:
     """Return the scans of a catalog.parquet (or of the workspace that holds one), left-out ones included.
 
-    Raises FileNotFoundError when it was never written.
+    Raises FileNotFoundError when it was never written, ValueError for a file that is no catalog.
     """
-    return [Scan.model_validate(row) for row in _read_table(str(path), CATALOG_FILE).to_pylist()]
+    url = catalog_url(str(path))
+    rows = _read_table(url, CATALOG_FILE, SCHEMA.names).to_pylist()
+    try:
+        return [Scan.model_validate(row) for row in rows]
+    except ValidationError as error:
+        first = error.errors()[0]
+        value = f"{'.'.join(map(str, first['loc']))} is {str(first['input'])[:80]!r}"
+        raise ValueError(_not_a(CATALOG_FILE, url, f"{value}: {first['msg']}")) from None
 
 
 def read_phenotypes(path: str) -> pd.DataFrame:
-    """Return the phenotype table of a workspace (or a phenotypes.parquet); raises FileNotFoundError without one."""
-    return _read_table(str(path), PHENOTYPES_FILE).to_pandas()
+    """Return the phenotype table of a workspace (or a phenotypes.parquet).
+
+    Raises FileNotFoundError without one, ValueError for a file that is none.
+    """
+    return _read_table(_table_url(str(path), PHENOTYPES_FILE), PHENOTYPES_FILE, ("dataset", "subject")).to_pandas()
+
+
+def catalog_url(path: str) -> str:
+    """Return where catalog.parquet lies that a parameter names by itself or by its workspace."""
+    return _table_url(path, CATALOG_FILE)
+
+
+def _table_url(path: str, name: str) -> str:
+    return path if path.endswith(".parquet") else storage.join(path, name)
+
+
+def _read_table(url: str, name: str, columns: Sequence[str]) -> pa.Table:
+    """Return one of the workspace's tables; its columns must be there, more may."""
+    try:
+        raw = storage.read_bytes(url)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise FileNotFoundError(f"there is no {name} at {url}; run the catalog flow first") from None
+    try:
+        table = pq.read_table(pa.BufferReader(raw))
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(_not_a(name, url, f"it is no readable Parquet file ({error})")) from None
+    if missing := [column for column in columns if column not in table.column_names]:
+        found = ", ".join(table.column_names)[:200] or "none"
+        raise ValueError(_not_a(name, url, f"it has no column {missing[0]!r}; its columns: {found}"))
+    return table
+
+
+def _not_a(name: str, url: str, why: str) -> str:
+    kind = "catalog" if name == CATALOG_FILE else "table of phenotypes"
+    return f"{url} is not a {kind}: {why}; give {name} as the catalog flow writes it"

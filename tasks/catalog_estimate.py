@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from infra import storage
 from models.records import Scan
 from tasks.catalog import HEADER_THREADS, read_headers, refuse_nothing
-from tasks.estimate import human_bytes, human_seconds
+from tasks.estimate import NOTHING_STARTED, human_bytes, human_seconds
 from tasks.headers import CHECKSUM_BLOCK, file_identity
-from tasks.sources import SourceConfig, find_scans
-from tasks.sources.dicom import DicomSource, pending_series
+from tasks.sources import SourceConfig, find_scans, phenotype_tables
+from tasks.sources.dicom import DicomSource, survey
 
 SAMPLE = 64
 """Headers (or checksums) that are read to learn the speed of the storage."""
@@ -43,7 +43,7 @@ class SourceEstimate:
 def estimate_catalog(sources: Sequence[SourceConfig], workspace: str, checksums: bool = False) -> str:
     """Return the cost of a catalog in lines; lists the sources and reads a sample of headers, writes nothing.
 
-    Raises what `find_scans` raises for a wrong config, and ValueError for a source without any scan.
+    Raises what the catalog raises for a wrong config: absent roots and tables, a source without any scan.
     """
     estimates = [
         _dicom(source, workspace) if isinstance(source, DicomSource) else _files(source, checksums)
@@ -63,14 +63,14 @@ def estimate_catalog(sources: Sequence[SourceConfig], workspace: str, checksums:
             f"disk         {human_bytes(sum(one.disk_bytes for one in estimates) + 300 * files)} in the workspace",
             f"memory       about {human_bytes(BYTES_PER_SCAN * files)} for the rows",
             f"S3 requests  {requests:,}" + (" (nothing lies on S3)" if not requests else ""),
-            "Nothing was started.",
+            NOTHING_STARTED,
         ]
     )
 
 
 def _files(source: SourceConfig, checksums: bool) -> SourceEstimate:
     found = find_scans(source)
-    refuse_nothing(source, found)
+    refuse_nothing(source, len(found.scans))
     scans = [scan for scan in found.scans if scan.status == "ok"]
     sample = scans[:: max(1, len(scans) // SAMPLE)][:SAMPLE]
     began = time.perf_counter()
@@ -108,7 +108,10 @@ def _requests(scans: Sequence[Scan], listed: int, checksums: bool) -> int:
 
 
 def _dicom(source: DicomSource, workspace: str) -> SourceEstimate:
-    series = pending_series(source, workspace)
+    found = survey(source, workspace)
+    refuse_nothing(source, found.rows)
+    phenotype_tables(source)
+    series = found.pending
     files = [file for one in series for file in one.files]
     size = sum(file.size_bytes for file in files)
     remote = 0 if storage.is_local(source.root) else len(files)

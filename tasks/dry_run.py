@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+import shutil
 from collections.abc import Sequence
 
 from infra import storage
 from models.records import PlannedCase, PreprocessSpec, Scan
 from tasks import shards
 from tasks.estimate import Estimate, Measured, estimate_preprocess
-from tasks.plan import CaseKey, key_of
+from tasks.plan import CaseKey, key_of, scans_by_case
 
 
 def estimate_store(
@@ -22,12 +22,18 @@ def estimate_store(
     memory_limit: int,
 ) -> Estimate:
     """Estimate the work on some planned cases of a catalog's usable scans; reads the store, writes nothing."""
-    by_case: dict[CaseKey, list[Scan]] = defaultdict(list)
-    for scan in scans:
-        by_case[key_of(scan)].append(scan)
+    by_case = scans_by_case(scans)
     wanted = {key_of(case): by_case[key_of(case)] for case in todo}
     measured = measure_store(url, by_case)
-    return estimate_preprocess(wanted, len(by_case), spec, workers, memory_limit, url, measured)
+    return estimate_preprocess(wanted, len(by_case), spec, workers, memory_limit, url, measured, free_bytes(url))
+
+
+def free_bytes(url: str) -> int | None:
+    """Return the bytes that are free where a store lies or will lie; None on S3, which does not say."""
+    if not storage.is_local(url):
+        return None
+    place = storage.local_path(url)
+    return shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
 
 
 def measure_store(url: str, by_case: dict[CaseKey, list[Scan]]) -> Measured | None:

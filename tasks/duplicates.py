@@ -26,6 +26,8 @@ THRESHOLD = 0.45
 """Measured separation: docs/store.md, section near-duplicates."""
 MIN_SUBJECTS = 12
 """Of one reference modality: of fewer it cannot be said what they share."""
+ROBUST_SUBJECTS, FEW_THRESHOLD = 24, 0.6
+"""With fewer subjects what they share is a guess and strangers come near THRESHOLD: more is asked of a pair."""
 SUBJECTS_PER_COMPONENT = 12
 MAX_COMPONENTS = 32
 COMMON = 0.8
@@ -83,26 +85,51 @@ def remove_subject(url: str, dataset: str, subject: str) -> None:
         _write(url, kept)
 
 
-def find_duplicates(cases: pa.Table, reference_order: Sequence[str], threshold: float = THRESHOLD) -> list[Pair]:
+def find_duplicates(cases: pa.Table, reference_order: Sequence[str], threshold: float | None = None) -> list[Pair]:
     """Return pairs of different subjects whose fingerprints are alike: one line a pair, the most alike first.
 
     cases: cases.parquet. Fingerprints are of a case's reference modality, so only cases with the same one are compared;
-    groups of fewer than MIN_SUBJECTS subjects are passed over. Cost: one product of (cases, cells) with itself.
+    groups of fewer than MIN_SUBJECTS subjects are passed over. threshold: None: THRESHOLD, and FEW_THRESHOLD in groups
+    of fewer than ROBUST_SUBJECTS subjects. Cost: one product of (cases, cells) with itself.
     """
-    lines = cases.select(["dataset", "subject", "case", "status", "modalities"]).to_pylist()
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for line, print_ in zip(lines, fingerprints_of(cases), strict=True):
-        if line["status"] == "stored" and len(print_) == EDGE**3 and print_.any():
-            reference = next((m for m in reference_order if m in line["modalities"]), "")
-            groups.setdefault(reference, []).append({**line, "fingerprint": print_})
+    groups = _groups(cases, reference_order)
     best: dict[tuple[Subject, Subject], Pair] = {}
     for group in groups.values():
-        if len({_subject(line) for line in group}) >= MIN_SUBJECTS:
-            for pair in _pairs(group, threshold):
+        subjects = len({_subject(line) for line in group})
+        if subjects >= MIN_SUBJECTS:
+            for pair in _pairs(group, threshold_for(subjects) if threshold is None else threshold):
                 key = ((pair["dataset_a"], pair["subject_a"]), (pair["dataset_b"], pair["subject_b"]))
                 if key not in best or pair["similarity"] > best[key]["similarity"]:
                     best[key] = pair
     return sorted(best.values(), key=lambda p: (-p["similarity"], p["dataset_a"], p["subject_a"], p["subject_b"]))
+
+
+def threshold_for(subjects: int) -> float:
+    """Return the similarity from which on two of so many subjects count as one person."""
+    return THRESHOLD if subjects >= ROBUST_SUBJECTS else FEW_THRESHOLD
+
+
+def passed_over(cases: pa.Table, reference_order: Sequence[str]) -> dict[str, int]:
+    """Return the subjects by reference modality that are too few to be compared."""
+    subjects: dict[str, set[Subject]] = {}
+    for line in cases.select(["dataset", "subject", "status", "modalities"]).to_pylist():
+        if line["status"] == "stored":
+            subjects.setdefault(_reference(line, reference_order), set()).add(_subject(line))
+    return {reference: len(some) for reference, some in sorted(subjects.items()) if len(some) < MIN_SUBJECTS}
+
+
+def _groups(cases: pa.Table, reference_order: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """Return the stored cases that have a fingerprint by their reference modality."""
+    lines = cases.select(["dataset", "subject", "case", "status", "modalities"]).to_pylist()
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for line, print_ in zip(lines, fingerprints_of(cases), strict=True):
+        if line["status"] == "stored" and len(print_) == EDGE**3 and print_.any():
+            groups.setdefault(_reference(line, reference_order), []).append({**line, "fingerprint": print_})
+    return groups
+
+
+def _reference(line: dict[str, Any], reference_order: Sequence[str]) -> str:
+    return next((m for m in reference_order if m in line["modalities"]), "")
 
 
 def signatures(prints: np.ndarray, first: np.ndarray) -> np.ndarray:

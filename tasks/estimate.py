@@ -6,11 +6,12 @@ Everything follows from the headers in the catalog and, where a store has cases 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from infra import storage
 from models.records import PreprocessSpec, Scan
+from models.store_layout import StoreError
 from tasks.plan import BASE_BYTES, CaseKey, isotropic_voxels, projected_bytes
 
 SECONDS_PER_MVOXEL = 0.01
@@ -19,10 +20,15 @@ RESAMPLED_SECONDS_PER_MVOXEL = 0.02
 on two cores): a guess for a machine that has not preprocessed anything yet."""
 SECONDS_PER_CASE = 0.1
 """Beside its voxels: receipt, marker, shard index, quality measures."""
+LEAST_SHARE, LEAST_MEASURED = 0.05, 0.5
+"""Of the bytes without crop and compression, and of what stored cases took: no store of heads stays below."""
+NOTHING_STARTED = "Nothing was started."
+"""Last line of every estimate."""
 SAME_MM = 1e-3
 """Spacings that differ by less are not resampled."""
-STORE_REQUESTS = 4
-"""Per case on S3: look for the receipt, attempt marker, image shard, receipt; a label shard is one more."""
+STORE_REQUESTS = 6
+"""Per case on S3: look for the receipt, attempt marker, image shard, receipt, and a look for tombstones before and
+after; a label shard is one more."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,14 @@ class Estimate:
     seconds: float
     """By the clock, with all workers busy."""
     time_basis: str
+    store: str
+    """URL."""
     disk_bytes: int
     disk_basis: str
+    disk_least: int
+    """Bytes below which it will not stay."""
+    disk_free: int | None
+    """None where that cannot be known, as on S3."""
     memory_bytes: int
     memory_limit: int
     requests: int
@@ -68,13 +80,28 @@ class Estimate:
                 f"cases        {self.todo:,} to preprocess of {self.cases:,}: {self.scans:,} files, "
                 f"{human_bytes(self.read_bytes)} to read",
                 f"time         about {human_seconds(self.seconds)} with {self.workers} workers ({self.time_basis})",
-                f"disk         {human_bytes(self.disk_bytes)} ({self.disk_basis})",
+                f"disk         {human_bytes(self.disk_bytes)} ({self.disk_basis}){self._room()}",
                 f"memory       {human_bytes(self.memory_bytes)} per worker at most, projected from the headers; the "
                 f"limit is {human_bytes(self.memory_limit)}, {limit}",
                 f"S3 requests  {self.requests:,}" + (" (nothing lies on S3)" if not self.requests else ""),
-                "Nothing was started.",
+                NOTHING_STARTED,
             ]
         )
+
+    def _room(self) -> str:
+        if self.disk_free is None:
+            return ""
+        less = "" if self.disk_bytes <= self.disk_free else ", less than that: it may not suffice"
+        return f"; {human_bytes(self.disk_free)} are free{less}"
+
+    def check_disk(self) -> None:
+        """Raise StoreError when the store cannot fit where it is to lie."""
+        if self.disk_free is not None and self.disk_least > self.disk_free:
+            raise StoreError(
+                f"{self.store} needs at least {human_bytes(self.disk_least)} for {self.todo:,} cases (estimated "
+                f"{human_bytes(self.disk_bytes)}, {self.disk_basis}), {human_bytes(self.disk_free)} are free; make "
+                "room, choose another place, a coarser spec or fewer datasets"
+            )
 
 
 def estimate_preprocess(
@@ -85,10 +112,12 @@ def estimate_preprocess(
     memory_limit: int,
     store_url: str,
     measured: Measured | None = None,
+    disk_free: int | None = None,
 ) -> Estimate:
     """Estimate the work on `todo` (usable scans by case) of `cases` wanted cases.
 
     measured: what the cases in the store cost; None or no case: rates of another machine, and disk without compression.
+    disk_free: bytes that are free at the store.
     """
     needs = {key: projected_bytes(scans, spec) + BASE_BYTES for key, scans in todo.items()}
     accepted = [scans for key, scans in todo.items() if needs[key] <= memory_limit]
@@ -106,8 +135,11 @@ def estimate_preprocess(
         workers=workers,
         seconds=seconds / busy,
         time_basis=time_basis,
+        store=store_url,
         disk_bytes=disk,
         disk_basis=disk_basis,
+        disk_least=int(disk * (LEAST_MEASURED if measured else LEAST_SHARE)),
+        disk_free=disk_free,
         memory_bytes=max((need for need in needs.values() if need <= memory_limit), default=0),
         memory_limit=memory_limit,
         requests=_requests(accepted, store_url),
@@ -134,11 +166,15 @@ def _disk(cases: Sequence[Sequence[Scan]], spec: PreprocessSpec, measured: Measu
     if measured and measured.cases and measured.stored_bytes:
         per_case = measured.stored_bytes / measured.cases
         return int(per_case * len(cases)), f"{measured.cases:,} stored cases take {human_bytes(int(per_case))} each"
-    return sum(_bare_bytes(scans, spec) for scans in cases), "at most: the grids without crop and compression"
+    return bare_bytes(cases, spec), "at most: the grids without crop and compression"
 
 
-def _bare_bytes(scans: Sequence[Scan], spec: PreprocessSpec) -> int:
-    """Return the bytes of a case as it would be stored without compression: float16 images, uint8 label."""
+def bare_bytes(cases: Iterable[Sequence[Scan]], spec: PreprocessSpec) -> int:
+    """Return the bytes of some cases as they would be stored without compression: float16 images, uint8 labels."""
+    return sum(_case_bytes(scans, spec) for scans in cases)
+
+
+def _case_bytes(scans: Sequence[Scan], spec: PreprocessSpec) -> int:
     grid = math.prod(spec.grid)
     voxels = grid if spec.frame == "template" else min(grid, isotropic_voxels(scans, spec))
     images = sum(scan.modality in spec.modalities for scan in scans)

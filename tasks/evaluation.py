@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -17,9 +16,9 @@ from models.records import SelectedCase, digest_of
 from tasks import baselines
 from tasks.benchmarks import Benchmark
 from tasks.cohort import select_cases, targets_of_seed
-from tasks.faces import face_mask
+from tasks.faces import face_mask, frame_of
 from tasks.figures import OverlayCase, forest_plot, overlays
-from tasks.finetune import Finetuning, budget
+from tasks.finetune import TEMPLATES_AT_MOST, Finetuning, budget
 from tasks.predictions import predictions_digest, read_probabilities, read_regions
 from tasks.report import Picture, TableSection
 from tasks.scores import (
@@ -29,10 +28,11 @@ from tasks.scores import (
     kept_scores,
     probability_scores,
     region_masks,
+    score_path,
     segmentation_scores,
 )
 from tasks.splits import leaking
-from tasks.summary import PRETRAINED, Line, primary_metric, summarise
+from tasks.summary import MIXED, PRETRAINED, Line, primary_metric, summarise
 from tasks.tables import BenchmarkTable, heading
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Cohort:
     def hidden(self, case: SelectedCase, image: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
         """Return the voxels (X, Y, Z) of a case's face, which no picture may show."""
         affine = self._datasets[case.dataset].case_info(case.row).affine
-        return face_mask(image, affine, self.store.spec.frame)
+        return face_mask(image, affine, frame_of(self.store.spec))
 
     def label(self, case: SelectedCase) -> npt.NDArray[np.uint8]:
         """Return the stored label of a case on its extent (X, Y, Z)."""
@@ -144,7 +144,7 @@ def _gather(rows: Sequence[_Row], folder: Path) -> tuple[pd.DataFrame, int]:
     frames, fresh = [], 0
     for row in rows:
         key = row.key
-        path = folder / f"{re.sub(r'[^a-z0-9]+', '-', f'{key.benchmark} {key.row} seed{key.seed}')}.parquet"
+        path = score_path(folder, key)
         inputs = inputs_digest(key, row.cohort.benchmark, row.cohort.of_role("test"), row.predictions)
         frame, computed = kept_scores(path, inputs, partial(row.scorer, key))
         frames.append(frame)
@@ -277,7 +277,22 @@ def make_table(
     lines = summarise(scores, cohort.benchmark, KINDS, replicates=replicates)
     words = budget(trainings[0].config, len(cohort.of_role("train"))) if trainings else ""
     return BenchmarkTable(
-        benchmark=cohort.benchmark, lines=tuple(lines), budget=words, provenance=tuple(provenance), date=date
+        benchmark=cohort.benchmark,
+        lines=tuple(lines),
+        budget=words,
+        provenance=tuple(provenance),
+        date=date,
+        notes=_mix_notes(trainings),
+    )
+
+
+def _mix_notes(trainings: Sequence[Finetuning]) -> tuple[str, ...]:
+    if all(one.row != MIXED for one in trainings):
+        return ()
+    return (
+        f"{MIXED}: learned templates replace up to {TEMPLATES_AT_MOST} channels of two copies of every case, and stand "
+        "in for absent ones. Same optimiser steps and crops a step as the other rows, so each case is visited half as "
+        "often.",
     )
 
 

@@ -16,8 +16,11 @@ import numpy as np
 from nibabel.affines import from_matvec
 from nibabel.processing import resample_from_to
 
-from models.records import PreprocessSpec
-from models.store import Store, StoredCase, StoredDataset, StoreError, open_store
+from infra import storage
+from models.records import LABEL, PreprocessSpec, Receipt
+from models.store import StoredCase, StoredDataset, StoreError, open_store
+from tasks import receipts
+from tasks.stored_cases import stored_rows
 
 SCANNER, MNI = 1, 4
 """Codes of sform and qform."""
@@ -50,40 +53,45 @@ def export_cases(
 ) -> list[Path]:
     """Write `<dataset>_<case>_<modality>.nii.gz` and `..._label.nii.gz` of some cases, and return the files.
 
-    names: `dataset/case`. native: onto each source's own grid, with its intensities; the label goes onto the grid of
-    the case's reference modality. modalities: only these (and no label); default all. Raises StoreError for an unknown
-    case or modality, and for a file that exists unless overwrite.
+    names: `dataset/case`. native: onto each source's own grid in the world of its file, with its intensities; the label
+    goes onto the grid of the case's reference modality. modalities: only these, `label` among them; default all. Raises
+    StoreError for a case that is not stored (with its status and reason), for an unknown modality, and for a file that
+    exists unless overwrite.
     """
     store = open_store(url)
-    rows = stored_rows(store)
-    if unknown := [name for name in names if name not in rows]:
-        raise StoreError(f"no stored case {unknown[0]!r} in {url}; for example {next(iter(rows), 'none')!r}")
     files = []
-    for name in dict.fromkeys(names):
-        dataset, row = rows[name]
+    for dataset, row in stored_rows(store, names).values():
         files += _export(store.dataset(dataset), row, out, native, modalities, overwrite)
     return files
 
 
-def stored_rows(store: Store) -> dict[str, tuple[str, int]]:
-    """Return dataset and row of every stored case by `dataset/case`."""
-    lines = store.cases().select(["dataset", "case", "row", "status"]).to_pylist()
-    return {f"{x['dataset']}/{x['case']}": (x["dataset"], x["row"]) for x in lines if x["status"] == "stored"}
+def label_image(data: StoredDataset, row: int, label: np.ndarray, native: bool) -> nib.Nifti1Image:
+    """Return a label (x, y, z) on the stored extent of a case as an image, such as a prediction.
+
+    native: on the grid of the case's reference modality, nearest neighbour, as its own label is exported. Raises
+    ValueError for another shape than the stored one.
+    """
+    info = data.case_info(row)
+    if label.shape != info.extent:
+        raise ValueError(f"{data.name}/{info.case}: the label has shape {label.shape}, the stored case {info.extent}")
+    case = _Case(info, np.empty((0,)), label, data.spec)
+    return _native(data, case, LABEL) if native else _as_stored(case, LABEL)
 
 
 def _export(
     data: StoredDataset, row: int, out: Path, native: bool, modalities: Collection[str], overwrite: bool
 ) -> list[Path]:
     case = _Case(data.case_info(row), *data.read_case(row), data.spec)
-    if unknown := sorted(set(modalities) - set(case.present)):
-        raise StoreError(f"{data.name}/{case.info.case} has no {unknown[0]}; it has: {', '.join(case.present)}")
+    there = [*case.present, *([LABEL] if case.label is not None else [])]
+    if unknown := sorted(set(modalities) - set(there)):
+        raise StoreError(f"{data.name}/{case.info.case} has no {unknown[0]}; it has: {', '.join(there)}")
     wanted = {
-        m: out / f"{data.name}_{case.info.case}_{m}.nii.gz" for m in case.present if not modalities or m in modalities
+        name: out / f"{data.name}_{case.info.case}_{name}.nii.gz"
+        for name in there
+        if not modalities or name in modalities
     }
-    if case.label is not None and not modalities:
-        wanted["label"] = out / f"{data.name}_{case.info.case}_label.nii.gz"
-    if not overwrite and (there := [path for path in wanted.values() if path.exists()]):
-        raise StoreError(f"{there[0]} exists; choose another folder or pass --overwrite")
+    if not overwrite and (old := [path for path in wanted.values() if path.exists()]):
+        raise StoreError(f"{old[0]} exists; choose another folder or pass --overwrite")
     out.mkdir(parents=True, exist_ok=True)
     for name, path in wanted.items():
         nib.save(_native(data, case, name) if native else _as_stored(case, name), path)
@@ -91,7 +99,7 @@ def _export(
 
 
 def _as_stored(case: _Case, name: str) -> nib.Nifti1Image:
-    if name == "label":
+    if name == LABEL:
         return _image(case, case.label, case.info.affine, case.spec.frame == "template")
     values = case.image[case.spec.modalities.index(name)].astype(np.float32)
     return _image(case, values, case.info.affine, case.spec.frame == "template")
@@ -99,7 +107,7 @@ def _as_stored(case: _Case, name: str) -> nib.Nifti1Image:
 
 def _native(data: StoredDataset, case: _Case, name: str) -> nib.Nifti1Image:
     reference = next((m for m in case.spec.reference_order if m in case.present), case.present[0])
-    index = case.spec.modalities.index(reference if name == "label" else name)
+    index = case.spec.modalities.index(reference if name == LABEL else name)
     shape = tuple(int(n) for n in data.small("source_shape")[case.info.row, index])
     affine = data.small("source_affine")[case.info.row, index]
     if min(shape) < 1:
@@ -107,12 +115,29 @@ def _native(data: StoredDataset, case: _Case, name: str) -> nib.Nifti1Image:
             f"{data.name}/{case.info.case}: the store does not know the source grid of {name}; preprocess the case "
             "again, or export it on the stored grid"
         )
-    volume = case.label if name == "label" else _intensities(data, case, index)
+    volume = case.label if name == LABEL else _intensities(data, case, index)
     assert volume is not None
     # A plane of zeros around: rounding must not push the outermost voxels out of the volume.
     padded = nib.Nifti1Image(np.pad(volume, 1), case.info.affine @ from_matvec(np.eye(3), [-1, -1, -1]))
-    resampled = resample_from_to(padded, (shape, affine), order=0 if name == "label" else 1)
-    return _image(case, np.asarray(resampled.dataobj, dtype=volume.dtype), affine, False)
+    resampled = resample_from_to(padded, (shape, affine), order=0 if name == LABEL else 1)
+    return _image(case, np.asarray(resampled.dataobj, dtype=volume.dtype), _to_file(data, case) @ affine, False)
+
+
+def _to_file(data: StoredDataset, case: _Case) -> np.ndarray:
+    """Return what leads from the world of the store to that of the files, (4, 4) mm: registration, undone."""
+    if case.spec.registration == "none":
+        return np.eye(4)
+    url = receipts.receipt_url(data.url, data.name, case.info.row)
+    try:
+        geometry = Receipt.model_validate_json(storage.read_bytes(url)).geometry
+    except FileNotFoundError:
+        geometry = None
+    if geometry is None or geometry.registration is None:
+        raise StoreError(
+            f"{data.name}/{case.info.case}: {url}, which holds its registration, is missing; preprocess the case "
+            "again, or export it on the stored grid"
+        )
+    return np.linalg.inv(np.asarray(geometry.registration))
 
 
 def _intensities(data: StoredDataset, case: _Case, index: int) -> np.ndarray:

@@ -7,6 +7,8 @@ A rule for pictures, not an anonymisation of data: nothing that is stored is cha
   the MNI template's size (L = 220 mm) the two planes agree. A box without a neck or nose moves the plane upwards, so it
   rather hides some frontal lobe than shows an eye.
 
+Which one holds is told by the spec (`frame_of`): a grid of its own is not MNI, whatever its millimetres say.
+
 A skull-stripped image needs no mask. It is recognised by its volume: adult brains stay below 2.0 litres, the inside of
 the smallest adult head is above 2.5.
 """
@@ -18,6 +20,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from models.records import PreprocessSpec
+
 Frame = Literal["template", "image", "none"]
 
 SLOPE = 0.92
@@ -27,8 +31,20 @@ HEAD_VOLUME_ML = 2200.0
 DEPTH_SHARE = 0.386
 FRONT_SHARE = 0.932
 """The plane passes DEPTH_SHARE L below the top of the head at FRONT_SHARE L in front of its back."""
+VERTEX_RADIUS_MM = 85.0
+"""Of the top of a head, taken as a sphere."""
 
 Mask = npt.NDArray[np.bool_]
+
+
+def frame_of(spec: PreprocessSpec) -> Frame:
+    """Return how faces of a store are found: by MNI millimetres only where preprocessing made sure of them.
+
+    That is a spec that refuses what is not in MNI space, or registers to the MNI152 template itself. Any other grid
+    (the demo's, an own one, an own template) may lie anywhere in its world: the head's own box decides.
+    """
+    sure = spec.space == "mni" or (spec.registration != "none" and spec.template == "mni152")
+    return "template" if sure else "image"
 
 
 def face_mask(image: npt.NDArray[np.floating], affine: npt.NDArray[np.float64], frame: Frame) -> Mask:
@@ -50,7 +66,8 @@ def face_mask(image: npt.NDArray[np.floating], affine: npt.NDArray[np.float64], 
     # The head's box to the voxel: every plane of the grid counts.
     places = np.stack([axis.ravel() for axis in np.nonzero(_hull(foreground))])
     y, z = (affine[row, :3] @ places + affine[row, 3] for row in (1, 2))
-    back, front, top = float(y.min()), float(y.max()), float(z.max())
+    back, front = float(y.min()), float(y.max())
+    top = float(z.max()) + _cut_off_mm(foreground, affine)
     length = front - back
     return height < top - DEPTH_SHARE * length - SLOPE * (FRONT_SHARE * length + back)
 
@@ -63,6 +80,18 @@ def foreground_of(image: npt.NDArray[np.floating]) -> Mask:
         if positive.size:
             result |= channel > 0.1 * np.percentile(positive[:: max(len(positive) // 100_000, 1)], 99)
     return result
+
+
+def _cut_off_mm(foreground: Mask, affine: npt.NDArray[np.float64]) -> float:
+    """Return how much of the head's top is missing, in mm: a vertex that is whole ends in a small slice.
+
+    The area of a slice at depth d of a sphere of radius R is nearly 2 pi R d.
+    """
+    step = float(np.abs(affine[2, :3]).max())
+    rise = _along(foreground.shape, affine[2])
+    top = float(rise[foreground].max())
+    area = float((foreground & (rise > top - step)).sum()) * abs(float(np.linalg.det(affine[:3, :3]))) / step
+    return max(0.0, area / (2 * np.pi * VERTEX_RADIUS_MM) - 2 * step)
 
 
 def _hull(mask: Mask) -> Mask:

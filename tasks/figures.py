@@ -25,7 +25,12 @@ COLOURS = {"ours": "#1769aa", "baseline": "#7b8794", "ceiling": "#2e7d32", "publ
 # Colours that people with red-green blindness can tell apart (Okabe and Ito, 2008).
 REGION_COLOURS: tuple[str, ...] = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73")
 LINE_COLOURS = (COLOURS["ours"], COLOURS["published"], COLOURS["ceiling"], MUTED)
-TOGETHER = {"psnr": "PSNR (dB), validation", "embedding": "embedding, validation"}
+TOGETHER = {
+    "psnr": "PSNR (dB), validation",
+    "embedding": "embedding, validation",
+    "feature": "stage-4 features, validation",
+    "probe": "probe of the phenotype, validation",
+}
 """Metrics `<group>_<member>` that are compared with each other and share a panel."""
 CHANCE = {"auroc": 0.5, "balanced_accuracy": 0.5}
 _STYLE: Any = {

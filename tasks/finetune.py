@@ -17,7 +17,7 @@ from models.records import SelectedCase
 from models.selection import write_selection
 from tasks.benchmarks import Benchmark
 from tasks.cohort import targets_of_seed
-from tasks.summary import PRETRAINED, SCRATCH
+from tasks.summary import MIXED, PRETRAINED, SCRATCH
 
 Launch = Callable[..., Any]
 """tasks.launch.launch(run_dirs, world_size, on_progress)."""
@@ -65,15 +65,23 @@ def prepare(
     seeds: int,
     epochs: int | None = None,
     size: str = "tiny",
+    template_mix: bool = False,
 ) -> list[Finetuning]:
-    """Write run.json and selection.parquet of both rows and all seeds; return them, pre-trained and scratch in turn.
+    """Write run.json and selection.parquet of all rows and seeds; return them, the rows of a seed in turn.
+
+    The rows are pre-trained and scratch and, with `template_mix`, pre-trained with learned templates mixed into the
+    channels (see `with_template_mix`) where a benchmark has more than one.
 
     A folder that was made from something else (other config, cases or pre-trained weights) is set aside under its old
-    digest. Raises ValueError when the pre-training is not finished.
+    digest. All rows have the network of the pre-training. Raises ValueError when that is not finished.
     """
-    origins = {PRETRAINED: (str(pretrained), pretrained_digest(pretrained)), SCRATCH: ("", "")}
+    network = pretrained_network(pretrained)
+    origin = (str(pretrained), pretrained_digest(pretrained))
+    origins = {PRETRAINED: origin, SCRATCH: ("", "")}
+    if template_mix and len(benchmark.modalities) > 1:
+        origins[MIXED] = origin
     return [
-        _prepare_one(benchmark, row, seed, own, store, trainings, origin, epochs, size)
+        _prepare_one(benchmark, row, seed, own, store, trainings, origin, epochs, size, network)
         for seed in range(seeds)
         for own in [targets_of_seed(benchmark, cases, seed)]
         for row, origin in origins.items()
@@ -90,6 +98,15 @@ def pretrained_digest(folder: Path) -> str:
     return str(done["weights_digest"])
 
 
+def pretrained_network(folder: Path) -> dict[str, Any]:
+    """Return the setting `network` of a pre-training, or nothing where its run.json does not tell: the recipe's then.
+
+    Fine-tunings set its input channels by their modalities.
+    """
+    network = (read_json(folder / "run.json") or {}).get("network")
+    return {} if network is None else {"network": network}
+
+
 def build_config(
     benchmark: Benchmark, store: str, selection: Path, size: str, epochs: int | None, **values: Any
 ) -> TrainingConfig:
@@ -103,6 +120,31 @@ def build_config(
     return recipe(store, str(selection), **inputs, predict=True, world_size=1, **values)
 
 
+TEMPLATES_AT_MOST = 3
+"""Channels that the mix replaces, as in the reference."""
+
+
+def with_template_mix(config: TrainingConfig) -> TrainingConfig:
+    """Return the config of a pre-trained row with the template channel mix, at the budget of the row without.
+
+    Every case gives two copies, so a step takes half the cases and the training half the epochs: as many optimiser
+    steps, as many crops through the network in each, half as many visits of each case. Raises ValueError for an odd
+    number of epochs or an odd batch.
+    """
+    if config.epochs % 2 or config.data.batch_size % 2:
+        raise ValueError(
+            f"training {config.name}: with the template mix every case counts twice, so an equal budget needs an even "
+            f"number of epochs and an even batch, got {config.epochs} and {config.data.batch_size}; set epochs to "
+            f"{config.epochs + config.epochs % 2}"
+        )
+    return config.replace(
+        epochs=config.epochs // 2,
+        select_every=-(-config.select_every // 2),
+        data=config.data.replace(batch_size=config.data.batch_size // 2),
+        objective=config.objective.replace(template_mix=TEMPLATES_AT_MOST, missing="template"),
+    )
+
+
 def _prepare_one(
     benchmark: Benchmark,
     row: str,
@@ -113,11 +155,14 @@ def _prepare_one(
     origin: tuple[str, str],
     epochs: int | None,
     size: str,
+    network: dict[str, Any],
 ) -> Finetuning:
     name = training_name(benchmark.name, row, seed)
     folder = trainings / name
     selection = folder / "selection.parquet"
-    config = build_config(benchmark, store, selection, size, epochs, name=name, seed=seed, init_from=origin[0])
+    values = {"name": name, "seed": seed, "init_from": origin[0], **network}
+    config = build_config(benchmark, store, selection, size, epochs, **values)
+    config = with_template_mix(config) if row == MIXED else config
     inputs = {
         "config": config.content_digest(),
         "cases": sorted(f"{case.dataset}/{case.row}/{case.digest}/{case.role}/{case.target}" for case in cases),

@@ -77,13 +77,22 @@ def forget(url: str, dataset: str, subject: str) -> Forgotten:
 
 
 def lift(url: str, dataset: str, subject: str) -> None:
-    """Remove a finished tombstone: the next ingest may bring the subject back. Raises StoreError when there is none."""
+    """Remove a finished tombstone: the next ingest may bring the subject back.
+
+    Raises StoreError when there is none, and for what is no store.
+    """
+    open_writer(url)
     stone = _read(url, dataset, subject)
     if stone is None or not stone.done:
         state = "was never forgotten" if stone is None else "is only half forgotten; run `store forget` again first"
         raise StoreError(f"{url}: subject {subject!r} of {dataset!r} {state}")
     # The rows stay forgotten: their lines in cases.parquet and in the plans say so by themselves.
     storage.delete(_url(url, dataset, _hash(dataset, subject)))
+
+
+def is_forgotten(url: str, dataset: str, subject: str) -> bool:
+    """Say whether a subject has a tombstone."""
+    return _read(url, dataset, subject) is not None
 
 
 def tombstones(url: str) -> list[Tombstone]:

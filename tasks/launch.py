@@ -13,19 +13,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from infra.settings import private_environment
+from tasks.follow import MetricsFollower, OnProgress, Vital, log_tail
 
 LOG_NAME = "train.log"
 GRACE_SECONDS = 40.0
 """Between SIGTERM and SIGKILL; torchrun itself gives its ranks 30 s."""
 POLL_SECONDS = 0.2
-OnProgress = Callable[[dict[str, Any]], None]
+STALL_LINES = 80
+"""Of the log after a stall: the stacks are at its end."""
+Diagnose = Callable[[Set[int]], str]
 
 # Runs before the real program in its process. A preexec_fn could deadlock in a flow with threads.
 _TIED = (
@@ -40,17 +43,52 @@ class TrainingFailed(RuntimeError):  # noqa: N818 - the word people read in the 
     """A training ended badly; the message has the reason and the end of its log."""
 
 
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
-"""glibc keeps freed memory for the next step instead of giving it back and faulting it in again, page by page."""
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+"""glibc keeps freed memory for the next step instead of giving it back and faulting it in again, page by page: a fifth
+of a step on the CPU. By default every tensor above 32 MiB would be such a loan (docs/speed.md)."""
 
 
-def training_command(run_dirs: Sequence[Path], world_size: int, module: str = "models.train") -> list[str]:
-    """Return the command that runs the trainings of these folders, one after another, on `world_size` ranks."""
+@dataclass(frozen=True)
+class Rendezvous:
+    """Where the nodes of one training meet (torchrun's c10d). Every node launches the same folders, on a disk that all
+    of them share, with the same values but `node`."""
+
+    endpoint: str
+    """host:port on one of the nodes, reachable from all of them."""
+    nodes: int
+    node: int
+    """Number of this node, from 0; it only names the log. torchrun deals the ranks."""
+    run_id: str = "brainloom"
+    """Keeps trainings apart that meet at one endpoint."""
+    local_addr: str = ""
+    """Address of this node for the others; empty: torchrun finds it by the host's name."""
+
+    def arguments(self) -> list[str]:
+        """Return torchrun's arguments."""
+        meeting = ["--nnodes", str(self.nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", self.endpoint]
+        address = ["--local-addr", self.local_addr] if self.local_addr else []
+        return [*meeting, "--rdzv-id", self.run_id, *address]
+
+
+ALONE = ("--standalone", "--local-addr", "127.0.0.1")
+"""torchrun's arguments on one node: a free port on loopback."""
+
+
+def training_command(
+    run_dirs: Sequence[Path], world_size: int, module: str = "models.train", rendezvous: Rendezvous | None = None
+) -> list[str]:
+    """Return the command that runs the trainings of these folders, one after another, on `world_size` ranks.
+
+    With a rendezvous it is this node's part of them. Raises ValueError when the ranks cannot be dealt to the nodes.
+    """
     configs = [part for folder in run_dirs for part in ("--config", str(Path(folder).resolve() / "run.json"))]
     if world_size == 1:
         return [sys.executable, "-m", module, *configs]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    torchrun += ["--nproc-per-node", str(world_size)]
+    nodes = rendezvous.nodes if rendezvous else 1
+    if world_size % nodes:
+        raise ValueError(f"{world_size} ranks cannot be dealt to {nodes} nodes; the nodes must divide the ranks")
+    torchrun = ["-m", "torch.distributed.run", *(rendezvous.arguments() if rendezvous else ALONE)]
+    torchrun += ["--nproc-per-node", str(world_size // nodes)]
     return [sys.executable, *torchrun, "-m", module, *configs]
 
 
@@ -58,7 +96,7 @@ def training_environment(threads: int, base: Mapping[str, str] | None = None) ->
     """Return the environment of the ranks: private, isolated from the working directory, with a fixed thread count."""
     environment = {**(os.environ if base is None else base), **private_environment()}
     # A launch from inside a rank must not inherit that rank's place.
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)
     return {**KEEP_MEMORY, **environment, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
@@ -71,26 +109,31 @@ def launch(
     restarts: int = 1,
     stall_seconds: float = 600.0,
     module: str = "models.train",
+    rendezvous: Rendezvous | None = None,
 ) -> None:
     """Run the trainings of some folders (each with a run.json) to their end, on this host.
 
     on_progress gets each new record of each metrics.jsonl, with `training`, the folder's name. When a process is
-    killed from outside, all continue from their checkpoints, `restarts` times. Raises TrainingFailed with the reason
-    and the log's tail; ValueError for a folder without run.json. On any exception, KeyboardInterrupt too, every
-    process started here is gone before it is raised again.
+    killed from outside, all continue from their checkpoints, `restarts` times. With a rendezvous this host runs its
+    share of the ranks. Raises TrainingFailed with the reason and the log's tail, also after `stall_seconds` without a
+    metrics line, a log line or a heartbeat of any rank; ValueError for a folder without run.json, or nodes that do not
+    divide the ranks. On any exception, KeyboardInterrupt too, every process started here is gone before it is raised
+    again.
     """
     folders = [Path(folder).resolve() for folder in run_dirs]
     threads = max([_threads(folder) for folder in folders], default=1)
-    follower = MetricsFollower(folders, on_progress)
+    follower, vital = MetricsFollower(folders, on_progress), Vital(folders)
+    log_file = folders[0] / (f"train-node{rendezvous.node}.log" if rendezvous and rendezvous.node else LOG_NAME)
     for attempt in range(restarts + 1):
         for folder in folders:
             (folder / "failure.json").unlink(missing_ok=True)
         code = run_tied(
-            training_command(folders, world_size, module),
-            log_file=folders[0] / LOG_NAME,
+            training_command(folders, world_size, module, rendezvous),
+            log_file=log_file,
             cwd=folders[0].parent,
             environment=training_environment(threads),
-            poll=follower.poll,
+            poll=lambda: follower.poll() or vital.poll(),
+            diagnose=vital.diagnose,
             stall_seconds=stall_seconds,
         )
         follower.poll()
@@ -98,7 +141,7 @@ def launch(
             return
         own = _own_failure(folders)
         if own or attempt == restarts or code in (143, -signal.SIGTERM):
-            raise TrainingFailed(_failure_text(folders, code, own))
+            raise TrainingFailed(_failure_text(folders, log_file, code, own))
 
 
 def run_tied(
@@ -109,11 +152,13 @@ def run_tied(
     environment: Mapping[str, str],
     poll: Callable[[], bool],
     stall_seconds: float,
+    diagnose: Diagnose = lambda pids: "",
 ) -> int:
     """Run a command that does not outlive us and return its exit code; its output is appended to `log_file`.
 
-    poll: called a few times a second, returns whether there was progress. Raises TrainingFailed after `stall_seconds`
-    without any, neither by `poll` nor in the log.
+    poll: called a few times a second, returns whether there was progress. diagnose: gets the ids of all processes
+    below us when there is none, and returns what is known of them. Raises TrainingFailed after `stall_seconds` without
+    progress, neither by `poll` nor in the log.
     """
     tied = [sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid()), *command]
     with log_file.open("ab") as log:
@@ -128,7 +173,7 @@ def run_tied(
         )
     family = {process.pid: psutil.Process(process.pid)}
     try:
-        return _follow(process, family, log_file, poll, stall_seconds)
+        return _follow(process, family, log_file, poll, stall_seconds, diagnose)
     except BaseException:
         end_family(process, family)
         raise
@@ -142,6 +187,7 @@ def _follow(
     log_file: Path,
     poll: Callable[[], bool],
     stall_seconds: float,
+    diagnose: Diagnose,
 ) -> int:
     last_progress, log_size = time.monotonic(), log_file.stat().st_size
     while True:
@@ -153,9 +199,11 @@ def _follow(
         if poll() or size != log_size:
             last_progress, log_size = time.monotonic(), size
         if time.monotonic() - last_progress > stall_seconds:
+            known = diagnose(set(family))
             raise TrainingFailed(
-                f"no progress for {stall_seconds:g} s: neither a metrics line nor a line in {log_file}; the ranks were "
-                f"stopped. Look at the log, or raise stall_seconds. Its end:\n{log_tail(log_file)}"
+                f"no progress for {stall_seconds:g} s: neither a metrics line nor a line in {log_file}{known}; the "
+                "ranks were stopped. Look at the log, or raise stall_seconds. Its end:\n"
+                f"{log_tail(log_file, STALL_LINES)}"
             )
 
 
@@ -189,55 +237,6 @@ def _kill_survivors(family: dict[int, psutil.Process]) -> None:
     psutil.wait_procs(alive, timeout=5)
 
 
-class MetricsFollower:
-    """Reads the new lines of several metrics.jsonl files, also when a resumed training rewrites them."""
-
-    def __init__(self, folders: Sequence[Path], on_progress: OnProgress | None) -> None:
-        self.on_progress = on_progress
-        self.paths = [folder / "metrics.jsonl" for folder in folders]
-        self.offsets: dict[Path, tuple[int, int]] = {}
-        self.last_steps: dict[tuple[Path, str], int] = {}
-
-    def poll(self) -> bool:
-        """Hand on all new records; return whether there were any."""
-        found = [self._poll_file(path) for path in self.paths]
-        return any(found)
-
-    def _poll_file(self, path: Path) -> bool:
-        if not path.exists():
-            return False
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            inode, offset = self.offsets.get(path, (status.st_ino, 0))
-            if inode != status.st_ino or status.st_size < offset:
-                offset = 0
-            file.seek(offset)
-            data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self.offsets[path] = (status.st_ino, offset + len(whole))
-        records = [json.loads(line) for line in whole.splitlines()]
-        return sum(self._hand_on(path, record) for record in records) > 0
-
-    def _hand_on(self, path: Path, record: dict[str, Any]) -> bool:
-        key = (path, str(record["kind"]))
-        if record["step"] <= self.last_steps.get(key, -1):
-            return False
-        self.last_steps[key] = record["step"]
-        if self.on_progress is not None:
-            self.on_progress({"training": path.parent.name, **record})
-        return True
-
-
-def log_tail(path: Path, lines: int = 40, max_bytes: int = 16_384) -> str:
-    """Return the last lines of a log."""
-    if not path.exists():
-        return "(no log)"
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - max_bytes))
-        text = file.read().decode(errors="replace")
-    return "\n".join(text.splitlines()[-lines:])
-
-
 def _threads(folder: Path) -> int:
     path = folder / "run.json"
     if not path.exists():
@@ -254,10 +253,9 @@ def _own_failure(folders: Sequence[Path]) -> str:
     return ""
 
 
-def _failure_text(folders: Sequence[Path], code: int, own: str) -> str:
+def _failure_text(folders: Sequence[Path], log: Path, code: int, own: str) -> str:
     names = ", ".join(folder.name for folder in folders)
     cause = own or (f"killed by signal {-code}" if code < 0 else f"exit code {code}")
-    log = folders[0] / LOG_NAME
     return (
         f"training failed ({names}): {cause}. Its checkpoints are kept: launching it again continues from the newest. "
         f"End of {log}:\n{log_tail(log)}"

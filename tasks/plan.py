@@ -1,7 +1,9 @@
 """Which case gets which row: read the plans of a store, add rows for new and changed cases, project memory.
 
 Rows are append-only. All plan files of a store together say which row belongs to which case and to which version of
-its source files; a case whose files changed gets a new row, and its old one is retired at finalise.
+its source files; a case whose files changed gets a new row, and its old one is retired at finalise. Only files that the
+spec reads count, by modality, size and ETag (or modification time, or checksum): files that were moved with their times
+keep their row, and a later plan says where they are now.
 """
 
 from __future__ import annotations
@@ -11,14 +13,23 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from infra import storage
 from models.records import PlannedCase, PreprocessSpec, Reason, Scan, SourceFile
 from models.store_layout import BUILD, StoreError, check_dataset_name, shard_shape
+from tasks.headers import CHECKSUM_PREFIX, file_identity
 
 UNPLANNED = -1
 """Row of a case that has none yet."""
-BASE_BYTES = 400 << 20
+BASE_BYTES = 450 << 20
 """What a worker takes before its first case: Python, torch, zarr."""
+FLOAT = 4
+"""Bytes of a float32 voxel."""
+QUALITY_BYTES = 18
+"""A voxel of the case: fingerprint and measures of one modality, several float32 images for a moment."""
+N4_BYTES, REGISTRATION_BYTES, EXTRA_BYTES = 56, 40, 300 << 20
+"""A voxel of the largest file inside N4 and inside registration; what antspyx and the template take in a worker."""
 
 CaseKey = tuple[str, str]
 """Dataset and case."""
@@ -32,6 +43,13 @@ class RowPlan:
     """One per wanted case, in the order of the catalog."""
     added: tuple[PlannedCase, ...]
     """Those that no earlier plan holds."""
+    renewed: tuple[PlannedCase, ...] = ()
+    """Those that keep their row although the plan says other paths, identities or unread files."""
+
+    @property
+    def news(self) -> tuple[PlannedCase, ...]:
+        """What the next plan has to say."""
+        return (*self.added, *self.renewed)
 
 
 def key_of(case: PlannedCase | Scan) -> CaseKey:
@@ -39,14 +57,20 @@ def key_of(case: PlannedCase | Scan) -> CaseKey:
     return case.dataset, case.case
 
 
-def cases_from_scans(scans: Iterable[Scan]) -> list[PlannedCase]:
-    """Group the usable scans of a catalog into cases without rows; files in modality order of their names."""
+def scans_by_case(scans: Iterable[Scan]) -> dict[CaseKey, list[Scan]]:
+    """Group scans by dataset and case, in their order."""
     groups: dict[CaseKey, list[Scan]] = defaultdict(list)
     for scan in scans:
-        if scan.status == "ok":
-            check_dataset_name(scan.dataset)
-            groups[key_of(scan)].append(scan)
-    return [_case(group) for _, group in sorted(groups.items())]
+        groups[key_of(scan)].append(scan)
+    return groups
+
+
+def cases_from_scans(scans: Iterable[Scan]) -> list[PlannedCase]:
+    """Group the usable scans of a catalog into cases without rows; files in modality order of their names."""
+    usable = [scan for scan in scans if scan.status == "ok"]
+    for dataset in sorted({scan.dataset for scan in usable}):
+        check_dataset_name(dataset)
+    return [_case(group) for _, group in sorted(scans_by_case(usable).items())]
 
 
 def _case(scans: list[Scan]) -> PlannedCase:
@@ -64,34 +88,56 @@ def _case(scans: list[Scan]) -> PlannedCase:
     )
 
 
-def plan_rows(wanted: Sequence[PlannedCase], known: Sequence[PlannedCase]) -> RowPlan:
-    """Give every wanted case a row: its latest one if the source files are the same, else the next free one."""
+def plan_rows(wanted: Sequence[PlannedCase], known: Sequence[PlannedCase], spec: PreprocessSpec) -> RowPlan:
+    """Give every wanted case a row: its latest one if what the spec reads is the same, else the next free one."""
     latest: dict[CaseKey, PlannedCase] = {}
     free: dict[str, int] = defaultdict(int)
     for case in sorted(known, key=lambda c: c.row):
         latest[key_of(case)] = case
         free[case.dataset] = max(free[case.dataset], case.row + 1)
-    current, added = [], []
+    current, added, renewed = [], [], []
     for case in wanted:
         before = latest.get(key_of(case))
-        if before is not None and before.files == case.files:
+        if before is not None and _unchanged(before, case, spec):
             # Subject, split and label scheme may be corrected without touching a voxel.
-            current.append(case.replace(row=before.row))
+            kept = case.replace(row=before.row)
+            current.append(kept)
+            if before.files != case.files:
+                renewed.append(kept)
             continue
         planned = case.replace(row=free[case.dataset])
         free[case.dataset] += 1
         current.append(planned)
         added.append(planned)
-    return RowPlan(tuple(current), tuple(added))
+    return RowPlan(tuple(current), tuple(added), tuple(renewed))
+
+
+def _unchanged(before: PlannedCase, now: PlannedCase, spec: PreprocessSpec) -> bool:
+    then, new = ([file for file in case.files if spec.reads(file.modality)] for case in (before, now))
+    return len(then) == len(new) and all(_same_file(a, b) for a, b in zip(then, new, strict=True))
+
+
+def _same_file(before: SourceFile, now: SourceFile) -> bool:
+    """Compare identities; where checksums were switched on since, the file itself tells its size and time or ETag."""
+    if before.identity == now.identity:
+        return True
+    kinds = [file.etag.startswith(CHECKSUM_PREFIX) for file in (before, now)]
+    if kinds != [False, True] or (before.modality, before.size_bytes) != (now.modality, now.size_bytes):
+        return False
+    try:
+        return file_identity(now.path) == (before.size_bytes, before.etag)
+    except FileNotFoundError:
+        return False
 
 
 def read_plans(url: str) -> list[PlannedCase]:
-    """Return every planned row of a store, in the order of planning."""
-    return [
+    """Return every planned row of a store once, in the order of planning; of several lines of a row the last counts."""
+    lines = (
         PlannedCase.model_validate(line)
         for number in plan_numbers(url)
         for line in storage.read_json(_plan_url(url, number))["cases"]
-    ]
+    )
+    return list({(case.dataset, case.row): case for case in lines}.values())
 
 
 def plan_numbers(url: str) -> list[int]:
@@ -101,10 +147,13 @@ def plan_numbers(url: str) -> list[int]:
     return sorted(int(stem) for stem in stems if stem.isdigit())
 
 
-def write_plan(url: str, added: Sequence[PlannedCase], spec_digest: str) -> int:
-    """Append a plan and return its number; raises StoreError when another flow wrote that number first."""
+def write_plan(url: str, news: Sequence[PlannedCase], spec_digest: str) -> int:
+    """Append a plan of new rows, and of known ones with other files, and return its number.
+
+    Raises StoreError when another flow wrote that number first.
+    """
     number = max(plan_numbers(url), default=0) + 1
-    body = {"number": number, "spec_digest": spec_digest, "cases": [case.model_dump(mode="json") for case in added]}
+    body = {"number": number, "spec_digest": spec_digest, "cases": [case.model_dump(mode="json") for case in news]}
     target = _plan_url(url, number)
     if storage.exists(target):
         raise StoreError(f"{target} exists already: another flow writes this store; start again when it has finished")
@@ -135,17 +184,41 @@ def datasets_with_labels(planned: Iterable[PlannedCase]) -> set[str]:
 
 
 def projected_bytes(scans: Sequence[Scan], spec: PreprocessSpec) -> int:
-    """Return the memory that one case needs at its peak, from headers alone, beside what the worker takes anyway.
+    """Return an upper bound of what one case needs at its peak, from headers, beside what the worker takes anyway.
 
-    One file at a time is held as compressed bytes, decoded bytes and float32, together with all modalities on the
-    grid of the case as float32 twice (before and after a step) and once as float16 shard.
+    Two moments can be the peak. While a file is read: its bytes, the decoded voxels and up to three float32 images of
+    them, beside the files before it; and what N4 and registration hold. While the case is put together: every file as
+    float32, every modality on the grid of the case as float32 and float16, and the measures of quality. Files that the
+    spec does not read cost nothing; a brain mask is no image of the case, but masking holds every image twice.
+    Measured against it: docs/preprocessing.md.
     """
-    voxels = [math.prod(scan.shape) for scan in scans] or [0]
-    reading = max((scan.size_bytes + math.prod(scan.shape) * 12 for scan in scans), default=0)
-    grid = math.prod(spec.grid) if spec.frame == "template" else max(isotropic_voxels(scans, spec), *voxels)
-    images = sum(scan.modality != "label" for scan in scans)
-    shard = len(spec.modalities) * math.prod(shard_shape(spec)) * 2
-    return reading + grid * 4 * (2 * images + 3) + 2 * shard
+    images = [scan for scan in scans if scan.modality in spec.modalities]
+    masks = [scan for scan in scans if spec.reads(scan.modality) and scan.modality not in spec.modalities]
+    if not images:
+        return 0
+    kept = FLOAT * sum(map(_voxels, images)) + sum(map(_voxels, masks))
+    largest = max(map(_voxels, images))
+    grid = math.prod(spec.grid) if spec.frame == "template" else isotropic_voxels(images, spec) or largest
+    reading = max(scan.size_bytes + _voxels(scan) * (_itemsize(scan) + 3 * FLOAT) for scan in (*images, *masks))
+    n4 = N4_BYTES if spec.bias_correction == "n4" else 0
+    steps = largest * max(n4, REGISTRATION_BYTES if spec.registration != "none" else 0)
+    masking = FLOAT * sum(map(_voxels, images)) if spec.brain_mask == "file" else 0
+    placed = FLOAT * grid * len(images)
+    making = max(2 * FLOAT * max(grid, largest), 2 * grid * len(images) + QUALITY_BYTES * grid)
+    return kept + (EXTRA_BYTES if steps else 0) + max(reading + steps, masking, placed + making)
+
+
+def grid_bytes(spec: PreprocessSpec) -> int:
+    """Return the bytes of a case that fills the spec's grid in all modalities, float16, as a reader holds it."""
+    return 2 * len(spec.modalities) * math.prod(shard_shape(spec))
+
+
+def _voxels(scan: Scan) -> int:
+    return math.prod(scan.shape)
+
+
+def _itemsize(scan: Scan) -> int:
+    return np.dtype(scan.dtype).itemsize if scan.dtype else 2 * FLOAT
 
 
 def isotropic_voxels(scans: Sequence[Scan], spec: PreprocessSpec) -> int:
@@ -165,11 +238,12 @@ def memory_verdicts(
 
     Raises StoreError before any work when the spec's own grid does not fit the limit.
     """
-    bare = projected_bytes((), spec) + BASE_BYTES
+    bare = grid_bytes(spec) + BASE_BYTES
     if bare > limit_bytes:
         raise StoreError(
             f"{Reason.MEMORY}: spec {spec.name!r} with grid {spec.grid} needs {bare >> 20} MiB per worker, limit "
-            f"{limit_bytes >> 20} MiB; raise BRAINLOOM_WORKER_MEMORY or use fewer workers"
+            f"{limit_bytes >> 20} MiB; raise BRAINLOOM_WORKER_MEMORY up to what the machine has, use fewer workers, or "
+            "a coarser or smaller grid"
         )
     needs = {key: projected_bytes(scans, spec) + BASE_BYTES for key, scans in cases.items()}
     refused = {

@@ -13,6 +13,7 @@ from infra import storage
 from models.records import BRAIN_MASK, LABEL, CaseGeometry, Matrix, PlannedCase, PreprocessSpec, Reason, SourceFile
 from tasks import integrity, nifti, registration, volumes
 from tasks.affines import BadScanError
+from tasks.benchmarks import scheme_conflict
 from tasks.fingerprint import fingerprint
 from tasks.intensity import intensity_range, noise, scale, signal
 from tasks.mni import require_mni
@@ -69,6 +70,8 @@ def prepare_case(
     if label is not None:
         _check_label_grid(label, scans)
     prepared = _assemble(scans, label, reference, spec)
+    if label is not None and (conflict := scheme_conflict(prepared.qc["label_values"], planned.label_scheme)):
+        raise BadScanError(Reason.LABEL_VALUES, f"{label.block.name}: {conflict}")
     qc = dict(prepared.qc)
     if ignored := sorted(set(files) - {*used, LABEL, BRAIN_MASK}):
         qc["ignored_modalities"] = ignored
@@ -261,6 +264,10 @@ def _bytes_of(file: SourceFile) -> bytes:
         raw = storage.read_bytes(file.path)
     except FileNotFoundError:
         raise BadScanError(Reason.MISSING_FILE, f"{file.path} is not there any more") from None
+    except storage.StorageError:
+        raise  # the storage is away, which says nothing about the file
+    except OSError as error:
+        raise BadScanError(Reason.UNREADABLE, f"{file.path} cannot be read: {error.strerror or error}") from error
     if file.size_bytes and len(raw) != file.size_bytes:
         raise BadScanError(
             Reason.UNREADABLE,

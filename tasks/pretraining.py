@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from infra.storage import write_bytes
-from models.config import TrainingConfig
+from models.config import TrainingConfig, deciding
 from models.records import SelectedCase
 from models.schedule import plan_steps
 from models.selection import read_selection, selection_digest, write_selection
@@ -61,16 +63,20 @@ class PreparedTraining:
 def prepare_training(folder: Path, config: TrainingConfig, cases: Sequence[SelectedCase]) -> PreparedTraining:
     """Write selection.parquet, then run.json; a folder that has both is taken as it is.
 
-    The selection is frozen: cases that came into the store later are not trained on, and a log line says so. Raises
-    TrainingExistsError naming the first setting in which an existing training differs.
+    The selection is frozen: cases that came into the store later are not trained on, and a log line says so. What
+    decides no weight (loader processes, `running`) is taken from the new config. Raises TrainingExistsError naming
+    the first other setting in which an existing training differs.
     """
     selection, run = folder / "selection.parquet", folder / RUN
+    written = (config.model_dump_json(indent=1) + "\n").encode()
     if not run.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_selection(selection, cases)
-        write_bytes(str(run), (config.model_dump_json(indent=1) + "\n").encode())
+        write_bytes(str(run), written)
         return PreparedTraining(folder, config, read_selection(selection))
     _check_same(folder, json.loads(run.read_text(encoding="utf-8")), config)
+    if run.read_bytes() != written:
+        write_bytes(str(run), written)
     frozen = read_selection(selection)
     if selection_digest(frozen) != selection_digest(cases):
         _log.warning(
@@ -85,7 +91,7 @@ def prepare_training(folder: Path, config: TrainingConfig, cases: Sequence[Selec
 def _check_same(folder: Path, existing: dict[str, Any], config: TrainingConfig) -> None:
     from models.checkpoint import first_difference
 
-    if different := first_difference(existing, config.model_dump(mode="json")):
+    if different := first_difference(deciding(existing), deciding(config.model_dump(mode="json"))):
         raise TrainingExistsError(
             f"training {folder.name!r} exists with another config: {different}; "
             "choose another name, or give the parameters that it was started with"
@@ -93,9 +99,52 @@ def _check_same(folder: Path, existing: dict[str, Any], config: TrainingConfig) 
 
 
 def metrics_rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one table row per validation, newest last: step, epoch and every metric."""
+    """Return one table row per validation, newest last: step, epoch, every metric, and what people were warned of."""
     return [
-        {"step": line["step"], "epoch": line["epoch"], **{k: round(v, 4) for k, v in line["metrics"].items()}}
+        {
+            **{key: line[key] for key in ("step", "epoch")},
+            **{k: round(v, 4) for k, v in line["metrics"].items()},
+            **({"warning": line["warning"]} if "warning" in line else {}),
+        }
         for line in records
         if line["kind"] == "val"
+    ]
+
+
+def with_targets(cases: Sequence[SelectedCase], people: pd.DataFrame, column: str) -> list[SelectedCase]:
+    """Return the cases with a phenotype as target, empty where it is not known; probes of the features need it.
+
+    people: a line a case (columns dataset, case) with its phenotypes. Raises ValueError for a column that is not there.
+    """
+    if column not in people:
+        raise ValueError(
+            f"probe_target {column!r} is no column of the phenotypes; known: {', '.join(map(str, people.columns))}"
+        )
+    known = {(line["dataset"], line["case"]): _target(line[column]) for line in people.to_dict("records")}
+    return [case.replace(target=known.get((case.dataset, case.case), "")) for case in cases]
+
+
+def _target(value: Any) -> str:
+    if pd.isna(value):
+        return ""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def data_wait_share(records: Sequence[dict[str, Any]]) -> float | None:
+    """Return the share of the logged steps' time in which the ranks waited for data; None before the first step."""
+    steps = [line for line in records if line["kind"] == "train"]
+    seconds = sum(line["seconds"] for line in steps)
+    return min(1.0, sum(line["data_wait_seconds"] for line in steps) / seconds) if seconds else None
+
+
+def probe_rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one table row per probe of the frozen features, newest last."""
+    return [
+        {
+            **{key: line[key] for key in ("step", "epoch", "measure")},
+            **{name.removeprefix("probe_"): round(value, 4) for name, value in line["metrics"].items()},
+            **{key: line[key] for key in ("n_train", "n_val")},
+        }
+        for line in records
+        if line["kind"] == "probe"
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra import storage
+from models.records import Scan
 from models.store import Store, StoredDataset, open_store, read_lines
 from models.store_layout import CASES
 from tasks.catalog import read_catalog
 from tasks.catalog_report import left_out_table, short_detail
+from tasks.faces import frame_of
 from tasks.mosaic import mosaic
 from tasks.qc_measures import read_measures
 from tasks.qc_outliers import Ranking, rank
@@ -54,21 +56,21 @@ def _draw(store: Store, data: StoredDataset, row: int) -> bytes:
     info = data.case_info(row)
     image, label = data.read_case(row)
     title, spec = f"{data.name}  {info.case}", store.spec
-    return mosaic(image, info.affine, label, modalities=spec.modalities, title=title, frame=spec.frame)
+    return mosaic(image, info.affine, label, modalities=spec.modalities, title=title, frame=frame_of(spec))
 
 
-def quarantine_table(store: str | pa.Table | None, catalog: str | None = None) -> list[dict[str, str]]:
+def quarantine_table(store: str | pa.Table | None, catalog: str | Sequence[Scan] | None = None) -> list[dict[str, str]]:
     """Return everything that is not used: dataset, case, file, reason, detail.
 
     What the catalog left out comes first, then the cases that preprocessing quarantined.
 
     Args:
         store: URL of a store (one never finalised has published nothing and adds no row), its cases table, or None.
-        catalog: path of catalog.parquet or of the workspace that holds it, or None.
+        catalog: path of catalog.parquet or of the workspace that holds it, its scans, or None.
 
     Raises FileNotFoundError when there is no catalog at the path, StoreError for a store of another schema.
     """
-    rows = [] if catalog is None else left_out_table(read_catalog(catalog))
+    rows = left_out_table(read_catalog(catalog) if isinstance(catalog, str) else catalog or ())
     if isinstance(store, str):
         store = read_lines(open_store(store).url) if storage.exists(storage.join(store, CASES)) else None
     return rows if store is None else rows + quarantined_rows(store)

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -67,33 +68,35 @@ def write_qc(store_url: str, found: StoreQuality, out: str | Path | None = None)
 
 
 def qc_stamp(store_url: str, quarantine: Sequence[Mapping[str, Any]]) -> str:
-    """Return what the report is made from as a digest: the table of cases, and everything that is not used."""
+    """Return what the report is made from as a digest: our version, the table of cases, and what is not used."""
     cases = storage.read_bytes(storage.join(store_url, CASES))
-    return hashlib.sha256(cases + json.dumps([dict(row) for row in quarantine]).encode()).hexdigest()
+    unused = json.dumps([version("brainloom"), *(dict(row) for row in quarantine)])
+    return hashlib.sha256(cases + unused.encode()).hexdigest()
 
 
-def is_current(store_url: str, stamp: str) -> bool:
-    """Say whether the report beside a store is there and was made from this."""
+def kept_page(store_url: str, stamp: str) -> str | None:
+    """Return the Markdown page that was made from this, or None when it or the report beside the store is missing."""
     if not all(storage.exists(url) for url in report_urls(store_url)):
-        return False
+        return None
     try:
-        return bool(storage.read_json(_stamp_url(store_url)) == stamp)
+        kept = storage.read_json(_page_url(store_url))
     except (FileNotFoundError, ValueError):
-        return False
+        return None
+    return str(kept["page"]) if kept["stamp"] == stamp else None
 
 
-def set_current(store_url: str, stamp: str) -> None:
-    """Note from what the report beside a store was made."""
-    storage.write_json(_stamp_url(store_url), stamp)
+def keep_page(store_url: str, stamp: str, page: str) -> None:
+    """Keep the Markdown page for the next flow run: making it reads all cases."""
+    storage.write_json(_page_url(store_url), {"stamp": stamp, "page": page})
 
 
-def _stamp_url(store_url: str) -> str:
+def _page_url(store_url: str) -> str:
     return storage.join(store_url, BUILD, "qc.json")
 
 
 def remove_qc(store_url: str) -> None:
-    """Delete the report beside a store, which names subjects and shows them."""
-    for url in report_urls(store_url):
+    """Delete the report beside a store and the kept page, which name subjects and show them."""
+    for url in (*report_urls(store_url), _page_url(store_url)):
         storage.delete(url)
 
 

@@ -9,6 +9,7 @@ import json
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 from pydantic import ValidationError
 
@@ -20,6 +21,8 @@ MAX_ATTEMPTS = 2
 """Under one lease: a case that was begun twice and has no receipt killed its worker twice."""
 MAX_INTERRUPTED = 8
 """Over all leases: attempts that ended with the death of the whole flow say little about the case."""
+READERS = 16
+"""Receipts that are read at once: on S3 each costs a round trip."""
 
 
 def receipt_url(url: str, dataset: str, row: int) -> str:
@@ -38,7 +41,8 @@ def read_receipt(url: str, planned: PlannedCase, spec_digest: str) -> Receipt | 
         receipt = Receipt.model_validate_json(storage.read_bytes(receipt_url(url, planned.dataset, planned.row)))
     except (FileNotFoundError, ValidationError):
         return None
-    same = receipt.files == planned.files and receipt.spec_digest == spec_digest and receipt.case == planned.case
+    files, wanted = ([file.identity for file in case.files] for case in (receipt, planned))
+    same = files == wanted and receipt.spec_digest == spec_digest and receipt.case == planned.case
     return receipt if same else None
 
 
@@ -51,6 +55,14 @@ def receipt_rows(url: str, datasets: Iterable[str]) -> set[tuple[str, int]]:
             if name.endswith(".json") and stem.isdigit():
                 found.add((dataset, int(stem)))
     return found
+
+
+def useless_rows(url: str, planned: Iterable[PlannedCase], spec_digest: str) -> set[tuple[str, int]]:
+    """Return those of some rows with receipts whose receipt does not count: `read_receipt` gives None for it."""
+    cases = list(planned)
+    with ThreadPoolExecutor(READERS, thread_name_prefix="receipts") as pool:
+        found = pool.map(lambda case: read_receipt(url, case, spec_digest) is None, cases)
+        return {(case.dataset, case.row) for case, useless in zip(cases, found, strict=True) if useless}
 
 
 def delete_receipt(url: str, planned: PlannedCase) -> None:

@@ -101,7 +101,13 @@ def template(name: str, sha256: str) -> Volume:
 
         image = datasets.load_mni152_template(resolution=2)
         return Volume(torch.from_numpy(np.asarray(image.dataobj, dtype=np.float32)), image.affine, MNI152)
-    raw = storage.read_bytes(name)
+    try:
+        raw = storage.read_bytes(name)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise FileNotFoundError(
+            f"the spec's `template` names {name}, which is no file; correct `template`, or put the file where the flow "
+            "and all workers can read it"
+        ) from None
     if (found := hashlib.sha256(raw).hexdigest()) != sha256:
         raise ValueError(f"template {name} has the SHA-256 {found}, the spec says {sha256}; correct template_sha256")
     return nifti.parse_nifti(raw, name)

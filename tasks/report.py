@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.storage import write_bytes
+from tasks.missing import MissingTable
 from tasks.tables import BenchmarkTable, grid, statements
 
 if TYPE_CHECKING:
@@ -36,10 +37,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class TableSection:
-    """One benchmark: its table, forest plot and overlays."""
+    """One benchmark: its table, forest plot and overlays, and its scores without one modality, where asked for."""
 
     table: BenchmarkTable
     pictures: Sequence[Picture] = ()
+    missing: MissingTable | None = None
 
     @property
     def header(self) -> list[str]:

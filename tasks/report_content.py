@@ -75,13 +75,26 @@ def _catalog(made: Made) -> str | None:
 def description(made: Made) -> str:
     """Return the paragraph that says what was done, from the records of the workspace."""
     spec = made.store.spec
-    run = read_json(made.workspace / "trainings" / made.pretrained / "run.json") or {}
     frame = "a fixed template grid" if spec.frame == "template" else "the axes of each case's reference scan"
     return (
         f"Raw scans were preprocessed with the spec “{spec.name}” ({spec.spacing_mm:g} mm, {frame}) into a sharded "
-        f"Zarr store. The encoder was pre-trained with the recipe “{run.get('recipe', 'unknown')}” (preset "
+        f"Zarr store. {_pretraining(made.workspace / 'trainings' / made.pretrained)}, then fine-tuned; training from "
+        "scratch had the same budget."
+    )
+
+
+def _pretraining(folder: Path) -> str:
+    """Return the words that say where an encoder comes from."""
+    if origin := (read_json(folder / "done.json") or {}).get("origin"):
+        return (
+            f"The encoder was imported from the file “{origin['file']}” (it may have seen test subjects: see "
+            "its model card)"
+        )
+    run = read_json(folder / "run.json") or {}
+    return (
+        f"The encoder was pre-trained with the recipe “{run.get('recipe', 'unknown')}” (preset "
         f"“{run.get('preset', 'unknown')}”, {run.get('epochs', 'unknown')} epochs, {run.get('world_size', 'unknown')} "
-        "ranks) on subjects outside the test role, then fine-tuned; training from scratch had the same budget."
+        "ranks) on subjects outside the test role"
     )
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -224,6 +225,11 @@ def inputs_digest(key: RowKey, benchmark: Benchmark, cases: Sequence[SelectedCas
     )
 
 
+def score_path(folder: Path, key: RowKey) -> Path:
+    """Return the file that keeps the scores of one row and seed."""
+    return folder / f"{re.sub(r'[^a-z0-9]+', '-', f'{key.benchmark} {key.row} seed{key.seed}')}.parquet"
+
+
 def kept_scores(path: Path, inputs: str, compute: Callable[[], pd.DataFrame]) -> tuple[pd.DataFrame, bool]:
     """Return scores and whether they were computed now: read from `path` when it was made from the same `inputs`."""
     if path.exists():
@@ -236,9 +242,10 @@ def kept_scores(path: Path, inputs: str, compute: Callable[[], pd.DataFrame]) ->
 
 
 def write_scores(frame: pd.DataFrame, path: Path, inputs: str) -> None:
-    """Write long-form scores as one Parquet file that names the digest of its inputs."""
-    table = pa.Table.from_pandas(frame[list(COLUMNS)], preserve_index=False)
-    table = table.replace_schema_metadata({b"inputs": inputs.encode(), b"columns": json.dumps(COLUMNS).encode()})
+    """Write long-form scores as one Parquet file that names the digest of its inputs; further columns come last."""
+    names = [*COLUMNS, *(name for name in frame.columns if name not in COLUMNS)]
+    table = pa.Table.from_pandas(frame[names], preserve_index=False)
+    table = table.replace_schema_metadata({b"inputs": inputs.encode(), b"columns": json.dumps(names).encode()})
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from infra import storage
-from models.records import PlannedCase, PreprocessSpec, Receipt
+from models.records import LABEL, PlannedCase, PreprocessSpec, Reason, Receipt
 from models.store import digest_of_cases, read_cases
 from models.store_writer import StoreWriter, open_writer, read_attributes
 from tasks import plan as plans
 from tasks import receipts
+from tasks.benchmarks import scheme_conflict
 from tasks.duplicates import refresh as search_duplicates
 from tasks.fingerprint import fingerprints_of
 
@@ -49,8 +50,6 @@ LINE_COLUMNS = tuple(name for name in CASES_SCHEMA.names if name != "fingerprint
 
 GONE = ("forgotten", "dropped")
 """Statuses of rows whose voxels were erased; nothing brings such a row back."""
-READERS = 16
-"""Receipts that are read at once: on S3 each costs a round trip."""
 
 Row = tuple[str, int]
 Prints = dict[Row, np.ndarray]
@@ -72,8 +71,12 @@ def line_of(receipt: Receipt) -> dict[str, Any]:
     return {
         **body,
         "qc": json.dumps(receipt.qc, sort_keys=True, allow_nan=False),
-        "files": json.dumps(body["files"], sort_keys=True),
+        "files": _files_text(receipt),
     }
+
+
+def _files_text(case: PlannedCase | Receipt) -> str:
+    return json.dumps([file.model_dump(mode="json") for file in case.files], sort_keys=True)
 
 
 def bare_line(dataset: str, row: int, status: str, case: str = "") -> dict[str, Any]:
@@ -135,35 +138,60 @@ def _mark_stored(writer: StoreWriter, table: pa.Table) -> None:
 
 
 def fold(lines: Iterable[dict[str, Any]], current: Iterable[PlannedCase]) -> list[dict[str, Any]]:
-    """Retire all but the newest line of a case and take over what the catalog corrected; by dataset and row."""
+    """Retire lines that a newer one replaces and take over what the catalog corrected; by dataset and row.
+
+    Of a case remain the newest stored line, and the newest line where that is a broken successor of it.
+    """
     ordered = sorted(lines, key=lambda line: (line["dataset"], line["row"]))
     newest = {(line["dataset"], line["case"]): line["row"] for line in ordered}
-    corrections = {(case.dataset, case.row): case for case in current}
+    stored = {(line["dataset"], line["case"]): line["row"] for line in ordered if line["status"] == "stored"}
+    corrections = {plans.key_of(case): case for case in current}
     folded = []
     for line in ordered:
-        out = dict(line)
+        out, key = dict(line), (line["dataset"], line["case"])
         if line["status"] in GONE:
             folded.append(out)
             continue
-        if line["row"] != newest[line["dataset"], line["case"]]:
+        if line["row"] not in (newest[key], stored.get(key)):
             out["status"] = "retired"
-        if (case := corrections.get((line["dataset"], line["row"]))) is not None:
-            out.update({name: getattr(case, name) for name in FROM_CATALOG})
+        if (case := corrections.get(key)) is not None:
+            # The scheme belongs to the files of one row, the rest to the case.
+            names = [name for name in FROM_CATALOG if name != "label_scheme" or line["row"] == case.row]
+            out.update({name: getattr(case, name) for name in names})
+            if line["row"] == case.row:
+                # The same files, maybe in another place by now.
+                out["files"] = _files_text(case)
         folded.append(out)
     return folded
+
+
+def _mislabelled(
+    lines: dict[Row, dict[str, Any]], current: Iterable[PlannedCase], spec_digest: str
+) -> Iterator[Receipt]:
+    """Yield a receipt of quarantine for every stored row whose label values a corrected label scheme does not know."""
+    for case in current:
+        line = lines.get((case.dataset, case.row))
+        if line is None or line["status"] != "stored" or not line["has_label"]:
+            continue
+        if conflict := scheme_conflict(json.loads(line["qc"]).get("label_values", ()), case.label_scheme):
+            (name,) = (file.path.rsplit("/", 1)[-1] for file in case.files if file.modality == LABEL)
+            yield receipts.empty_receipt(case, spec_digest, Reason.LABEL_VALUES, f"{name}: {conflict}")
 
 
 def finalise(url: str, current: Sequence[PlannedCase]) -> str:
     """Publish every row that has a receipt and return the store digest; writes nothing when nothing changed.
 
-    Order: small arrays, duplicates.parquet, cases.parquet, the finalised attribute. Only the holder of the lease may
-    call this.
+    Order: small arrays, duplicates.parquet, cases.parquet, the finalised attribute, receipts of rows that a corrected
+    label scheme put into quarantine. Only the holder of the lease may call this.
     """
     writer = open_writer(url)
     known = plans.read_plans(url)
     before, prints = _read_all(url)
     fresh = _unfolded(url, known, before, writer.spec, prints)
     lines = {**before, **{(r.dataset, r.row): line_of(r) for r in fresh}}
+    refused = list(_mislabelled(lines, current, writer.spec.content_digest()))
+    lines |= {(r.dataset, r.row): line_of(r) for r in refused}
+    prints |= {(r.dataset, r.row): np.zeros(0, dtype=np.float32) for r in refused}
     folded = fold(lines.values(), current)
     table = _table(folded, prints)
     digest = digest_of_cases(table, writer.spec.content_digest())
@@ -174,6 +202,9 @@ def finalise(url: str, current: Sequence[PlannedCase]) -> str:
         del before, prints, fresh, lines, folded  # the search needs their memory: the table holds all there is
         search_duplicates(url, table, writer.spec)
         writer.publish(table, digest)
+    for receipt in refused:
+        # Last: killed before it, the next finalise finds the old receipt and refuses the row again.
+        receipts.write_receipt(url, receipt)
     return digest
 
 
@@ -182,6 +213,7 @@ def _unfolded(
 ) -> list[Receipt]:
     """Return the receipts that cases.parquet does not hold yet; quarantined rows are looked at again.
 
+    Receipts that do not count (unreadable, of other files or another spec) are left aside: the next plan redoes them.
     Their fingerprints go into `prints` and are empty in the receipts.
     """
     digest = spec.content_digest()
@@ -197,7 +229,7 @@ def _unfolded(
         return light, np.asarray(receipt.fingerprint, dtype=np.float32)
 
     fresh = []
-    with ThreadPoolExecutor(READERS, thread_name_prefix="receipts") as pool:
+    with ThreadPoolExecutor(receipts.READERS, thread_name_prefix="receipts") as pool:
         for receipt, found in pool.map(read, wanted):
             line = None if receipt is None else before.get((receipt.dataset, receipt.row))
             if receipt is not None and (line is None or receipt.status == "stored" or receipt.reason != line["reason"]):

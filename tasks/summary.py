@@ -27,6 +27,8 @@ from tasks.statistics import (
 
 PRETRAINED = "pre-trained"
 SCRATCH = "scratch"
+MIXED = "pre-trained+mix"
+"""Pre-trained, with learned templates mixed into the channels."""
 MEAN = "mean"
 """Region name of the mean over regions."""
 

@@ -81,7 +81,7 @@ def number(value: float | None, metric: str) -> str:
     """Return a value as printed: three decimals for shares, one for millimetres, an en dash for none."""
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{value:.1f}" if metric == "hd95" else f"{value:.3f}"
+    return f"{value:z.1f}" if metric == "hd95" else f"{value:z.3f}"
 
 
 def cell(line: Line | None) -> str:
@@ -196,7 +196,7 @@ def to_markdown(table: BenchmarkTable, title_level: int = 2) -> str:
     """Return the table as Markdown with its statements."""
     lines = [f"{'#' * title_level} {table.benchmark.title}", ""]
     for header, body in _narrow_grids(table):
-        lines += [_markdown_row(header), _markdown_row(["---"] * len(header)), *map(_markdown_row, body), ""]
+        lines += [*markdown_rows(header, body), ""]
     lines += [f"- {sentence}" for sentence in statements(table)]
     lines += [f"- {name}: `{digest}`" for name, digest in (*table.provenance, ("table digest", table.digest[:16]))]
     lines += [f"- Written on {table.date}."] if table.date else []
@@ -216,6 +216,11 @@ def _narrow_grids(table: BenchmarkTable) -> list[tuple[list[str], list[list[str]
         second = [0, 1, 2, *millimetres]
         found.append(([header[k] for k in second], [[row[k] for k in second] for row in rows]))
     return found
+
+
+def markdown_rows(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    return [_markdown_row(header), _markdown_row(["---"] * len(header)), *map(_markdown_row, body)]
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

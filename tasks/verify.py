@@ -6,9 +6,8 @@ reader, and every case digest is computed again; a flipped bit anywhere in a sha
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,15 +15,13 @@ import numpy as np
 
 from infra import storage
 from models.records import Receipt
-from models.store import Store, StoredCase, StoredDataset, case_digest, open_store, store_digest
+from models.store import Store, StoredCase, StoredDataset, case_digest, has_label_shard, open_store, store_digest
 from models.store_layout import SMALL_ARRAYS, has_array, open_array, shard_shape
 from models.store_writer import read_attributes
+from tasks import plan as plans
 from tasks import receipts
 from tasks.forget import unfinished
-from tasks.shards import GONE
-
-READERS = 16
-"""Receipts that are read at once: on S3 each costs a round trip."""
+from tasks.shards import GONE, Row
 
 Line = dict[str, Any]
 
@@ -40,9 +37,20 @@ def verify(url: str, deep: bool = False) -> list[str]:
     lines: list[Line] = store.cases().drop_columns(["fingerprint"]).to_pylist()
     names = sorted({line["dataset"] for line in lines})
     problems += [f"{name}: the dataset is gone from the store" for name in names if name not in store.datasets]
+    problems += _planned(url, {(line["dataset"], line["row"]) for line in lines})
     for name in store.datasets:
         problems += _of_dataset(store, name, [line for line in lines if line["dataset"] == name], deep)
     return problems
+
+
+def _planned(url: str, lines: Collection[Row]) -> Iterator[str]:
+    """Rows that were planned and never published, unless the case has a newer row or its subject was forgotten."""
+    newest = {plans.key_of(case): case for case in sorted(plans.read_plans(url), key=lambda case: case.row)}
+    gone = receipts.forgotten_rows(url)
+    for case in newest.values():
+        if (case.dataset, case.row) not in lines and (case.dataset, case.row) not in gone:
+            where = f"{case.dataset}/{case.case} (row {case.row})"
+            yield f"{where}: it was planned and is neither stored nor in quarantine; preprocess again"
 
 
 def _of_dataset(store: Store, name: str, lines: Sequence[Line], deep: bool) -> Iterator[str]:
@@ -51,13 +59,15 @@ def _of_dataset(store: Store, name: str, lines: Sequence[Line], deep: bool) -> I
     for case, count in Counter(line["case"] for line in stored).items():
         if count > 1:
             yield f"{name}/{case}: one row: it is stored in {count} rows"
-    yield from _receipts(store.url, lines)
+    yield from _receipts(store.url, name, lines)
     yield from _shards(store.url, name, lines)
     data = store.dataset(name)
     yield from _names_and_flags(data, lines)
+    small, problems = _small_arrays(data)
+    yield from problems
     for line in stored:
         where = _where(line)
-        for problem in _guarded(lambda line=line: _of_case(store, data, line, deep)):  # type: ignore[misc]
+        for problem in _guarded(lambda line=line: _of_case(store, data, line, small, deep)):  # type: ignore[misc]
             yield f"{where}: {problem}"
 
 
@@ -91,10 +101,28 @@ def _structure(store: Store, name: str, lines: Sequence[Line]) -> Iterator[str]:
             yield f"{name}: structure: {key} has shards of {array.shards}, one per case is {shard}"
 
 
-def _receipts(url: str, lines: Sequence[Line]) -> Iterator[str]:
-    """Rows whose receipt is absent, unreadable, or says something else than cases.parquet."""
+def _small_arrays(data: StoredDataset) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return the per-case arrays by name, and why others cannot be read; absent ones `_structure` has told."""
+    found, problems = {}, []
+    for key in SMALL_ARRAYS:
+        if not has_array(data.url, data.name, key):
+            continue
+        try:
+            found[key] = data.small(key)
+        except Exception as error:  # noqa: BLE001 - decoders raise what they like
+            problems.append(f"{data.name}: structure: {key} cannot be read: {error}")
+    return found, problems
+
+
+def _receipts(url: str, name: str, lines: Sequence[Line]) -> Iterator[str]:
+    """Rows whose receipt is absent, unreadable, or says something else than cases.parquet; receipts of erased rows."""
+    there = receipts.receipt_rows(url, [name])
+    for line in lines:
+        if line["status"] in GONE and (name, line["row"]) in there:
+            still = f"it is still there although the row is {line['status']}"
+            yield f"{_where(line)}: receipt: {still}; run `brainloom store compact`"
     told = [line for line in lines if line["status"] in ("stored", "quarantined", "retired")]
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(receipts.READERS) as pool:
         found = pool.map(lambda line: _receipt_of(url, line), told)
         for line, receipt in zip(told, found, strict=True):
             if isinstance(receipt, str):
@@ -120,18 +148,23 @@ def _receipt_of(url: str, line: Line) -> Receipt | str:
 def _shards(url: str, name: str, lines: Sequence[Line]) -> Iterator[str]:
     """Shards that are missing, and shards of rows that were erased."""
     for key in ("image", "label"):
-        there = set(storage.listdir(storage.join(url, name, key, "c")))
+        objects = _objects(storage.join(url, name, key, "c"))
+        rows = {path.partition("/")[0] for path in objects}
+        places = "/".join("0" * (4 if key == "image" else 3))
         for line in lines:
-            held = str(line["row"]) in there
-            if line["status"] == "stored" and not held and (key == "image" or _label_voxels(line)):
+            there = f"{line['row']}/{places}" in objects
+            if line["status"] == "stored" and not there and (key == "image" or has_label_shard(line)):
                 yield f"{_where(line)}: the shard of {key} is missing; preprocess the case again"
-            if line["status"] in GONE and held:
+            if line["status"] in GONE and str(line["row"]) in rows:
                 yield f"{_where(line)}: the shard of {key} is still there although the row is {line['status']}"
 
 
-def _label_voxels(line: Line) -> int:
-    """An all-zero label has no shard; its QC says so."""
-    return int(json.loads(line["qc"] or "{}").get("label_voxels", 0)) if line["has_label"] else 0
+def _objects(folder: str) -> Collection[str]:
+    """Return the paths of all files below a folder: an empty folder is no shard."""
+    try:
+        return storage.find(folder).keys()
+    except FileNotFoundError:
+        return ()
 
 
 def _names_and_flags(data: StoredDataset, lines: Sequence[Line]) -> Iterator[str]:
@@ -147,15 +180,19 @@ def _names_and_flags(data: StoredDataset, lines: Sequence[Line]) -> Iterator[str
             yield f"{_where(line)}: stored: the array says {bool(flags[row])}, cases.parquet says {line['status']}"
 
 
-def _of_case(store: Store, data: StoredDataset, line: Line, deep: bool) -> Iterator[str]:
-    case = data.case_info(line["row"])
-    modalities = [m for m, there in zip(store.spec.modalities, case.present, strict=True) if there]
-    if modalities != list(line["modalities"]) or not modalities:
-        yield f"present: the array says {modalities}, cases.parquet says {list(line['modalities'])}"
-    fits = all(0 < n <= g for n, g in zip(case.extent, store.spec.grid, strict=True))
-    if list(case.extent) != line["extent"] or not fits:
-        said, grid = line["extent"], store.spec.grid
-        yield f"extent: the array says {case.extent}, cases.parquet says {said}, the grid is {grid}"
+def _of_case(
+    store: Store, data: StoredDataset, line: Line, small: Mapping[str, np.ndarray], deep: bool
+) -> Iterator[str]:
+    row, modalities, extent = line["row"], list(line["modalities"]), tuple(line["extent"])
+    if "present" in small:
+        told = [m for m, there in zip(store.spec.modalities, small["present"][row], strict=True) if there]
+        if told != modalities or not modalities:
+            yield f"present: the array says {told}, cases.parquet says {modalities}"
+    if "extent" in small:
+        held, grid = tuple(small["extent"][row].tolist()), store.spec.grid
+        if held != extent or not all(0 < n <= g for n, g in zip(extent, grid, strict=True)):
+            yield f"extent: the array says {held}, cases.parquet says {list(extent)}, the grid is {grid}"
+    case = data.case_info(row)
     if not np.isfinite(case.affine).all() or abs(np.linalg.det(case.affine)) < 1e-9:
         yield f"affine: it cannot be inverted: {case.affine.tolist()}"
     if deep:

@@ -12,7 +12,9 @@ from models.records import PlannedCase, PreprocessSpec, Scan
 from models.store import create_or_open
 from tasks import plan as plans
 from tasks import shards
+from tasks.catalog import CatalogResult, summarise, write_catalog
 from tasks.forget import without_forgotten
+from tasks.phenotypes import combine
 from tasks.preprocess import preprocess_batch
 
 
@@ -21,9 +23,9 @@ def ingest(url: str, scans: Sequence[Scan], token: str = "t", spec: PreprocessSp
     writer = create_or_open(url, spec)
     scans, _ = without_forgotten(url, scans)
     known = plans.read_plans(url)
-    rows = plans.plan_rows(plans.cases_from_scans(scans), known)
-    if rows.added:
-        plans.write_plan(url, rows.added, spec.content_digest())
+    rows = plans.plan_rows(plans.cases_from_scans(scans), known, spec)
+    if rows.news:
+        plans.write_plan(url, rows.news, spec.content_digest())
     everything = [*known, *rows.added]
     labelled = plans.datasets_with_labels(everything)
     for dataset, length in plans.rows_by_dataset(everything).items():
@@ -55,3 +57,10 @@ def texts_of(url: str) -> str:
     names = sorted(storage.find(url))
     bodies = [storage.read_bytes(storage.join(url, name)).decode("latin-1") for name in names if "/c/" not in name]
     return "\n".join([*bodies, *names])
+
+
+def catalog_of(folder: Path, scans: Sequence[Scan]) -> str:
+    """Write a catalog of some scans into a workspace and return the workspace."""
+    nobody = combine([])
+    write_catalog(CatalogResult(list(scans), nobody, summarise(scans, nobody)), str(folder))
+    return str(folder)

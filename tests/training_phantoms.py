@@ -42,9 +42,12 @@ def blob_case(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return image.astype(np.float16), label, present
 
 
-def write_blobs(url: str, cases: int = 8) -> list[SelectedCase]:
-    """Write a finalised store of `cases` cases and return the selection lines: the last two validate and test."""
-    writer = create_or_open(url, SPEC)
+def write_blobs(url: str, cases: int = 8, spec: PreprocessSpec = SPEC) -> list[SelectedCase]:
+    """Write a finalised store of `cases` cases and return the selection lines: the last two validate and test.
+
+    A spec with fewer modalities takes the first channels.
+    """
+    writer = create_or_open(url, spec)
     writer.grow(DATASET, cases, with_label=True)
     affine = np.array(SPEC.grid_affine) + 0.0
     affine[:3, 3] += 4.0 * np.array(ORIGIN)
@@ -52,14 +55,15 @@ def write_blobs(url: str, cases: int = 8) -> list[SelectedCase]:
     receipts, selection, lines = [], [], []
     for row in range(cases):
         image, label, present = blob_case(row)
+        image, present = image[: len(spec.modalities)], present[: len(spec.modalities)]
         writer.write_case(DATASET, row, image, label)
         digest = case_digest(image, label, present, affine, ORIGIN)
-        names = tuple(m for m, here in zip(SPEC.modalities, present, strict=True) if here)
+        names = tuple(m for m, here in zip(spec.modalities, present, strict=True) if here)
         common = {"dataset": DATASET, "row": row, "case": f"case-{row}", "subject": f"sub-{row}", "digest": digest}
         receipts.append(
             Receipt(
                 **common,
-                spec_digest=SPEC.content_digest(),
+                spec_digest=spec.content_digest(),
                 files=(),
                 status="stored",
                 modalities=names,

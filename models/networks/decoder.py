@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from models.config import NetworkConfig
-from models.networks.uniformer import from_depth_first
+from models.networks.layers import PointwiseConv3d
 
 
 class PretrainingDecoder(nn.Module):
@@ -39,15 +40,28 @@ class PretrainingDecoder(nn.Module):
             x = up(x)
             if self.skips is not None:
                 x = self.skips[level](x, features[3 - level])
-        return from_depth_first(self._head(self.decoder2(x), chosen_BK))
+        return self._last(x, chosen_BK)
 
-    def _head(self, x: Tensor, chosen_BK: Tensor | None) -> Tensor:
-        if chosen_BK is None:
-            return self.out_1(x)
-        head = self.out_1.get_submodule("conv.conv")
-        weight, bias = head.weight[chosen_BK].flatten(2), head.bias[chosen_BK]  # type: ignore[index]
-        flat = torch.baddbmm(bias[:, :, None], weight, x.flatten(2))
-        return flat.view(*flat.shape[:2], *x.shape[2:])
+    @property
+    def head(self) -> nn.Conv3d:
+        """The last convolution, with one row of weights per output."""
+        return cast(nn.Conv3d, self.out_1.get_submodule("conv.conv"))
+
+    def _last(self, x: Tensor, chosen_BK: Tensor | None) -> Tensor:
+        """(B, C, D, H, W) -> (B, outputs, X, Y, Z): `decoder2` and the head at once.
+
+        Nothing non-linear is between them, so their product is applied: its inner channels at full resolution would be
+        by far the largest tensor of a training.
+        """
+        up = cast(nn.ConvTranspose3d, self.decoder2.get_submodule("transp_conv.conv")).weight
+        head, bias = self.head.weight.flatten(1), cast(Tensor, self.head.bias)
+        if chosen_BK is not None:
+            head, bias = head[chosen_BK], bias[chosen_BK]
+        both = torch.einsum("...ke,cedhw->...ckdhw", head, up).flatten(-4)
+        voxels = x.permute(0, 2, 3, 4, 1).flatten(1, 3) @ both
+        parts = voxels.view(len(x), *x.shape[2:], -1, 2, 2, 2)  # B, D, H, W, K, and twice D, H, W
+        whole = parts.permute(0, 4, 2, 6, 3, 7, 1, 5).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+        return whole + bias[..., None, None, None]
 
 
 class Skip(nn.Module):
@@ -55,8 +69,8 @@ class Skip(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.lateral = nn.Conv3d(dim, dim, 1)
-        self.branch = nn.Sequential(nn.Conv3d(dim, 2 * dim, 3, padding=1), nn.GELU(), nn.Conv3d(2 * dim, dim, 1))
+        self.lateral = PointwiseConv3d(dim, dim)
+        self.branch = nn.Sequential(nn.Conv3d(dim, 2 * dim, 3, padding=1), nn.GELU(), PointwiseConv3d(2 * dim, dim))
 
     def forward(self, x: Tensor, stage: Tensor) -> Tensor:
         """Two (B, dim, D, H, W) -> one."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.config import NetworkConfig
-from models.networks.uniformer import STRIDE, UniFormer, from_depth_first
+from models.config import AnyNetwork, NetworkConfig, UNet3DConfig
+from models.networks.build import build_encoder
+from models.networks.unet3d import UNet3DSegmentationDecoder
+from models.networks.uniformer import STRIDE, from_depth_first
 
 
 class InputProjection(nn.Module):
@@ -42,22 +44,27 @@ class SkipDecoder(nn.Module):
         self.out_quarter = nn.Conv3d(two, regions, 1)
 
     def forward(self, features: tuple[Tensor, ...]) -> list[Tensor]:
-        """Outputs of `UniFormer` -> logits (B, regions, D, H, W) of full, 1/2 and 1/4 resolution, all at full size."""
+        """Outputs of `UniFormer` -> logits (B, regions, X, Y, Z) of full, 1/2 and 1/4 resolution, all at full size."""
         image, x1, x2, x3, x4 = features
         quarter = self.decoder4(self.decoder5(x4, x3), x2)
         half = self.decoder3(quarter, x1)
         full = self.decoder2(half, self.proj1(image))
         coarse = ((2, self.out_half(half)), (4, self.out_quarter(quarter)))
-        return [self.out(full), *(F.interpolate(x, scale_factor=scale, mode="trilinear") for scale, x in coarse)]
+        upsampled = (F.interpolate(x, scale_factor=scale, mode="trilinear") for scale, x in coarse)
+        return [from_depth_first(logits) for logits in (self.out(full), *upsampled)]
 
 
 class SegmentationNet(nn.Module):
     """Encoder and skip decoder; the three outputs are summed in the loss, only the first is used at inference."""
 
-    def __init__(self, config: NetworkConfig, regions: int) -> None:
+    def __init__(self, config: AnyNetwork, regions: int) -> None:
         super().__init__()
-        self.encoder = UniFormer(config)
-        self.decoder = SkipDecoder(config, regions)
+        self.encoder = build_encoder(config)
+        self.decoder: nn.Module
+        if isinstance(config, UNet3DConfig):
+            self.decoder = UNet3DSegmentationDecoder(config, regions)
+        else:
+            self.decoder = SkipDecoder(config, regions)
 
     def forward(self, x_BCXYZ: Tensor) -> list[Tensor]:
         """See `segment`."""
@@ -69,7 +76,7 @@ def segment(encoder: nn.Module, decoder: nn.Module, x_BCXYZ: Tensor) -> list[Ten
     if any(edge % STRIDE for edge in x_BCXYZ.shape[2:]):
         shape = tuple(x_BCXYZ.shape[2:])
         raise ValueError(f"edges must be multiples of {STRIDE} for the skips to fit, got {shape}; pad the input")
-    return [from_depth_first(logits) for logits in decoder(encoder(x_BCXYZ))]
+    return decoder(encoder(x_BCXYZ))
 
 
 def _up(in_channels: int, out_channels: int) -> nn.Module:

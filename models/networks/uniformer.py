@@ -12,11 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import NetworkConfig
+from models.networks.layers import DepthwiseConv3d, PatchConv3d, PointwiseConv3d
 
 STRIDE = 16
 """Voxels per stage-4 position along each axis."""
 BRANCH_ENDS = ("pos_embed", "conv2", "fc2", "attn.proj")
 """Last layers of the residual branches."""
+MANY_CHANNELS = 16
+"""From here on torch's own strided convolution is the faster one."""
 
 
 def to_depth_first(x_BCXYZ: Tensor) -> Tensor:
@@ -34,7 +37,8 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, in_channels: int, dim: int) -> None:
         super().__init__()
-        self.proj = nn.Conv3d(in_channels, dim, kernel_size=2, stride=2)
+        few = in_channels < MANY_CHANNELS
+        self.proj = PatchConv3d(in_channels, dim) if few else nn.Conv3d(in_channels, dim, kernel_size=2, stride=2)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,8 +51,8 @@ class ConvMlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Conv3d(dim, hidden, 1)
-        self.fc2 = nn.Conv3d(hidden, dim, 1)
+        self.fc1 = PointwiseConv3d(dim, hidden)
+        self.fc2 = PointwiseConv3d(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape is kept."""
@@ -60,11 +64,11 @@ class CBlock(nn.Module):
 
     def __init__(self, dim: int, mlp_ratio: int) -> None:
         super().__init__()
-        self.pos_embed = nn.Conv3d(dim, dim, 3, padding=1, groups=dim)
+        self.pos_embed = DepthwiseConv3d(dim, 3)
         self.norm1 = nn.BatchNorm3d(dim)
-        self.conv1 = nn.Conv3d(dim, dim, 1)
-        self.conv2 = nn.Conv3d(dim, dim, 1)
-        self.attn = nn.Conv3d(dim, dim, 5, padding=2, groups=dim)
+        self.conv1 = PointwiseConv3d(dim, dim)
+        self.conv2 = PointwiseConv3d(dim, dim)
+        self.attn = DepthwiseConv3d(dim, 5)
         self.norm2 = nn.BatchNorm3d(dim)
         self.mlp = ConvMlp(dim, dim * mlp_ratio)
 
@@ -110,7 +114,7 @@ class SABlock(nn.Module):
 
     def __init__(self, dim: int, heads: int, mlp_ratio: int) -> None:
         super().__init__()
-        self.pos_embed = nn.Conv3d(dim, dim, 3, padding=1, groups=dim)
+        self.pos_embed = DepthwiseConv3d(dim, 3)
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)

@@ -143,7 +143,8 @@ class Objective(nn.Module, ABC):
         return next(self.parameters()).device
 
 
-STEM = "encoder.patch_embed1.proj.weight"
+STEMS = ("encoder.patch_embed1.proj.weight", "encoder.stem.weight")
+"""Weights that read the image, by network."""
 
 
 def transfer_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> Transfer:
@@ -157,7 +158,7 @@ def transfer_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> Transf
         if name not in own:
             result.left_out[name] = "no such tensor here"
             continue
-        if name == STEM and value.shape[1] == 1 and own[name].shape[1] > 1:
+        if name in STEMS and value.shape[1] == 1 and own[name].shape[1] > 1:
             channels = own[name].shape[1]
             value = value.repeat(1, channels, 1, 1, 1) / channels
         if value.shape != own[name].shape:

@@ -16,6 +16,7 @@ other's negatives.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,13 +29,15 @@ from torch import Tensor, nn
 
 from models.config import BrainMVPConfig, OptimiserConfig, TrainingConfig
 from models.masking import block_grid, draw_mask, to_voxels
-from models.networks.decoder import PretrainingDecoder
-from models.networks.uniformer import UniFormer
+from models.networks.build import build_encoder, build_pretraining_decoder
 from models.objectives.base import Batch, CaseInfo, Clock, Metrics, Objective, Reader, draw_start, sum_and_count
+from models.objectives.brainmvp_checks import check_candidates, check_config, phases_out_of_reach
 from models.objectives.contrast import collapse_metrics, identity_of, info_nce
 from models.objectives.pictures import middle_slice, montage
 from models.records import MODALITIES, PreprocessSpec
 from models.template import TemplateBank, cut
+
+log = logging.getLogger(__name__)
 
 PRESETS: dict[str, BrainMVPConfig] = {
     # The paper's text; what it leaves open is taken from the code, negatives from all ranks are our choice.
@@ -156,18 +159,20 @@ class BrainMVP(Objective):
         settings = config.objective
         if not isinstance(settings, BrainMVPConfig):
             raise TypeError(f"BrainMVP needs a BrainMVPConfig, got {type(settings).__name__}")
-        _check(config, settings, training_means)
+        check_config(config, settings, training_means is not None)
+        for phase in phases_out_of_reach(settings, config.epochs):
+            log.warning("training %s has %d epochs: %s", config.name, config.epochs, phase)
         self.settings = settings
         self.crop = config.data.crop
         self.modalities = spec.modalities
-        self.encoder = UniFormer(config.network)
+        self.encoder = build_encoder(config.network)
         self.heads = len(MODALITIES) if settings.modality_heads else 1
         outputs = self.heads * (2 if settings.template_gain else 1)
-        self.decoder = PretrainingDecoder(config.network, outputs, settings.decoder_skips)
+        self.decoder = build_pretraining_decoder(config.network, outputs, settings.decoder_skips)
         if settings.template_gain:
-            _start_at_template(self.decoder, self.heads)
-        self.template = TemplateBank(spec.grid)
-        dim = config.network.embed_dims[3]
+            _start_at_template(self.decoder.head, self.heads)
+        self.template = TemplateBank(spec.grid, sparse=True)
+        dim = config.network.feature_dim
         self.projector = Projector(dim, settings.projector_dim) if settings.projector_dim else None
         self.means: Tensor | None
         self.register_buffer("means", None, persistent=False)
@@ -185,8 +190,9 @@ class BrainMVP(Objective):
         """Return the weighted sum `loss` and its terms.
 
         The contrast is computed in every epoch, with weight 0 before its own, so that all parameters always take part
-        (DDP) and its curve is complete.
+        (DDP) and its curve is complete. Raises ValueError when the ranks at hand are too few to give it a negative.
         """
+        check_candidates(self.settings, len(batch["identity"]))
         views = self._views(batch, template_in_both=clock.epoch < self.settings.template_view2_epochs)
         terms = self._terms(views, batch, clock, across_ranks=self.settings.gather_negatives)
         weights = self.weights(clock.epoch)
@@ -204,10 +210,11 @@ class BrainMVP(Objective):
 
     def _terms(self, views: Views, batch: Batch, clock: Clock, across_ranks: bool) -> dict[str, Tensor]:
         everyone = clock.epoch < self.settings.template_view2_epochs
-        counted = torch.ones_like(views.errors[1]) if everyone else batch["cross"].to(views.errors[1])
+        errors = views.errors[1] if everyone else views.errors[1] * batch["cross"]
         one, two = views.embeddings
         return {
-            "loss_reconstruction": (views.errors[1] * counted).sum() / counted.sum().clamp_min(1),
+            # Over all cases, those without a cross-modal term too: a case counts the same in any rank and micro-batch.
+            "loss_reconstruction": errors.mean(),
             "loss_distillation": views.errors[0].mean(),
             "loss_contrast": info_nce(one, two, batch["identity"], self.settings.temperature, across_ranks),
         }
@@ -308,12 +315,12 @@ class BrainMVP(Objective):
         ]
 
 
-def _start_at_template(decoder: PretrainingDecoder, heads: int) -> None:
+def _start_at_template(head: nn.Conv3d, heads: int) -> None:
     """Make the first output nearly the template, shrunk by `START_GAIN`, with offset 0."""
-    head = decoder.out_1.get_submodule("conv.conv")
+    assert head.bias is not None
     with torch.no_grad():
-        head.weight.mul_(0.1)  # type: ignore[operator]
-        head.bias.copy_(START_GAIN * (torch.arange(2 * heads) >= heads))  # type: ignore[operator]
+        head.weight.mul_(0.1)
+        head.bias.copy_(START_GAIN * (torch.arange(2 * heads) >= heads))
 
 
 def psnr(guess: Tensor, target: Tensor, region: Tensor) -> Tensor:
@@ -332,18 +339,3 @@ def _in_template_order(means: NDArray[np.float32], spec: PreprocessSpec) -> NDAr
         if modality in MODALITIES:
             out[MODALITIES.index(modality)] = image
     return out
-
-
-def _check(config: TrainingConfig, settings: BrainMVPConfig, means: NDArray[np.float32] | None) -> None:
-    block_grid(config.data.crop, settings.mask_block)
-    if config.network.in_channels != 1:
-        channels = config.network.in_channels
-        raise ValueError(f"BrainMVP encodes one modality at a time: in_channels must be 1, got {channels}")
-    if settings.template_init == "mean" and means is None:
-        raise ValueError("template_init 'mean' needs the training mean images; give training_means or use 'zero'")
-    candidates = config.data.batch_size * (config.world_size if settings.gather_negatives else 1)
-    if settings.weight_contrast and candidates < 2:
-        raise ValueError(
-            f"the contrast needs at least 2 cases a step (InfoNCE of one is 0), got {candidates}; "
-            "raise batch_size or set weight_contrast to 0"
-        )

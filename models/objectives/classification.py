@@ -5,7 +5,7 @@ Every case is cropped at the same place of the template grid, its centre, so tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.config import ClassificationConfig, DataConfig, TrainingConfig
-from models.networks.classification import ClassificationNet, classify
-from models.objectives.base import Batch, CaseInfo, Clock, Metrics, Objective, Reader, sum_and_count
-from models.objectives.supervised import (
-    augment,
-    channel_indices,
-    check_input_channels,
-    draw_augmentation,
-    read_channels,
-)
+from models.networks.classification import ClassificationNet, pool
+from models.objectives.base import Batch, CaseInfo, Clock, Metrics, Reader, sum_and_count
+from models.objectives.supervised import Channels, Supervised, both_copies, draw_augmentation
 from models.records import PreprocessSpec
 
 
@@ -32,7 +26,7 @@ from models.records import PreprocessSpec
 class ClassificationSampler:
     """Crops the centre of the template grid."""
 
-    channels: tuple[int, ...]
+    channels: Channels
     classes: tuple[str, ...]
     data: DataConfig
     grid: tuple[int, int, int]
@@ -44,12 +38,19 @@ class ClassificationSampler:
 
     def draw(self, case: CaseInfo, rng: np.random.Generator, train: bool) -> dict[str, Any]:
         """Return the crop start and augmentation."""
-        return {"start": self.start(case), **draw_augmentation(self.data, len(self.channels), rng, train)}
+        return {
+            "start": self.start(case),
+            **draw_augmentation(self.data, len(self.channels.indices), rng, train),
+            **self.channels.draw(case, rng, train),
+        }
 
     def load(self, case: CaseInfo, reader: Reader, draw: Mapping[str, Any]) -> dict[str, Any]:
-        """Return `image` (C, x, y, z) and `target`, the class index; raises ValueError when it is no class."""
-        image = read_channels(case, reader, self.channels, draw["start"], self.data.crop)
-        return {"image": augment(image, draw), "target": self.class_index(case)}
+        """Return `image` (C, x, y, z), `second` (the other mixed copy) and `target`, the class index.
+
+        Raises ValueError when the target is no class.
+        """
+        images = self.channels.load(case, reader, draw, draw["start"], self.data.crop)
+        return {**images, "target": self.class_index(case)}
 
     def class_index(self, case: CaseInfo) -> int:
         """Return the index of the case's target among the classes."""
@@ -61,21 +62,20 @@ class ClassificationSampler:
         return self.classes.index(case.target)
 
 
-class Classification(Objective):
+class Classification(Supervised):
     """Encoder and linear head. Raises ValueError for modalities that the store or the network does not have."""
+
+    settings: ClassificationConfig
+    selection_metric = "auroc"
 
     def __init__(
         self, config: TrainingConfig, spec: PreprocessSpec, training_means: NDArray[np.float32] | None = None
     ) -> None:
-        super().__init__()
         settings = config.objective
         if not isinstance(settings, ClassificationConfig):
             raise TypeError(f"Classification needs a ClassificationConfig, got {type(settings).__name__}")
-        check_input_channels(config, settings.modalities)
-        self.settings = settings
-        self.data = config.data
+        super().__init__(config, settings, spec)
         self.grid = spec.grid
-        self.channels = channel_indices(settings.modalities, spec)
         network = ClassificationNet(config.network, len(settings.classes))
         self.encoder, self.head = network.encoder, network.head
 
@@ -85,11 +85,14 @@ class Classification(Objective):
 
     def logits(self, image: Tensor) -> Tensor:
         """(B, C, X, Y, Z) -> (B, classes)."""
-        return classify(self.encoder, self.head, image).float()
+        return self.head(pool(self.encoder(image))).float()
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
-        """Return the cross-entropy `loss`."""
-        return {"loss": F.cross_entropy(self.logits(batch["image"]), batch["target"])}
+        """Return the cross-entropy `loss`; of mixed cases that of both copies, with the consistency."""
+        image, target = both_copies(batch)
+        features = self.encoder(image)
+        losses = {"loss": F.cross_entropy(self.head(pool(features)).float(), target)}
+        return self.with_consistency(losses, features[-1], batch)
 
     @torch.no_grad()
     def validate(self, batch: Batch, clock: Clock) -> Metrics:
@@ -103,5 +106,23 @@ class Classification(Objective):
     def predict(self, case: CaseInfo, reader: Reader) -> dict[str, NDArray[Any]]:
         """Return `probabilities` (K,) float32 in the order of the classes."""
         start = self.sampler().start(case)
-        image = torch.from_numpy(read_channels(case, reader, self.channels, start, self.data.crop))[None]
+        image = torch.from_numpy(self.channels.read(case, reader, start, self.data.crop))[None]
         return {"probabilities": self.logits(image.to(self.device)).softmax(1)[0].cpu().numpy()}
+
+    def assess(self, case: CaseInfo, reader: Reader) -> list[float]:
+        """Return the index of the true class, then the probability of each class."""
+        probabilities = self.predict(case, reader)["probabilities"]
+        return [float(self.sampler().class_index(case)), *map(float, probabilities)]
+
+    def summarise(self, assessed: Sequence[list[float]]) -> float | None:
+        """Return the AUROC (macro one-vs-rest for more than two classes); None when a class is absent."""
+        from sklearn.metrics import roc_auc_score
+
+        classes = list(range(len(self.settings.classes)))
+        values = np.array(assessed, dtype=np.float64).reshape(-1, 1 + len(classes))
+        target, probabilities = values[:, 0].astype(int), values[:, 1:]
+        if set(target.tolist()) != set(classes):
+            return None
+        if len(classes) == 2:
+            return float(roc_auc_score(target, probabilities[:, 1]))
+        return float(roc_auc_score(target, probabilities, multi_class="ovr", average="macro", labels=classes))

@@ -1,8 +1,8 @@
 """Fine-tuning for segmentation: UniUnet, soft Dice and cross-entropy per region, deep supervision, sliding windows.
 
 Source: BrainMVP's downstream code: per output 0.7 Dice (squared denominators, smooth 1, over the batch) + 0.3 BCE, mean
-over regions, summed over the three outputs. Regions come from the dataset's label scheme, never from a constant.
-Not here yet: the template channel mix and its consistency term.
+over regions, summed over the three outputs; with the template channel mix of both copies, and 0.1 times the distance of
+their stage-4 features. Regions come from the dataset's label scheme, never from a constant.
 """
 
 from __future__ import annotations
@@ -19,22 +19,21 @@ from torch import Tensor
 
 from models.config import DataConfig, Region, SegmentationConfig, TrainingConfig
 from models.networks.segmentation import SegmentationNet, segment
-from models.objectives.base import Batch, CaseInfo, Clock, Metrics, Objective, Reader, draw_start, sum_and_count
+from models.objectives.base import Batch, CaseInfo, Clock, Metrics, Reader, draw_start, sum_and_count
 from models.objectives.pictures import middle_slice, montage
-from models.objectives.supervised import (
-    augment,
-    channel_indices,
-    check_input_channels,
-    draw_augmentation,
-    flip_left_right,
-    read_channels,
-)
+from models.objectives.supervised import Channels, Supervised, both_copies, draw_augmentation, flip_left_right
 from models.records import PreprocessSpec
 
 
 def to_regions(label: NDArray[np.uint8], regions: Sequence[Region]) -> NDArray[np.uint8]:
     """Return (R, x, y, z) of 0 and 1: each region is the union of its label values."""
     return np.stack([np.isin(label, region.labels) for region in regions]).astype(np.uint8)
+
+
+def dice_of(found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+    """Return the Dice of two masks; 1 when both are empty, 0 when one of them is."""
+    total = int(found.sum()) + int(truth.sum())
+    return 2 * int((found & truth).sum()) / total if total else 1.0
 
 
 def start_around(voxel: Sequence[int], extent: Sequence[int], crop: Sequence[int]) -> list[int]:
@@ -49,7 +48,7 @@ def start_around(voxel: Sequence[int], extent: Sequence[int], crop: Sequence[int
 class SegmentationSampler:
     """Crops around labelled voxels or uniformly; outside training always around the same labelled voxel."""
 
-    channels: tuple[int, ...]
+    channels: Channels
     regions: tuple[Region, ...]
     data: DataConfig
     foreground_share: float
@@ -60,15 +59,19 @@ class SegmentationSampler:
             "start": draw_start(case.extent, self.data.crop, rng),
             "around_label": bool(rng.random() < self.foreground_share) or not train,
             "labelled_voxel": float(rng.random()) if train else 0.5,
-            **draw_augmentation(self.data, len(self.channels), rng, train),
+            **draw_augmentation(self.data, len(self.channels.indices), rng, train),
+            **self.channels.draw(case, rng, train),
         }
 
     def load(self, case: CaseInfo, reader: Reader, draw: Mapping[str, Any]) -> dict[str, Any]:
-        """Return `image` (C, x, y, z) and `target` (R, x, y, z); without labelled voxels the crop is uniform."""
+        """Return `image` (C, x, y, z) and `target` (R, x, y, z), and `second`, the other mixed copy of the image.
+
+        Without labelled voxels the crop is uniform.
+        """
         start = self._around_label(case, reader, draw) if draw["around_label"] else draw["start"]
-        image = read_channels(case, reader, self.channels, start, self.data.crop)
+        images = self.channels.load(case, reader, draw, start, self.data.crop)
         target = to_regions(reader.read_label(start, self.data.crop), self.regions)
-        return {"image": augment(image, draw), "target": flip_left_right(target, draw["flip"])}
+        return {**images, "target": flip_left_right(target, draw["flip"])}
 
     def _around_label(self, case: CaseInfo, reader: Reader, draw: Mapping[str, Any]) -> list[int]:
         label = reader.read_label((0, 0, 0), case.extent)
@@ -79,22 +82,21 @@ class SegmentationSampler:
         return start_around([int(i) for i in np.unravel_index(chosen, label.shape)], case.extent, self.data.crop)
 
 
-class Segmentation(Objective):
+class Segmentation(Supervised):
     """Encoder with skip decoder. Raises ValueError for modalities that the store or the network does not have."""
+
+    settings: SegmentationConfig
+    selection_metric = "mean_dice"
 
     def __init__(
         self, config: TrainingConfig, spec: PreprocessSpec, training_means: NDArray[np.float32] | None = None
     ) -> None:
-        super().__init__()
         settings = config.objective
         if not isinstance(settings, SegmentationConfig):
             raise TypeError(f"Segmentation needs a SegmentationConfig, got {type(settings).__name__}")
-        check_input_channels(config, settings.modalities)
+        super().__init__(config, settings, spec)
         from monai.losses import DiceLoss  # importing MONAI costs 6 s
 
-        self.settings = settings
-        self.data = config.data
-        self.channels = channel_indices(settings.modalities, spec)
         network = SegmentationNet(config.network, len(settings.regions))
         self.encoder, self.decoder = network.encoder, network.decoder
         self.dice = DiceLoss(sigmoid=True, squared_pred=True, smooth_nr=1.0, smooth_dr=1.0, batch=True)
@@ -108,8 +110,11 @@ class Segmentation(Objective):
         return segment(self.encoder, self.decoder, image)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
-        """Return `loss`, summed over the three outputs, and its unweighted terms."""
-        return self._losses(self.logits(batch["image"]), batch["target"].float())
+        """Return `loss`, summed over the three outputs and with the consistency of mixed copies, and its terms."""
+        image, target = both_copies(batch)
+        features = self.encoder(image)
+        losses = self._losses(self.decoder(features), target.float())
+        return self.with_consistency(losses, features[-1], batch)
 
     def _losses(self, outputs: list[Tensor], target: Tensor) -> dict[str, Tensor]:
         dice = torch.stack([self.dice(logits.float(), target) for logits in outputs]).sum()
@@ -147,8 +152,18 @@ class Segmentation(Objective):
         """Return `regions` (R, x, y, z) uint8 on the stored extent: sliding windows, constant blending, p > 0.5."""
         from monai.inferers import sliding_window_inference
 
-        image = torch.from_numpy(read_channels(case, reader, self.channels, (0, 0, 0), case.extent))[None]
+        image = torch.from_numpy(self.channels.read(case, reader, (0, 0, 0), case.extent))[None]
         logits = sliding_window_inference(
             image.to(self.device), self.data.crop, 1, lambda x: self.logits(x)[0], overlap=self.settings.overlap
         )
         return {"regions": (logits[0] > 0).to(torch.uint8).cpu().numpy()}
+
+    def assess(self, case: CaseInfo, reader: Reader) -> list[float]:
+        """Return the Dice of each region of the whole case, by the rules of the scores for empty masks."""
+        found = self.predict(case, reader)["regions"].astype(bool)
+        truth = to_regions(reader.read_label((0, 0, 0), case.extent), self.settings.regions).astype(bool)
+        return [dice_of(one, other) for one, other in zip(found, truth, strict=True)]
+
+    def summarise(self, assessed: Sequence[list[float]]) -> float | None:
+        """Return the mean Dice over cases and regions."""
+        return float(np.mean(assessed)) if assessed else None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import pandas as pd
 from pydantic import Field
 
 from tasks.phenotypes import combine, read_participants
 from tasks.sources import bids, datalist, dicom, table, tree
-from tasks.sources.base import Found, PhenotypeTable
+from tasks.sources.base import Found, PhenotypeTable, naming
 from tasks.sources.bids import BidsSource
 from tasks.sources.datalist import DatalistSource
 from tasks.sources.dicom import DicomSource
@@ -30,6 +31,7 @@ __all__ = [
     "TableSource",
     "TreeSource",
     "find_scans",
+    "phenotype_tables",
 ]
 
 
@@ -40,12 +42,18 @@ def find_scans(source: SourceConfig, workspace: str = "") -> Found:
     config.
     """
     found = _adapt(source, workspace)
-    tables = [
-        read_participants(source.locate(named.path), source.dataset, named.columns, named.subject_prefix)
-        for named in source.phenotypes
-    ]
-    found.phenotypes = combine([found.phenotypes, *tables])
+    found.phenotypes = combine([found.phenotypes, *phenotype_tables(source)])
     return found
+
+
+def phenotype_tables(source: SourceConfig) -> list[pd.DataFrame]:
+    """Return the tables that a config names under `phenotypes`; raises FileNotFoundError or ValueError as they do."""
+    tables = []
+    for number, named in enumerate(source.phenotypes):
+        url = source.locate(named.path)
+        with naming(source, f"phenotypes.{number}.path", url):
+            tables.append(read_participants(url, source.dataset, named.columns, named.subject_prefix))
+    return tables
 
 
 def _adapt(source: SourceConfig, workspace: str) -> Found:

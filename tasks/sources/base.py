@@ -5,7 +5,8 @@ A source only names files; `tasks.catalog` reads their headers and finds duplica
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,19 @@ def open_root(source: SourceBase, listed: bool) -> Root:
     except FileNotFoundError:
         raise FileNotFoundError(f"dataset {source.dataset}: the root {url} is not a folder; correct `root`") from None
     return Root(source, url, listing)
+
+
+@contextmanager
+def naming(source: SourceBase, key: str, url: str) -> Iterator[None]:
+    """Say dataset, key and what to do when a file that the config names is absent or cannot be read."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        kinds = {IsADirectoryError: "is a folder", PermissionError: "may not be read by this user"}
+        what = kinds.get(type(error), "does not exist")
+        raise type(error)(
+            f"dataset {source.dataset}: `{key}` names {url}, which {what}; correct `{key}`, or put the file there"
+        ) from None
 
 
 def resolve_token(source: SourceBase, token: str, where: str) -> tuple[str, tuple[Reason, str] | None]:

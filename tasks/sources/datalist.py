@@ -23,9 +23,10 @@ from infra import storage
 from models.records import LABEL, Reason, Scan
 from tasks.headers import file_identity, stem
 from tasks.phenotypes import read_participants
-from tasks.sources.base import IGNORE, Candidate, Found, Root, SourceBase, open_root, resolve_token
+from tasks.sources.base import IGNORE, Candidate, Found, Root, SourceBase, naming, open_root, resolve_token
 
 MAX_LIST_BYTES = 256 << 20
+PARTICIPANTS = "participants.tsv"
 SECTIONS = ("training", "validation", "test")
 NAME = re.compile(r"^(?:(?P<case>.*)[-_|])?(?P<token>[^-_|]*)$", re.DOTALL)
 SESSIONS = (
@@ -54,9 +55,10 @@ class DatalistSource(SourceBase):
         examples=[["flair", "t1", "t1ce", "t2"]],
     )
     participants: str = Field(
-        "participants.tsv",
+        PARTICIPANTS,
         title="Participants",
-        description="CSV, TSV or Parquet of phenotypes, relative to the root; may be absent.",
+        description="CSV, TSV or Parquet of phenotypes, relative to the root; participants.tsv may be absent, any "
+        "other name may not; empty: none is read.",
     )
 
 
@@ -94,16 +96,26 @@ def find_scans(source: DatalistSource) -> Found:
     """
     root = open_root(source, listed=False)
     location = source.locate(source.datalist)
-    size, _ = file_identity(location)
-    if size > MAX_LIST_BYTES:
-        raise ValueError(f"{location} has {size:,} bytes, {MAX_LIST_BYTES:,} are allowed for a datalist")
+    with naming(source, "datalist", location):
+        size, _ = file_identity(location)
+        if size > MAX_LIST_BYTES:
+            raise ValueError(f"{location} has {size:,} bytes, {MAX_LIST_BYTES:,} are allowed for a datalist")
+        raw = storage.read_bytes(location)
     resolver = _Resolver(root, source)
-    entries = parse_datalist(storage.read_bytes(location), location)
+    entries = parse_datalist(raw, location)
     found = Found([scan for entry in entries for scan in resolver.scans(entry)], listed=len(root.listing or {}))
-    table = source.locate(source.participants) if source.participants else ""
-    if table and storage.exists(table):
-        found.phenotypes = read_participants(table, source.dataset)
+    if (table := _participants(source)) is not None:
+        with naming(source, "participants", table):
+            found.phenotypes = read_participants(table, source.dataset)
     return found
+
+
+def _participants(source: DatalistSource) -> str | None:
+    """Return the URL of the participants table, or None without one: the default name alone may be absent."""
+    if not source.participants:
+        return None
+    url = source.locate(source.participants)
+    return url if source.participants != PARTICIPANTS or storage.exists(url) else None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from infra import storage
 from models.records import BRAIN_MASK, LABEL, MODALITIES, OTHER_MODALITIES, Reason, Record, Scan
 from tasks.dicom_convert import IMAGE, ConversionError, convert, find_converter, is_converted, list_converted
 from tasks.dicom_series import DicomFile, Series, find_series
-from tasks.sources.base import IGNORE, Candidate, Found, Root, SourceBase, left_out, open_root
+from tasks.sources.base import IGNORE, Candidate, Found, Root, SourceBase, left_out, naming, open_root
 from tasks.sources.names import OutsideRootError, check_link
 from tasks.sources.tree import compile_template
 from tasks.table_files import pick, read_table
@@ -102,14 +102,54 @@ def conversion_folder(workspace: str, dataset: str) -> str:
     return storage.join(base, FOLDER, dataset)
 
 
-def pending_series(source: DicomSource, workspace: str) -> list[Series]:
-    """Return the wanted series that are not converted yet; reads headers and writes nothing."""
+@dataclass(frozen=True)
+class Survey:
+    """What a dry run learns of a source."""
+
+    rows: int
+    """Series and files that the catalog would name."""
+    pending: tuple[Series, ...]
+    """Wanted series that are not converted yet."""
+
+
+def survey(source: DicomSource, workspace: str) -> Survey:
+    """Return what a catalog would name and convert; reads headers and the crosswalk, writes nothing.
+
+    Raises what `find_scans` raises for a wrong config.
+    """
+    find_converter()
     root = open_root(source, listed=True)
+    read_crosswalk(source)
     folder = conversion_folder(workspace, source.dataset)
-    series, _ = find_series(root.url, _without_links(root)[0], storage.join(folder, INDEX), write=False)
-    wanted = [one for one in series if modality_of(source, one.header.description) not in ("", IGNORE)]
+    inside, outside = _without_links(root)
+    series, broken = find_series(root.url, inside, storage.join(folder, INDEX), write=False)
+    named = [(one, modality_of(source, one.header.description)) for one in series]
     listing = list_converted(folder)
-    return [one for one in wanted if not is_converted(one, listing)]
+    pending = [one for one, token in named if token not in ("", IGNORE) and not is_converted(one, listing)]
+    return Survey(sum(token != IGNORE for _, token in named) + len(broken) + len(outside), tuple(pending))
+
+
+CrosswalkOwners = dict[tuple[str, str], tuple[str, str]]
+"""(PatientID, StudyInstanceUID or empty) -> (subject, session)."""
+
+
+def read_crosswalk(source: DicomSource) -> CrosswalkOwners | None:
+    """Return the crosswalk, or None without one.
+
+    Raises FileNotFoundError or ValueError for a table that is absent, lacks a column or contradicts itself.
+    """
+    if (cross := source.crosswalk) is None:
+        return None
+    url = source.locate(cross.path)
+    with naming(source, "crosswalk.path", url):
+        table = read_table(url)
+    columns = (cross.patient_id, cross.study_uid, cross.subject, cross.session)
+    cells = [pick(table, column, url) if column else [""] * len(table) for column in columns]
+    owners: CrosswalkOwners = {}
+    for number, (patient, study, subject, session) in enumerate(zip(*cells, strict=True), start=2):
+        if owners.setdefault((patient, study), (subject, session)) != (subject, session):
+            raise ValueError(f"{url}, row {number}: this patient and study have another subject or session above")
+    return owners
 
 
 def modality_of(source: DicomSource, description: str) -> str:
@@ -143,7 +183,7 @@ class _Adapter:
     """Of the converted series."""
 
     def rows(self, series: Sequence[Series]) -> list[Scan]:
-        owners = self._owners()
+        owners = read_crosswalk(self.source)
         named = [(one, self._named(one, owners)) for one in series]
         wanted = [(one, candidate) for one, candidate in named if candidate.modality != IGNORE]
         problems = self._convert_all([one for one, candidate in wanted if candidate.problem is None])
@@ -186,7 +226,7 @@ class _Adapter:
             return Reason.UNREADABLE, str(error)
         return None
 
-    def _named(self, series: Series, owners: Mapping[tuple[str, str], tuple[str, str]] | None) -> Candidate:
+    def _named(self, series: Series, owners: CrosswalkOwners | None) -> Candidate:
         modality = modality_of(self.source, series.header.description)
         if not modality:
             text = "no pattern of `series` matches its description; add one, or name it 'ignore'"
@@ -195,9 +235,7 @@ class _Adapter:
         path = f"{series.key}/{IMAGE}"
         return Candidate(path, subject, session, modality, problem or _names_patient(subject, session, series))
 
-    def _owner(
-        self, series: Series, owners: Mapping[tuple[str, str], tuple[str, str]] | None
-    ) -> tuple[str, str, tuple[Reason, str] | None]:
+    def _owner(self, series: Series, owners: CrosswalkOwners | None) -> tuple[str, str, tuple[Reason, str] | None]:
         header = series.header
         if owners is not None:
             study = header.study_uid if self.source.crosswalk and self.source.crosswalk.study_uid else ""
@@ -210,20 +248,6 @@ class _Adapter:
         if match is None:
             return "", "", (Reason.UNMATCHED, f"its path does not match {self.source.pattern!r}")
         return match["subject"], match.groupdict().get("session") or "", None
-
-    def _owners(self) -> dict[tuple[str, str], tuple[str, str]] | None:
-        """Return (PatientID, study or empty) -> (subject, session) of the crosswalk, or None without one."""
-        if (cross := self.source.crosswalk) is None:
-            return None
-        url = self.source.locate(cross.path)
-        table = read_table(url)
-        columns = (cross.patient_id, cross.study_uid, cross.subject, cross.session)
-        cells = [pick(table, column, url) if column else [""] * len(table) for column in columns]
-        owners: dict[tuple[str, str], tuple[str, str]] = {}
-        for number, (patient, study, subject, session) in enumerate(zip(*cells, strict=True), start=2):
-            if owners.setdefault((patient, study), (subject, session)) != (subject, session):
-                raise ValueError(f"{url}, row {number}: this patient and study have another subject or session above")
-        return owners
 
 
 def _described(series: Series) -> str:

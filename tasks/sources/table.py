@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from models.records import BRAIN_MASK, LABEL, MODALITIES, OTHER_MODALITIES, Reason, Scan
 from tasks.phenotypes import choose, normalise
-from tasks.sources.base import IGNORE, Candidate, Found, Root, SourceBase, open_root, resolve_token
+from tasks.sources.base import IGNORE, Candidate, Found, Root, SourceBase, naming, open_root, resolve_token
 from tasks.table_files import pick, read_table
 
 
@@ -71,7 +71,9 @@ def find_scans(source: TableSource) -> Found:
     """
     root = open_root(source, listed=False)
     url = source.locate(source.table)
-    rows = _Rows(root, source, read_table(url), url)
+    with naming(source, "table", url):
+        table = read_table(url)
+    rows = _Rows(root, source, table, url)
     found = Found(rows.cases() if source.images else rows.scans(), listed=len(root.listing or {}))
     if source.phenotype_columns:
         columns = {"subject": source.subject, **source.phenotype_columns}

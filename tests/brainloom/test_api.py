@@ -6,23 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from released_files import write_untrained
 
 import brainloom
-from models.config import NetworkConfig, TrainingConfig
-from models.export import NotFinishedError, write_weights
-from models.networks.uniformer import UniFormer
-from models.recipes import RECIPES
-
-
-def _finished(folder: Path) -> tuple[UniFormer, TrainingConfig]:
-    network = NetworkConfig(embed_dims=(8, 8, 16, 16), depths=(1, 1, 1, 1), head_dim=8)
-    config = RECIPES["brainmvp_tiny"]("s.zarr", "sel.parquet", network=network)
-    encoder = UniFormer(network).eval()
-    tensors = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
-    digest = write_weights(folder, {**tensors, "template.bank": torch.zeros(1)})
-    (folder / "config.json").write_text(config.model_dump_json())
-    (folder / "done.json").write_text(f'{{"weights_digest": "{digest}"}}')
-    return encoder, config
+from models.export import NotFinishedError
+from models.finished import ENCODER, read_training
+from models.networks.build import build_encoder
 
 
 def test_public_names_are_there_and_no_others() -> None:
@@ -33,10 +22,12 @@ def test_public_names_are_there_and_no_others() -> None:
 
 
 def test_a_loaded_encoder_gives_the_same_features(tmp_path: Path) -> None:
-    encoder, _ = _finished(tmp_path)
+    training = read_training(write_untrained(tmp_path / "a"))
+    encoder = build_encoder(training.config.network).eval()
+    encoder.load_state_dict(training.part(ENCODER))
     image = torch.rand(1, 1, 32, 32, 32)
     with torch.no_grad():
-        pairs = zip(encoder(image), brainloom.load_encoder(tmp_path)(image), strict=True)
+        pairs = zip(encoder(image), brainloom.load_encoder(tmp_path / "a")(image), strict=True)
     assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
 
 

@@ -22,7 +22,7 @@ from brainloom.cli import FLOWS, app, main
 from brainloom.cli_server import _foreign_packages
 from models.store import create_or_open, store_digest
 
-VERBS = (*FLOWS, "demo", "phantom", "store", "up", "down", "deploy", "doctor", "version")
+VERBS = (*FLOWS, "demo", "phantom", "store", "weights", "up", "down", "deploy", "doctor", "version")
 
 
 @pytest.fixture
@@ -152,6 +152,7 @@ def test_a_good_config_reaches_the_flow(
         ("duplicates",),
         ("compact",),
         ("forget", "a/b", "--yes"),
+        ("forget", "a/b", "--lift"),
     ],
 )
 def test_what_is_no_store_is_said_in_one_line(
@@ -252,13 +253,16 @@ def test_a_foreign_folder_is_found_by_doctor(tmp_path: Path) -> None:
 
 
 def test_the_terminal_drops_repeated_tracebacks_and_keeps_warnings() -> None:
-    def shown(name: str, level: int) -> bool:
-        return terminal._is_news(logging.LogRecord(name, level, "", 0, "text", None, None))
+    def shown(name: str, level: int, text: str = "text") -> bool:
+        return terminal._is_news(logging.LogRecord(name, level, "", 0, text, None, None))
 
     assert not shown("prefect.flow_runs", logging.ERROR)
     assert not shown("distributed.nanny", logging.WARNING)
     assert shown("prefect.flow_runs", logging.WARNING)
     assert shown("prefect.task_runs", logging.ERROR)
+    assert not shown(
+        "prefect.task_runs.find scans", logging.ERROR, "Finished in state Failed('Task run encountered ...')"
+    )
     assert shown("flows.batches", logging.WARNING)
 
 

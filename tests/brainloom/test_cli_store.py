@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from store_builds import ingest, shard_of, three_subjects
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from brainloom.cli import app
+from brainloom.cli_store import store_app
 from infra import storage
 from models.store import open_store, store_digest
 
@@ -48,6 +50,32 @@ def test_show_writes_the_mosaic(url: str, tmp_path: Path) -> None:
     assert out.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("name", ["b.jpg", "b", "b.png.gz"])
+def test_show_writes_nothing_but_png(url: str, tmp_path: Path, name: str) -> None:
+    code, text = run("show", url, "toy/b", "-o", str(tmp_path / name))
+    assert code == 2
+    assert f"{name}: the mosaic is a PNG; give a name that ends in .png" in text
+    assert not (tmp_path / name).exists()
+
+
+def test_a_case_that_is_not_stored_says_why(tmp_path: Path) -> None:
+    url = str(tmp_path / "s.zarr")
+    scans = three_subjects(tmp_path)
+    broken = Path(scans[0].path)
+    broken.write_bytes(broken.read_bytes()[:-20])
+    ingest(url, [scan.replace(size_bytes=0) if scan.path == str(broken) else scan for scan in scans])
+    assert run("forget", url, "toy/b", "--yes")[0] == 0
+    for verb, out in (("show", "a.png"), ("export", "out")):
+        code, text = run(verb, url, "toy/a", "-o", str(tmp_path / out))
+        assert code == 2
+        assert re.search(r"toy/a of .* is quarantined: unreadable \(a_t1\.nii\.gz: .*\); repair its files", text), text
+        code, text = run(verb, url, "toy/b", "-o", str(tmp_path / out))
+        assert code == 2
+        assert re.search(r"toy/b of .* is forgotten: its subject was erased; `store forget --lift`", text), text
+        assert "no stored case 'toy/x' in" in run(verb, url, "toy/x", "-o", str(tmp_path / out))[1]
+        assert not (tmp_path / out).exists()
+
+
 def test_qc_writes_the_report(url: str, tmp_path: Path) -> None:
     code, text = run("qc", url, "--out", str(tmp_path / "qc"), "--mosaics", "1")
     assert (code, text) == (0, f"{tmp_path}/qc/s-qc.html\n{tmp_path}/qc/s-qc.csv\n0 of 3 cases stand out\n")
@@ -59,6 +87,8 @@ def test_export(url: str, tmp_path: Path) -> None:
     assert code == 0
     assert text.split() == [str(tmp_path / "out" / f"toy_{case}_t1.nii.gz") for case in "ab"]
     assert run("export", url, "toy/a", "-o", str(tmp_path / "out"))[1].endswith("or pass --overwrite")
+    code, text = run("export", url, "toy/a", "-o", str(tmp_path / "out"), "--modality", "label")
+    assert (code, text) == (0, f"{tmp_path}/out/toy_a_label.nii.gz\n")
 
 
 def test_compare_and_its_exit_code(url: str, tmp_path: Path) -> None:
@@ -73,7 +103,8 @@ def test_compare_and_its_exit_code(url: str, tmp_path: Path) -> None:
 
 
 def test_duplicates(url: str) -> None:
-    assert run("duplicates", url) == (0, f"{url}: 0 pairs of subjects look alike\n")
+    few = "not compared: 3 subjects with t1; at least 12 are needed\n"
+    assert run("duplicates", url) == (0, f"{url}: 0 pairs of subjects look alike\n{few}")
     assert run("duplicates", url, "--threshold", "0.3", "--json") == (0, "[]\n")
 
 
@@ -96,3 +127,16 @@ def test_forget_asks_first_and_says_what_it_does_not_reach(url: str) -> None:
     assert run("forget", url, "toy/b", "--lift") == (0, f"{url}: the next ingest may bring toy/b back\n")
     assert run("forget", url, "toy/b", "--lift")[1].endswith("subject 'b' of 'toy' was never forgotten")
     assert "name the subject as DATASET/SUBJECT" in run("forget", url, "b", "-y")[1]
+
+
+def test_the_page_names_every_command_and_option() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "store.md").read_text(encoding="utf-8")
+    lines = [line for line in page.splitlines() if line.startswith("| `brainloom store ")]
+    commands = {name: command.params for name, command in get_command(store_app).commands.items()}
+    for name, params in commands.items():
+        told = " ".join(line for line in lines if line.startswith(f"| `brainloom store {name} "))
+        assert told, f"docs/store.md: no line of `store {name}` in the table of commands"
+        for option in (param for param in params if param.param_type_name == "option" and param.name != "as_json"):
+            assert {*option.opts} & set(re.split(r"[\s\[\]`|]+", told)), (
+                f"docs/store.md: `store {name}` lacks {option.opts}"
+            )

@@ -3,8 +3,8 @@
 import dask
 import pytest
 from nifti_files import SMALL, write_dataset
+from store_builds import catalog_of
 
-from flows import preprocess as module
 from flows.preprocess import PreprocessParams, preprocess
 from infra import clusters
 from models import records
@@ -38,12 +38,10 @@ def test_poison(tmp_path, monkeypatch, prefect_server, allowed_failures):
     # Every worker imports this file before its first task.
     monkeypatch.setitem(clusters.DASK_CONFIG, "distributed.worker.preload", [str(tmp_path / "poison.py")])
     monkeypatch.setitem(clusters.DASK_CONFIG, "distributed.scheduler.allowed-failures", allowed_failures)
-    monkeypatch.setattr(module, "read_catalog", lambda path: scans)
-    monkeypatch.setattr(module, "quarantine_table", lambda url, catalog: [])
     monkeypatch.setitem(records.SPECS, "small", SMALL)
     url = str(tmp_path / "s.zarr")
     params = PreprocessParams(
-        catalog=str(tmp_path / "c"), store=url, spec="small", workers=1, max_quarantined_share=0.5
+        catalog=catalog_of(tmp_path / "ws", scans), store=url, spec="small", workers=1, max_quarantined_share=0.5
     )
     try:
         result = preprocess(params)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from training_phantoms import make_training, write_blobs
+from training_processes import done, killer, losses, ranks
 
 from infra.settings import private_environment
+from models.checkpoint import list_checkpoints, load_checkpoint
 from models.metrics import read_metrics
+from models.recipes import find_recipe
 from models.records import SelectedCase
+from models.selection import write_selection
 from tasks.launch import TrainingFailed, launch
 
 EPOCHS = 12
@@ -39,38 +42,6 @@ def undisturbed(blobs: Blobs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def done(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "done.json").read_text())
-
-
-def losses(folder: Path) -> list[tuple[int, dict[str, float]]]:
-    return [(line["step"], line["losses"]) for line in read_metrics(folder) if line["kind"] == "train"]
-
-
-def ranks(of: psutil.Process | None = None) -> dict[str, psutil.Process]:
-    """Return the running ranks below a process by their number; `agent` is torchrun's own process."""
-    found = {}
-    for process in (of or psutil.Process()).children(recursive=True):
-        try:
-            environment, command = process.environ(), process.cmdline()
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue
-        if "models.train" in command:
-            found[environment.get("RANK", "agent")] = process
-    return found
-
-
-def killer(rank: str, step: int, number: int = signal.SIGKILL) -> Any:
-    killed: list[int] = []
-
-    def on_progress(line: dict[str, Any]) -> None:
-        if not killed and line["step"] >= step:
-            killed.append(ranks()[rank].pid)
-            os.kill(killed[0], number)
-
-    return on_progress
-
-
 def test_a_killed_rank_costs_no_bits(blobs: Blobs, undisturbed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "a"
     make_training(folder, *blobs, world_size=2, epochs=EPOCHS)
@@ -79,6 +50,37 @@ def test_a_killed_rank_costs_no_bits(blobs: Blobs, undisturbed: Path, tmp_path: 
     assert done(folder)["weights_digest"] == done(undisturbed)["weights_digest"]
     assert losses(folder) == losses(undisturbed)
     assert not ranks()
+
+
+KILLS = 5
+TINY_EPOCHS = 32
+"""Of 6 cases, 8 a step: 24 steps."""
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)  # seven launches
+def test_the_tiny_recipe_killed_at_five_random_steps_ends_with_the_same_bits(blobs: Blobs, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_tiny(tmp_path / name, *blobs)
+    launch([tmp_path / "a"], 2)
+    random = np.random.default_rng(20261122)
+    steps = sorted(int(step) for step in random.choice(np.arange(2, 17), KILLS, replace=False))
+    for step in steps:
+        with pytest.raises(TrainingFailed, match="launching it again continues from the newest"):
+            launch([tmp_path / "b"], 2, killer(str(random.integers(2)), step), restarts=0)
+        assert not ranks()
+    launch([tmp_path / "b"], 2)
+    assert done(tmp_path / "b")["weights_digest"] == done(tmp_path / "a")["weights_digest"], f"killed at {steps}"
+    assert losses(tmp_path / "b") == losses(tmp_path / "a")
+
+
+def make_tiny(folder: Path, url: str, cases: list[SelectedCase]) -> None:
+    """Write the folder of a training with the demo's recipe."""
+    folder.mkdir()
+    write_selection(folder / "selection.parquet", cases)
+    selection = str(folder / "selection.parquet")
+    config = find_recipe("brainmvp_tiny")(url, selection, epochs=TINY_EPOCHS, checkpoint_every=4, validate_every=6)
+    (folder / "run.json").write_text(config.model_dump_json())
 
 
 @pytest.mark.full
@@ -128,7 +130,7 @@ def test_ranks_end_with_their_launcher_and_leave_a_checkpoint(
     launcher.wait(30)
     _, alive = psutil.wait_procs(family, timeout=30)
     assert not alive, "a cancelled flow must leave no rank behind within 30 s"
-    assert list((folder / "checkpoints").glob("step-*.pt"))
+    assert load_checkpoint(list_checkpoints(folder)[0])["step"] >= 3, "valid, and not the first state"
     launch([folder], 2)
     assert done(folder)["weights_digest"] == done(undisturbed)["weights_digest"]
 

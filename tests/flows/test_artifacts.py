@@ -76,6 +76,26 @@ def test_a_public_api_gets_no_pictures_and_no_subjects(published: list[tuple[obj
 
 
 @pytest.mark.usefixtures("public_api")
+def test_a_public_api_gets_no_subjects_of_pairs(published: list[tuple[object, str]]) -> None:
+    pair = {f"{column}_{side}": "x" for column in ("dataset", "subject", "case") for side in "ab"}
+    artifacts.publish_table("duplicates", [{**pair, "similarity": 0.5}])
+    assert published == [([{"dataset_a": "x", "dataset_b": "x", "similarity": 0.5}], "duplicates")]
+
+
+def test_error_texts_name_twenty_at_most() -> None:
+    lines = [f"sub-{number}" for number in range(25)]
+    assert artifacts.shown_names(lines, []) == [*lines[:20], "... and 5 more"]
+    assert artifacts.shown_names(lines[:20], []) == lines[:20]
+    assert artifacts.counted(["b", "a", "b"]) == ["1 a", "2 b"]
+
+
+@pytest.mark.usefixtures("public_api")
+def test_error_texts_for_a_public_api_name_nobody() -> None:
+    assert artifacts.shown_names(["sub-1"], ["1 missing file"]) == ["1 missing file"]
+    assert artifacts.shown_names([], [str(number) for number in range(21)])[-1] == "... and 1 more"
+
+
+@pytest.mark.usefixtures("public_api")
 def test_the_opt_in_allows_them(published: list[tuple[object, str]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BRAINLOOM_ALLOW_PICTURES", "true")
     artifacts.publish_table("k", [{"subject": "sub-01"}])

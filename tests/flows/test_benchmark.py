@@ -118,7 +118,7 @@ def test_parameters_make_a_form() -> None:
         ({"seed": 3}, "Extra inputs are not permitted"),
         ({"seeds": 0}, "greater than or equal to 1"),
         ({"benchmarks": []}, "at least 1 item"),
-        ({"recipe": "nnunet"}, "'brainmvp_tiny' or 'brainmvp'"),
+        ({"recipe": "nnunet"}, "'brainmvp_unet_tiny' or 'brainmvp_unet'"),
         ({"max_quarantined_share": 2}, "less than or equal to 1"),
         ({"workspace": ""}, "at least 1 character"),
     ],

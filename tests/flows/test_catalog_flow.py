@@ -8,6 +8,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from pydantic import ValidationError
 
+from flows import artifacts as artifacts_module
 from flows.catalog import CatalogParams, StrictCatalogError, catalog, refuse_left_out, run_name
 from tasks.catalog import CatalogResult, build_catalog, read_catalog
 from tasks.phenotype_join import PhenotypeIssue
@@ -79,6 +80,18 @@ def test_strict_mode_names_the_files(params):
         refuse_left_out(many)
     clean = CatalogResult([scan for scan in result.scans if scan.status == "ok"], result.phenotypes, {})
     refuse_left_out(clean)
+
+
+def test_strict_mode_names_nobody_on_a_public_api(params, monkeypatch):
+    monkeypatch.setattr(artifacts_module, "is_private", lambda url: False)
+    result = build_catalog(params.sources)
+    with pytest.raises(StrictCatalogError, match=r"1 files would be left out[\s\S]*\n  1 not 3D in ixi$") as caught:
+        refuse_left_out(result)
+    assert "sub-2" not in str(caught.value)
+    issue = PhenotypeIssue("ixi", "sub-1", "conflict", "age of sub-1: 50, 51; left empty")
+    clean = [scan for scan in result.scans if scan.status == "ok"]
+    with pytest.raises(StrictCatalogError, match=r"1 phenotypes disagree, 0 may[^\n]*\n  1 in ixi$"):
+        refuse_left_out(CatalogResult(clean, result.phenotypes, {}, (issue,)))
 
 
 def test_strict_mode_names_phenotypes_that_disagree(params):

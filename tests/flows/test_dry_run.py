@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from layouts import write_bids
 from nifti_files import SMALL
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from brainloom import cli
-from brainloom.cli import app
+from brainloom.cli import app, main
 from flows import preprocess as module
+from flows import preprocess_params
 from flows.catalog import CatalogParams
+from flows.ingest import IngestParams
 from flows.preprocess import PreprocessParams
 from models import records
 from models.store import StoreError, create_or_open
+from tasks import dry_run, estimate, receipts, shards
 from tasks import plan as plans
-from tasks import receipts, shards
 from tasks.catalog import build_catalog, read_catalog, write_catalog
 from tasks.preprocess import preprocess_batch
 
@@ -82,7 +87,7 @@ def test_a_new_store(configs: dict[str, Path], tmp_path: Path) -> None:
 
 def test_a_store_that_has_some_cases(configs: dict[str, Path]) -> None:
     params = catalogued(configs)
-    wanted = plans.plan_rows(plans.cases_from_scans(read_catalog(params.catalog)), ()).added
+    wanted = plans.plan_rows(plans.cases_from_scans(read_catalog(params.catalog)), (), SMALL).added
     writer = create_or_open(params.store, SMALL)
     plans.write_plan(writer.url, wanted, SMALL.content_digest())
     writer.grow("demo", len(wanted), with_label=True)
@@ -99,6 +104,106 @@ def test_a_store_that_has_some_cases(configs: dict[str, Path]) -> None:
     assert "2 to preprocess of 3: 3 files" in module.dry_run(again)
     with pytest.raises(StoreError, match="was built with another preprocessing spec"):
         module.dry_run(params.model_copy(update={"spec": "brainmvp"}))
+
+
+def refused(configs: dict[str, Path], verb: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run the command as the shell does; return what it says on its way out with 2."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["brainloom", verb, "--config", str(configs[verb]), "--dry-run"])
+        patch.setenv("COLUMNS", "1000")
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 2
+    return " ".join(capsys.readouterr().err.replace("│", "").split())
+
+
+def change(configs: dict[str, Path], verb: str, **params: object) -> None:
+    content = yaml.safe_load(configs[verb].read_text()) | params
+    configs[verb].write_text(yaml.safe_dump({name: value for name, value in content.items() if value is not None}))
+
+
+def test_a_place_that_is_no_store_is_refused_as_the_run_would(
+    configs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalogued(configs)
+    change(configs, "preprocess", store=str(tmp_path / "bids"))
+    text = refused(configs, "preprocess", capsys)
+    assert "bids is not empty and is no store: it holds [" in text
+    assert text.endswith("choose another place")
+    change(configs, "preprocess", store=str(tmp_path / "preprocess.yaml"))
+    assert "preprocess.yaml is a file and no store; choose another place" in refused(configs, "preprocess", capsys)
+
+
+def test_absurd_sizes_are_refused_as_the_run_would(
+    configs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalogued(configs)
+    huge = {"name": "huge", "grid": [9000, 9000, 9000]}
+    change(configs, "preprocess", spec=None, own_spec=huge)
+    assert "error: memory refused: spec 'huge' with grid" in refused(configs, "preprocess", capsys)
+    # More for a worker than the machine has is no more than the machine has.
+    monkeypatch.setenv("BRAINLOOM_WORKER_MEMORY", "100TiB")
+    assert "memory refused: spec 'huge'" in refused(configs, "preprocess", capsys)
+    for place in (preprocess_params, dry_run):
+        monkeypatch.setattr(place, "free_bytes", lambda url: 100)
+    change(configs, "preprocess", spec="small", own_spec=None)
+    text = refused(configs, "preprocess", capsys)
+    assert re.search(r"s\.zarr needs at least .* for 3 cases .*, 100 B are free; make room, choose another", text)
+
+
+def test_cases_that_would_all_be_refused_end_the_dry_run(
+    configs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalogued(configs)
+    monkeypatch.setattr(plans, "projected_bytes", lambda scans, spec: 2**50 if scans else 0)
+    monkeypatch.setattr(estimate, "projected_bytes", lambda scans, spec: 2**50)
+    text = refused(configs, "preprocess", capsys)
+    assert "3 of 3 cases (100.0%) would be refused for their memory, 5.0% may be in quarantine" in text
+    assert text.endswith("Nothing was started.")
+
+
+def test_a_file_that_is_no_catalog_is_refused(
+    configs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalogued(configs)
+    change(configs, "preprocess", catalog=str(tmp_path / "ws/phenotypes.parquet"))
+    text = refused(configs, "preprocess", capsys)
+    assert "phenotypes.parquet is not a catalog: it has no column 'case'; its columns: dataset, subject" in text
+
+
+def test_ingest_before_and_after_there_is_a_catalog(
+    configs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = {verb: yaml.safe_load(configs[verb].read_text()) for verb in ("catalog", "preprocess")}
+    configs["ingest"] = tmp_path / "ingest.yaml"
+    configs["ingest"].write_text(yaml.safe_dump(parts))
+    text = say(configs, "ingest")
+    assert text.startswith("catalog\ndemo (bids): 7 files, ")
+    assert "preprocess cannot be estimated before there is a catalog at" in text
+    assert text.count("Nothing was started.") == 1
+    assert not (tmp_path / "ws").exists()
+    catalogued(configs)
+    text = say(configs, "ingest")
+    assert "preprocess, by the catalog that is at" in text
+    assert "3 to preprocess of 3: 7 files" in text
+    assert text.count("Nothing was started.") == 1
+    parts["preprocess"]["store"] = str(tmp_path / "bids")
+    configs["ingest"].write_text(yaml.safe_dump(parts))
+    assert "bids is not empty and is no store" in refused(configs, "ingest", capsys)
+    (tmp_path / "ws/catalog.parquet").unlink()
+    assert "bids is not empty and is no store" in refused(configs, "ingest", capsys)
+
+
+def test_ingest_into_another_catalog_than_is_read_is_refused(configs: dict[str, Path], tmp_path: Path) -> None:
+    parts = {verb: yaml.safe_load(configs[verb].read_text()) for verb in ("catalog", "preprocess")}
+    same = {**parts["preprocess"], "catalog": f"{tmp_path}/x/../ws/catalog.parquet"}
+    assert IngestParams.model_validate({**parts, "preprocess": same})
+    parts["preprocess"]["catalog"] = "./elsewhere/catalog.parquet"
+    text = (
+        r"preprocess\.catalog is '\./elsewhere/catalog\.parquet', but .* catalog\.workspace '.*/ws': what .* same place"
+    )
+    with pytest.raises(ValidationError, match=text):
+        IngestParams.model_validate(parts)
 
 
 def test_other_verbs_have_no_dry_run(configs: dict[str, Path]) -> None:

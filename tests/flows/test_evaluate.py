@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import yaml
 from pydantic import ValidationError
 from training_phantoms import DATASET, EXTENT, write_blobs
 
@@ -20,6 +21,8 @@ from models.records import SelectedCase
 from models.selection import read_selection, write_selection
 from models.store import open_store, open_writer
 from tasks.benchmarks import BENCHMARKS
+from tasks.evaluation import Cohort
+from tasks.finetune import Finetuning
 from tasks.scores import ScoreError, region_masks
 from tasks.splits import read_split, write_split
 
@@ -209,3 +212,44 @@ def test_the_form_says_bounds_in_words_and_refuses_the_rest() -> None:
 def test_unknown_benchmarks_are_refused_before_any_work(workspace: Path, prefect_server: ServerInfo) -> None:
     with pytest.raises(KeyError, match="unknown benchmark 'nope'; known: phantom-tumour"):
         evaluate(params(workspace, benchmarks=["nope"]))
+
+
+def test_a_third_row_with_template_mix_and_a_table_without_single_modalities(
+    workspace: Path, prefect_server: ServerInfo, registered: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def scored(cohort: Cohort, trainings: list[Finetuning], pretrained: Path, folder: Path) -> tuple[pd.DataFrame, int]:
+        asked.append(f"{cohort.benchmark.name} of {pretrained.name}")
+        lines = [
+            {"row": one.row, "seed": one.seed, "dropped": "t1", "filling": filling, "region": "WT"}
+            | {"dataset": DATASET, "subject": case.subject, "case": case.case, "value": 0.5 + 0.01 * case.row}
+            for one in trainings
+            for filling in ("zero", "template")
+            for case in cohort.of_role("test")
+        ]
+        return pd.DataFrame(lines), len(trainings)
+
+    monkeypatch.setattr("flows.evaluate.score_missing", scored)
+    more = {"benchmarks": ["blobs-tumour", "blobs-diagnosis"], "epochs": 2, "seeds": 1}
+    found = evaluate(params(workspace, template_mix=True, missing_modalities=True, **more))
+    assert found["trained"] == 3 + 2, "a benchmark with one modality has nothing to mix"
+    assert asked == ["blobs-tumour of tiny"]
+    table = (workspace / "tables" / "blobs-tumour.md").read_text()
+    assert "| pre-trained+mix | 10 | 1 |" in table
+    assert "Same optimiser steps and crops a step as the other rows" in table
+    assert "| pre-trained+mix | t1 | 10 | 0.645 [" in (workspace / "tables" / "blobs-tumour.missing.md").read_text()
+    assert not (workspace / "tables" / "blobs-diagnosis.missing.md").exists()
+    page = Path(found["report"]).read_text()
+    assert "Phantom tumour without one modality" in page
+    without = evaluate(params(workspace, template_mix=True, **more))
+    assert without["trained"] == 0
+    assert not (workspace / "tables" / "blobs-tumour.missing.md").exists()
+    assert "without one modality" not in Path(without["report"]).read_text()
+
+
+def test_the_example_of_the_documentation_is_valid() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "finetuning.md").read_text(encoding="utf-8")
+    found = EvaluateParams.model_validate(yaml.safe_load(text.split("```yaml\n")[1].split("```")[0]))
+    assert found.template_mix
+    assert set(found.benchmarks) <= set(BENCHMARKS)

@@ -1,19 +1,25 @@
+import json
 import time
 from types import SimpleNamespace
 
 import pytest
 from nifti_files import SMALL, write_dataset
 from pydantic import ValidationError
+from store_builds import catalog_of
 
+from flows import artifacts, preprocess_params
 from flows import preprocess as module
 from flows.batches import BatchRunner, split_batches
-from flows.preprocess import PreprocessError, PreprocessParams, preprocess, run_name, usable_scans
+from flows.preprocess import PreprocessError, PreprocessParams, preprocess, run_name
+from flows.preprocess_params import usable_scans
 from infra import storage
 from models import records
-from models.store import StoreError, open_store, store_digest
+from models.store import StoreError, create_or_open, open_store, store_digest
+from tasks import dry_run, duplicates
 from tasks.forget import forget
 from tasks.lease import Lease
 from tasks.plan import cases_from_scans
+from tasks.preprocess import CasesFailedError, preprocess_batch_task
 from tasks.qc_report import report_urls
 from tasks.verify import verify
 
@@ -28,13 +34,9 @@ def workspace(tmp_path, monkeypatch, store_url):
         scan.replace(size_bytes=broken.stat().st_size, etag="cut") if scan.path == str(broken) else scan
         for scan in scans
     ]
-    catalog = tmp_path / "catalog.parquet"
-    catalog.touch()
-    monkeypatch.setattr(module, "read_catalog", lambda path: scans)
-    monkeypatch.setattr(module, "quarantine_table", lambda url, catalog: [])
     monkeypatch.setitem(records.SPECS, "small", SMALL)
     return {
-        "catalog": str(catalog),
+        "catalog": catalog_of(tmp_path / "ws", scans),
         "store": store_url,
         "spec": "small",
         "case_batch": 2,
@@ -82,7 +84,25 @@ def test_store_qc_and_nothing_to_do(workspace, prefect_server, monkeypatch):
         runs = client.read_flow_runs()
         artifacts = {artifact.key for artifact in client.read_artifacts()}
     assert "preprocess toy into s.zarr" in {run.name for run in runs}
-    assert {"qc", "progress-preprocess"} <= artifacts
+    assert {"qc", "quarantine", "duplicates", "progress-preprocess"} <= artifacts
+
+
+@pytest.mark.full
+def test_a_failing_case_is_named_and_the_others_of_its_batch_are_stored(workspace, tmp_path, prefect_server):
+    url = str(tmp_path / "f.zarr")
+    create_or_open(url, SMALL).grow("toy", 4, with_label=True)
+    wall = tmp_path / "f.zarr/toy/image/c/0"
+    wall.parent.mkdir()
+    wall.write_bytes(b"where the folder of a shard belongs")
+    params = PreprocessParams(**{**workspace, "store": url, "case_batch": 4})
+    text = r"1 case batches failed, 2 cases are stored .* 1 of 2 cases failed, the others are done: toy/s0 \(row 0\)"
+    with pytest.raises(PreprocessError, match=text):
+        preprocess(params)
+    assert open_store(url).dataset("toy").rows == [1, 2]
+    wall.unlink()
+    assert preprocess(params)["preprocessed"] == 1
+    assert open_store(url).dataset("toy").rows == [0, 1, 2]
+    assert verify(url, deep=True) == []
 
 
 def test_parameters_make_a_form():
@@ -96,13 +116,111 @@ def test_parameters_make_a_form():
         PreprocessParams(catalog="c", store="s", typo=1)
 
 
+def test_a_spec_beside_an_own_spec_is_refused():
+    own = {"name": "mine", "grid": [64, 64, 64]}
+    with pytest.raises(ValidationError, match="spec 'demo' and own_spec 'mine' are both given and only one can count"):
+        PreprocessParams(catalog="c", store="s", spec="demo", own_spec=own)
+    assert (
+        PreprocessParams(catalog="c", store="s", spec="brainmvp", own_spec=own).own_spec.name == "mine"
+    )  # as forms do
+
+
+def test_a_refusal_leaves_no_store_behind(workspace, monkeypatch, prefect_server):
+    """Else the next try with a smaller grid would be refused: the store was begun with the large one."""
+    huge = {"name": "huge", "grid": [4000, 4000, 4000]}
+    params = PreprocessParams(**{**workspace, "spec": "brainmvp", "own_spec": huge})
+    with pytest.raises(StoreError, match=r"memory refused: spec 'huge' with grid .* a coarser or smaller grid"):
+        preprocess(params)
+    assert not storage.exists(workspace["store"])
+    monkeypatch.setattr(preprocess_params, "free_bytes", lambda url: 100)
+    monkeypatch.setattr(dry_run, "free_bytes", lambda url: 100)
+    with pytest.raises(
+        StoreError, match=r"s\.zarr needs at least .* for 4 cases \(estimated .* 100 B are free; make room"
+    ):
+        preprocess(PreprocessParams(**workspace))
+    assert not storage.exists(workspace["store"])
+
+
+def test_duplicates_are_a_table_in_the_ui(workspace, prefect_server, monkeypatch):
+    from prefect.client.orchestration import get_client
+
+    pair = {
+        "dataset_a": "toy",
+        "subject_a": "s0",
+        "case_a": "s0",
+        "dataset_b": "toy",
+        "subject_b": "s1",
+        "case_b": "s1",
+    }
+    monkeypatch.setattr(duplicates, "find_duplicates", lambda cases, order: [{**pair, "similarity": 0.9}])
+    preprocess(PreprocessParams(**workspace))
+    with get_client(sync_client=True) as client:
+        tables = [json.loads(found.data) for found in client.read_artifacts(limit=200) if found.key == "duplicates"]
+    assert [{**pair, "similarity": 0.9}] in tables
+
+
+def test_cases_whose_images_were_all_left_out_count_as_quarantined(workspace, tmp_path, prefect_server):
+    """Nine of ten files with a wrong magic leave no row; nevertheless they are missing in the store."""
+    scans = write_dataset(tmp_path / "src", 1)[:1]
+    for number in range(9):
+        path = tmp_path / f"src/toy/x{number}_t1.nii.gz"
+        path.write_bytes(b"not an image")
+        scans += [
+            scans[0].replace(
+                subject=path.stem, case=f"x{number}", path=str(path), status="left out", reason="unreadable"
+            )
+        ]
+    other = scans[-1].replace(dataset="other", status="left out")
+    params = PreprocessParams(**{**workspace, "catalog": catalog_of(tmp_path / "ws", [*scans, other])})
+    params = params.model_copy(update={"datasets": ["toy"]})
+    text = r"9 of 10 cases \(90\.0%\) are in quarantine, 50\.0% are allowed; .*\n  toy/x0: unreadable, left out by"
+    with pytest.raises(PreprocessError, match=text):
+        preprocess(params)
+    with pytest.raises(PreprocessError, match=r"9 of 10 cases \(90\.0%\) have no usable image \(9\) or would be"):
+        module.dry_run(params)
+    done = preprocess(params.model_copy(update={"max_quarantined_share": 0.9}))
+    assert (done["cases"], done["stored"], done["without_usable_image"]) == (1, 1, 9)
+
+
+def test_a_public_api_gets_no_case_in_names_and_states(workspace, prefect_server, monkeypatch):
+    from prefect.client.orchestration import get_client
+
+    monkeypatch.setattr(artifacts, "is_private", lambda url: False)
+    params = PreprocessParams(**{**workspace, "max_quarantined_share": 0.1})
+    with get_client(sync_client=True) as client:
+        before = {run.id for run in client.read_task_runs()}
+        with pytest.raises(PreprocessError, match=r"1 of 4 cases [^\n]*\n  toy row 3: unreadable$"):
+            preprocess(params)
+        names = {run.name for run in client.read_task_runs() if run.id not in before}
+    assert names == {"toy: row 0 and 1 more", "toy: row 2 and 1 more"}
+
+
+def test_many_names_are_cut(workspace):
+    lines = [{"dataset": "toy", "row": n, "case": f"s{n}", "reason": "r", "detail": "d"} for n in range(30)]
+    with pytest.raises(PreprocessError, match=r"30 of 60 .*\n  toy/s0: r \(d\)\n[\s\S]*s19: .*\n  \.\.\. and 10 more$"):
+        module.refuse_share(lines, {}, 60, PreprocessParams(catalog="c", store="s"))
+
+
+def test_a_failed_batch_tells_a_public_api_its_kind_alone(tmp_path):
+    (case, *_) = cases_from_scans(write_dataset(tmp_path, 1))
+    fields = dict.fromkeys(("dataset", "first"), "x") | {"others": 0, "token": "t", "memory_bytes": 1, "device": "cpu"}
+    line = case.replace(row=0).model_dump(mode="json")
+    arguments = {**fields, "store_url": str(tmp_path / "none.zarr"), "cases_json": json.dumps([line])}
+    with pytest.raises(StoreError, match=r"none\.zarr"):
+        preprocess_batch_task.fn(**arguments, named=True)
+    with pytest.raises(
+        CasesFailedError, match=r"^StoreError in this case batch; subject ids are left out here, the wo"
+    ):
+        preprocess_batch_task.fn(**arguments, named=False)
+
+
 def test_run_names(workspace):
     params = PreprocessParams(**workspace)
     assert run_name(params) == "preprocess toy into s.zarr"
     assert run_name(params.model_copy(update={"datasets": list("abcde")})) == "preprocess a b c and 2 more into s.zarr"
 
 
-def test_what_cannot_start_is_refused(tmp_path):
+def test_what_cannot_start_is_refused(tmp_path, monkeypatch):
     scans = write_dataset(tmp_path, 1)
     params = PreprocessParams(catalog="c", store="s", datasets=["ixi"])
     with pytest.raises(ValueError, match="the catalog has no dataset ixi; it has: toy"):
@@ -110,6 +228,9 @@ def test_what_cannot_start_is_refused(tmp_path):
     left_out = scans[0].replace(status="left out", reason="missing file")
     strict = PreprocessParams(catalog="c", store="s", strict=True)
     with pytest.raises(ValueError, match=r"strict: the catalog left out 1 scans, 0 are allowed .*missing file"):
+        usable_scans([*scans, left_out], strict)
+    monkeypatch.setattr(artifacts, "is_private", lambda url: False)
+    with pytest.raises(ValueError, match=r"left out 1 scans, 0 are allowed \(1 missing file in toy\); repair or"):
         usable_scans([*scans, left_out], strict)
     with pytest.raises(ValueError, match="c holds no usable scan of any dataset"):
         usable_scans([left_out], PreprocessParams(catalog="c", store="s"))

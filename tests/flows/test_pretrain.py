@@ -9,10 +9,12 @@ from typing import Any
 import pandas as pd
 import pytest
 from pydantic import ValidationError
+from released_files import TINY_UNET, write_untrained
 from training_phantoms import write_blobs
 
 from flows.pretrain import PretrainParams, prepare, pretrain, publish, run_name, store_url
 from infra.server import ServerInfo
+from models.metrics import append_metrics
 from models.selection import read_selection
 from tasks.pretraining import TrainingExistsError, metrics_rows
 from tasks.splits import read_split, write_split
@@ -52,6 +54,22 @@ def test_the_same_parameters_find_the_training_and_others_are_refused_with_what_
         prepare(params(workspace, name="again", epochs=2, preset="paper"))
 
 
+def test_probes_read_the_phenotypes_of_the_workspace_and_options_may_change(workspace: Path) -> None:
+    diagnosis = pd.DataFrame({"dataset": "blobs", "subject": [f"sub-{i}" for i in range(8)], "session": ""})
+    diagnosis["diagnosis"] = ["control", "patient"] * 4
+    diagnosis.to_parquet(workspace / "phenotypes.parquet")
+    first = prepare(params(workspace, name="probed", probe_target="diagnosis", probe_every=3, stage_dir="cache"))
+    assert {case.subject: case.target for case in first.selection}["sub-3"] == "patient"
+    assert first.config.running.probe_every == 3
+    assert Path(first.config.running.stage_dir).is_absolute()
+    again = prepare(params(workspace, name="probed", probe_target="diagnosis", tensorboard=True, loader_workers=2))
+    assert again.selection == first.selection
+    assert (again.config.running.tensorboard, again.config.data.workers) == (True, 2)
+    assert prepare(params(workspace, name="plain")).config.running.probe_every == 0
+    with pytest.raises(ValueError, match=r"probe_target 'iq' is no column of the phenotypes; known: .*diagnosis"):
+        prepare(params(workspace, name="none", probe_target="iq"))
+
+
 def test_a_selection_stays_frozen_when_the_split_changes(workspace: Path, caplog: pytest.LogCaptureFixture) -> None:
     frozen = prepare(params(workspace, name="frozen", split="second"))
     split, _ = read_split(workspace / "splits" / "second.parquet")
@@ -69,12 +87,25 @@ def test_names_and_urls() -> None:
     assert store_url(PretrainParams(store="s3://bucket/demo.zarr")) == "s3://bucket/demo.zarr"
 
 
+def test_a_training_starts_from_another_with_its_network(workspace: Path) -> None:
+    with pytest.raises(ValueError, match="pre-training 'tiny_unet' is not finished"):
+        prepare(params(workspace, name="second-stage", init_from="tiny_unet"))
+    folder = write_untrained(workspace / "trainings" / "tiny_unet", network=TINY_UNET)
+    config = prepare(params(workspace, name="second-stage", init_from="tiny_unet")).config
+    assert (config.network, config.init_from) == (TINY_UNET, str(folder))
+
+
 def test_the_form_says_bounds_in_words_and_refuses_the_rest() -> None:
     schema = PretrainParams.model_json_schema()
     for name, field in schema["properties"].items():
         assert field["title"], name
         assert field["description"].endswith("."), name
-    assert schema["properties"]["recipe"]["enum"] == ["brainmvp_tiny", "brainmvp"]
+    assert schema["properties"]["recipe"]["enum"] == [
+        "brainmvp_tiny",
+        "brainmvp",
+        "brainmvp_unet_tiny",
+        "brainmvp_unet",
+    ]
     assert "from 0 to 100" in schema["properties"]["restarts"]["description"]
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         PretrainParams(epoch=3)
@@ -107,6 +138,23 @@ def test_the_flow_trains_publishes_and_finds_itself_done(
     assert not second["launched"]
     assert second["weights_digest"] == first["weights_digest"]
     assert (workspace / "trainings" / "whole" / "train.log").stat().st_size == log, "nothing was launched"
+
+
+def test_the_share_of_waiting_and_the_probes_are_published(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: dict[str, Any] = {}
+    monkeypatch.setattr("flows.pretrain.publish_markdown", lambda key, text, *_: shown.update({key: text}))
+    monkeypatch.setattr("flows.pretrain.publish_table", lambda key, rows, *_: shown.update({key: rows}))
+    prepared = prepare(params(workspace, name="waiting"))
+    place = {"step": 1, "epoch": 0}
+    append_metrics(
+        prepared.folder,
+        {"kind": "train", **place, "losses": {"loss": 1.0}, "seconds": 4.0, "data_wait_seconds": 1.0},
+    )
+    counts = {"measure": "R2", "n_train": 5, "n_val": 1}
+    append_metrics(prepared.folder, {"kind": "probe", **place, **counts, "metrics": {"probe_knn": 0.25}})
+    publish(prepared)
+    assert "Waiting for data: 25.0% of the step time." in shown["losses-waiting"]
+    assert shown["probes-waiting"] == [{**place, "measure": "R2", "knn": 0.25, "n_train": 5, "n_val": 1}]
 
 
 def test_nothing_is_published_before_the_first_step(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 import dask
 import pytest
+from distributed import LocalCluster, Scheduler, SpecCluster, Worker
 
-from infra.clusters import ClusterError, cluster_options, describe_cluster, worker_memory
+from flows.preprocess_params import memory_limit
+from infra import clusters
+from infra.clusters import ClusterError, cluster_options, describe_cluster, worker_count, worker_memory
 from infra.settings import Settings
 
 
@@ -37,10 +42,59 @@ def test_dask_is_configured() -> None:
     assert environment["OMP_NUM_THREADS"] == 1  # Dask's own entries stay
 
 
-def test_address_options() -> None:
-    settings = Settings(cluster="address", cluster_address="tcp://10.0.0.5:8786")
-    assert cluster_options(settings) == {"address": "tcp://10.0.0.5:8786"}
-    assert describe_cluster(settings) == "Dask scheduler at tcp://10.0.0.5:8786"
+GIB = 2**30
+
+
+@contextmanager
+def scheduler(*workers: tuple[int, int | None]) -> Iterator[Settings]:
+    """Run a scheduler on loopback with workers of (threads, memory limit) in this process; gives settings with it."""
+    # Our preload would end this process without its exit handlers' rest.
+    options = {"dashboard": False, "host": "127.0.0.1", "preload": []}
+    specs = {
+        number: {"cls": Worker, "options": {**options, "nthreads": threads, "memory_limit": limit}}
+        for number, (threads, limit) in enumerate(workers)
+    }
+    with SpecCluster(workers=specs, scheduler={"cls": Scheduler, "options": options}, silence_logs=True) as cluster:
+        yield Settings(cluster="address", cluster_address=cluster.scheduler_address)
+
+
+def test_an_address_has_the_workers_of_its_scheduler_and_their_smallest_limit() -> None:
+    with scheduler((1, 3 * GIB), (1, 2 * GIB), (1, 4 * GIB)) as settings:
+        assert cluster_options(settings) == {"address": settings.cluster_address}
+        assert (worker_count(settings), worker_memory(settings)) == (3, 2 * GIB)
+        assert memory_limit(settings) == 2 * GIB
+        assert describe_cluster(settings) == f"Dask scheduler at {settings.cluster_address}, 3 workers of 2.0 GiB each"
+        stricter = settings.model_copy(update={"worker_memory": GIB})
+        assert worker_memory(stricter) == GIB
+
+
+def test_a_local_cluster_by_its_address_must_have_workers_with_one_thread() -> None:
+    here = {"processes": False, "protocol": "tcp", "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(n_workers=2, threads_per_worker=2, preload=[], **here) as cluster:
+        settings = Settings(cluster="address", cluster_address=cluster.scheduler_address)
+        text = r"2 of 2 workers of .* have more than one thread \(.* has 2\), one is allowed.*start .* --nthreads 1"
+        for ask in (cluster_options, worker_count, worker_memory):
+            with pytest.raises(ClusterError, match=text):
+                ask(settings)
+
+
+def test_workers_without_a_limit_need_one_from_the_settings() -> None:
+    with scheduler((1, None), (1, 2 * GIB)) as settings:
+        with pytest.raises(ClusterError, match=r"has no memory limit, .* --memory-limit, or set BRAINLOOM_WORKER_MEMO"):
+            worker_memory(settings)
+        assert worker_memory(settings.model_copy(update={"worker_memory": 3 * GIB})) == 2 * GIB
+
+
+def test_a_scheduler_without_workers_or_none_at_all_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        scheduler() as settings,
+        pytest.raises(ClusterError, match=r"has no workers; start workers with --nthreads 1"),
+    ):
+        cluster_options(settings)
+    monkeypatch.setattr(clusters, "CONNECT_TIMEOUT_S", 0.3)
+    nowhere = Settings(cluster="address", cluster_address="tcp://127.0.0.1:1")
+    with pytest.raises(ClusterError, match=r"tcp://127\.0\.0\.1:1 does not answer .*; start it, or correct B"):
+        cluster_options(nowhere)
 
 
 def test_cuda_without_its_extra_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,8 +106,6 @@ def test_cuda_without_its_extra_names_the_extra(monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def dask_cuda(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Return a stand-in for dask-cuda, which cannot be imported without a driver: two GPUs, workers like Dask's."""
-    from distributed import LocalCluster
-
     package, utils = ModuleType("dask_cuda"), ModuleType("dask_cuda.utils")
     package.LocalCUDACluster = LocalCluster
     package.utils, utils.get_n_gpus = utils, lambda: 2

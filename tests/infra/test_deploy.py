@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from infra.deploy import DeployError, deploy, find_project, start_worker, stop_worker
+from infra.deploy import DeployError, deploy, find_project, start_worker, stop_worker, with_work_pool
 from infra.server import ServerError, ServerInfo, connect, request_json
 from infra.settings import Settings
 
@@ -52,6 +52,15 @@ def test_our_deployments_name_modules_under_flows() -> None:
         assert function.isidentifier()
         assert deployment["work_pool"]["name"] == Settings().work_pool
         assert deployment["description"]
+
+
+def test_our_deployments_go_to_the_pool_that_the_worker_serves() -> None:
+    content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    own = {"name": "own", "entrypoint": "flows.pretrain.pretrain", "work_pool": {"name": "gpu"}}
+    moved = with_work_pool({**content, "deployments": [*content["deployments"], own]}, "elsewhere")["deployments"]
+    assert {deployment["work_pool"]["name"] for deployment in moved[:-1]} == {"elsewhere"}
+    assert moved[-1] == own
+    assert with_work_pool(content, Settings().work_pool) == content
 
 
 def test_only_the_nightly_ingest_has_a_schedule() -> None:
@@ -118,6 +127,19 @@ def test_deploying_twice_updates(deployed: tuple[Settings, list[str]], project: 
     found = request_json(f"{settings.api_url}/deployments/name/throw-away/small")
     assert found["entrypoint"] == "throw_away_module.throw_away"
     assert found["work_pool_name"] == "tests-pool"
+
+
+@pytest.mark.full
+def test_another_work_pool_is_deployed_to(
+    deployed: tuple[Settings, list[str]], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "prefect.yaml").write_text(PROJECT.replace("tests-pool", "brainloom-cpu"))
+    monkeypatch.setenv("BRAINLOOM_WORK_POOL", "own-pool")
+    settings = Settings(api_url=deployed[0].api_url, state_dir=project / "state")
+    assert deploy(settings, project) == ["throw-away/small"]
+    found = request_json(f"{settings.api_url}/deployments/name/throw-away/small")
+    assert (found["work_pool_name"], found["path"]) == ("own-pool", None)
+    assert found["pull_steps"][0]["prefect.deployments.steps.set_working_directory"] == {"directory": str(project)}
 
 
 @pytest.mark.full

@@ -113,6 +113,37 @@ def test_bad_urls(url: str, text: str) -> None:
         storage.filesystem(url)
 
 
+@pytest.mark.parametrize("scheme", ["s3", "file", "http"])
+def test_user_info_in_a_url_is_refused_and_not_repeated(scheme: str) -> None:
+    url = f"{scheme}://KEY:SECRET@bucket/x"
+    for call in (storage.filesystem, storage.local_path, storage.read_bytes, lambda url: storage.join(url, "..")):
+        with pytest.raises(ValueError, match=r"has user info before its bucket or host .*AWS_ACCESS_KEY_ID") as caught:
+            call(url)
+        assert "KEY:" not in str(caught.value)
+        assert "SECRET@" not in str(caught.value)
+    assert storage.filesystem("s3://bucket/a@b")[1] == "bucket/a@b"
+    assert storage.is_local("/data/me:x@y/z")
+
+
+@pytest.mark.parametrize("name", storage.ENDPOINT_VARIABLES)
+def test_user_info_in_the_endpoint_is_refused_and_not_repeated(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "http://me:hunter2@127.0.0.1:9")
+    with pytest.raises(ValueError, match=f"{name} holds user info .* give scheme, host and port alone") as caught:
+        storage.read_bytes("s3://bucket/x")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_advice_names_the_host_of_the_endpoint_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FSSPEC_S3_ENDPOINT_URL", "https://s3.lan:9000/tenant?token=hunter2")
+
+    def refused() -> None:
+        with storage.explained("read", "s3://bucket/x"):
+            raise ConnectionRefusedError("no")
+
+    with pytest.raises(storage.StorageError, match=r"8 tries: see that s3\.lan:9000 answers, then start again"):
+        refused()
+
+
 def test_roots_are_not_deleted(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="refusing to delete the root"):
         storage.delete("/")

@@ -17,6 +17,7 @@ from models.masking import to_voxels
 from models.objectives import OBJECTIVES, build_objective
 from models.objectives.base import Clock
 from models.objectives.brainmvp import PRESETS, START_GAIN, BrainMVP, psnr
+from models.optimiser import build_optimiser
 from models.records import MODALITIES
 from models.template import cut
 
@@ -29,6 +30,11 @@ def _build(settings: BrainMVPConfig = RECOMMENDED, seed: int = 0, **data: object
     objective = build_objective(make_config(settings, **data), SPEC, make_means())
     assert isinstance(objective, BrainMVP)
     return objective
+
+
+def _adamw(objective: BrainMVP, lr: float) -> torch.optim.Optimizer:
+    options = OptimiserConfig(lr=lr)
+    return build_optimiser(objective.parameter_groups(options), options, objective.modules(), fused=False)
 
 
 def _cases(count: int = 4, **kwargs: object) -> list:
@@ -170,10 +176,21 @@ def test_case_with_one_modality_is_not_in_the_cross_modal_term() -> None:
     batch = make_batch(objective.sampler(), cases)
     assert batch["cross"].tolist() == [1, 0]
     losses, views = objective(batch, START), objective._views(batch, template_in_both=False)
-    assert torch.allclose(losses["loss_reconstruction"], views.errors[1][0])
+    assert torch.allclose(losses["loss_reconstruction"], views.errors[1][0] / 2), "its share of the batch is 0"
     assert torch.allclose(losses["loss_distillation"], views.errors[0].mean())
     only = make_batch(objective.sampler(), [make_case(i, present=("t2",)) for i in range(2)])
     assert objective(only, START)["loss_reconstruction"] == 0
+
+
+def test_a_case_counts_the_same_in_any_micro_batch() -> None:
+    """As in DDP: the mean over halves is the whole, also when cases with one modality are dealt unevenly."""
+    objective = _build(RECOMMENDED.replace(weight_contrast=0)).eval()
+    cases = [make_case(0, present=("t1",)), make_case(1, present=("t2",)), make_case(2, present=("t1",)), make_case(3)]
+    batch = make_batch(objective.sampler(), cases)
+    halves = ({key: value[part] for key, value in batch.items()} for part in (slice(0, 2), slice(2, 4)))
+    whole, parts = objective(batch, START), [objective(half, START) for half in halves]
+    for name in ("loss_reconstruction", "loss_distillation", "loss"):
+        torch.testing.assert_close(torch.stack([part[name] for part in parts]).mean(), whole[name])
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -181,12 +198,12 @@ def test_every_parameter_gets_a_gradient_in_every_epoch(preset: str) -> None:
     objective = _build(PRESETS[preset])
     objective(make_batch(objective.sampler(), _cases(2)), START)["loss"].backward()
     assert [name for name, p in objective.named_parameters() if p.grad is None] == []
-    assert all(torch.isfinite(p.grad).all() for p in objective.parameters() if p.grad is not None)
+    assert all(torch.isfinite(p.grad.to_dense()).all() for p in objective.parameters() if p.grad is not None)
 
 
 def test_training_reduces_the_loss() -> None:
     objective = _build(seed=1)
-    optimiser = torch.optim.AdamW(objective.parameter_groups(OptimiserConfig(lr=1e-2)))
+    optimiser = _adamw(objective, 1e-2)
     batch = make_batch(objective.sampler(), _cases())
     history = []
     for step in range(25):
@@ -202,7 +219,7 @@ def test_losses_of_the_first_steps_are_as_reviewed() -> None:
     """A change here is a change of numerics. To accept it delete the golden file, run twice and review the diff."""
     objective = _build()
     objective.use_channels_last()
-    optimiser = torch.optim.AdamW(objective.parameter_groups(OptimiserConfig(lr=1e-3)))
+    optimiser = _adamw(objective, 1e-3)
     rows = []
     for step in range(5):
         optimiser.zero_grad()
@@ -221,7 +238,7 @@ def test_same_seed_gives_bitwise_the_same_gradients() -> None:
     def gradients() -> list[torch.Tensor]:
         objective = _build()
         objective(make_batch(objective.sampler(), _cases()), START)["loss"].backward()
-        return [p.grad for p in objective.parameters() if p.grad is not None]
+        return [p.grad.to_dense() for p in objective.parameters() if p.grad is not None]
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -337,12 +354,40 @@ def test_full_size_parameter_count() -> None:
     ("settings", "data", "message"),
     [
         (RECOMMENDED.replace(mask_block=12), {}, "multiples of mask_block"),
+        (RECOMMENDED.replace(mask_rate=0.99), {}, r"mask_rate 0.99 keeps none of the 64 blocks of a crop \(32"),
         (RECOMMENDED, {"batch_size": 1}, r"contrast needs at least 2 cases a step .* got 1"),
     ],
 )
 def test_impossible_configs_are_refused(settings: BrainMVPConfig, data: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _build(settings, **data)
+
+
+def test_fewer_ranks_than_configured_may_not_silence_the_contrast() -> None:
+    config = make_config(RECOMMENDED, batch_size=1).replace(world_size=2)
+    objective = build_objective(config, SPEC, make_means())
+    with pytest.raises(ValueError, match=r"2 cases a micro-batch .* got 1 on one rank; use the number of ranks"):
+        objective(make_batch(objective.sampler(), _cases(1)), START)
+
+
+@pytest.mark.parametrize(
+    ("preset", "epochs", "missing"),
+    [
+        ("paper", 1000, ["the contrast, which starts in epoch 1000, never counts"]),
+        ("paper", 1001, []),
+        ("code", 72, ["starts in epoch 1000", "in the first 301, so no other modality is ever mixed in"]),
+        ("code", 1500, []),
+        ("recommended", 1, []),
+    ],
+)
+def test_phases_that_a_short_training_never_reaches_are_named(
+    preset: str, epochs: int, missing: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    BrainMVP(make_config(PRESETS[preset]).replace(epochs=epochs), SPEC, make_means())
+    assert len(caplog.messages) == len(missing)
+    for message, expected in zip(caplog.messages, missing, strict=True):
+        assert message.startswith(f"training test has {epochs} epochs: ")
+        assert expected in message
 
 
 def test_wrong_channels_or_missing_means_are_refused() -> None:

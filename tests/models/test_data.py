@@ -12,7 +12,7 @@ import torch
 from training_phantoms import EXTENT, ORIGIN, SPEC, small_config, write_blobs
 
 from models.data import CaseDataset, collate, make_loader, to_device
-from models.means import cached_training_means, training_means
+from models.means import _spread, cached_training_means, training_means
 from models.objectives import build_objective
 from models.records import SelectedCase
 from models.sampler import OrderedBatches, SampleKey, StreamBatches
@@ -138,3 +138,11 @@ def test_a_modality_that_no_case_has_gets_zeros(blobs: tuple[str, list[SelectedC
     means = training_means(store, [case for case in blobs[1] if case.row in (0, 3)])
     assert not means[2].any()
     assert means[1].any()
+
+
+def test_a_rare_modality_is_averaged_over_its_own_cases() -> None:
+    """A spread over all cases would see one of the two that have the second modality, or neither."""
+    present = [[True, index in (1, 5)] for index in range(8)]
+    assert _spread(present, 2, limit=2) == {0: [0], 4: [0], 1: [1], 5: [1]}
+    assert _spread(present, 2, limit=100) == {i: [0, 1] if i in (1, 5) else [0] for i in range(8)}
+    assert _spread([], 2, limit=2) == {}

@@ -10,7 +10,7 @@ from torch import nn
 
 from models.config import NetworkConfig, OptimiserConfig
 from models.networks.uniformer import UniFormer
-from models.optimiser import MOMENTUM, MuonAdamW, as_matrix, build_optimiser, matrices, orthogonalise
+from models.optimiser import MOMENTUM, Mixed, as_matrix, build_optimiser, matrices, orthogonalise
 
 
 def _network() -> nn.Sequential:
@@ -49,7 +49,7 @@ def test_orthogonalised_matrices_keep_their_directions_and_lose_their_scales(sha
 def test_a_step_is_that_of_torch_muon() -> None:
     torch.manual_seed(0)
     ours, theirs = (nn.Parameter(x) for x in torch.randn(1, 64, 32).repeat(2, 1, 1))
-    first = MuonAdamW([{"params": [ours], "muon": True, "lr": 0.02, "weight_decay": 0.1}])
+    first = Mixed([{"params": [ours], "muon": True, "lr": 0.02, "weight_decay": 0.1}])
     second = torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1, momentum=MOMENTUM)
     for _ in range(3):
         ours.grad = torch.randn(64, 32)
@@ -101,6 +101,22 @@ def test_layout_of_the_weights_changes_nothing() -> None:
         optimiser.step()
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_overflow_in_half_precision_changes_no_weight(fused: bool) -> None:
+    network = _network()
+    groups = [{"name": "network", "params": list(network.parameters()), "lr": 1e-2, "weight_decay": 0.0}]
+    optimiser = build_optimiser(groups, OptimiserConfig(kind="muon"), network.modules(), fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    before = copy.deepcopy(network.state_dict())
+    scaler.scale(network(torch.randn(2, 1, 6, 6, 6)).sum()).backward()
+    network[1].weight.grad[0] = torch.inf
+    scaler.unscale_(optimiser)
+    scaler.step(optimiser)
+    scaler.update()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert scaler.get_scale() == 512.0
 
 
 def test_a_saved_state_continues_bit_for_bit() -> None:

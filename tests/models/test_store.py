@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from nifti_files import SMALL, write_dataset
+from nifti_files import SMALL, write_case, write_dataset, write_nifti
+from store_builds import ingest, scans_of, shard_of
 
 from infra import storage
 from models.records import PreprocessSpec
@@ -25,7 +26,7 @@ def build(folder, subjects=3, labels=True):
     """Write a small store without Prefect or Dask."""
     url = str(folder / "s.zarr")
     writer = create_or_open(url, SMALL)
-    rows = plans.plan_rows(plans.cases_from_scans(write_dataset(folder / "src", subjects, labels)), [])
+    rows = plans.plan_rows(plans.cases_from_scans(write_dataset(folder / "src", subjects, labels)), [], SMALL)
     plans.write_plan(url, rows.added, SMALL.content_digest())
     writer.grow("toy", subjects, labels)
     preprocess_batch(url, [case.model_dump(mode="json") for case in rows.added], "token")
@@ -288,6 +289,8 @@ def test_receipts_of_other_sources_do_not_count(damaged):
     assert receipts.read_receipt(damaged, case, "another spec") is None
     other = case.replace(files=case.files[:1])
     assert receipts.read_receipt(damaged, other, SMALL.content_digest()) is None
+    moved = case.replace(files=tuple(file.replace(path="/elsewhere") for file in case.files))
+    assert receipts.read_receipt(damaged, moved, SMALL.content_digest())
 
 
 def test_specs_whose_chunks_do_not_divide_the_grid_get_whole_chunks():
@@ -316,3 +319,57 @@ def test_modality_names_lost_in_a_kill_are_written_again(tmp_path):
     names[:] = np.array([""] * len(spec.modalities), dtype=object)
     writer.grow("ixi", 2, False)
     assert [str(name) for name in names[:]] == list(spec.modalities)
+
+
+def test_a_lost_label_shard_is_no_empty_label(damaged):
+    Path(shard_of(damaged, 0, "label")).unlink()
+    data = open_store(damaged).dataset("toy")
+    with pytest.raises(
+        StoreError, match=r"the label shard of toy/s0 \(row 0\) is missing; run `brainloom store verify`"
+    ):
+        data.read_label(0, (0, 0, 0), (4, 4, 4))
+    with pytest.raises(StoreError, match="the label shard of toy/s0"):
+        data.read_case(0)
+
+
+def test_an_empty_label_has_no_shard_and_reads_as_zeros(tmp_path, store_url):
+    files = write_case(tmp_path, "a", label=True)
+    write_nifti(files["label"], np.zeros((30, 28, 24), np.uint8))
+    ingest(store_url, scans_of(files, "a"))
+    data = open_store(store_url).dataset("toy")
+    assert not storage.exists(storage.join(store_url, "toy", "label", "c", "0"))
+    assert not data.read_case(0)[1].any()
+
+
+@pytest.mark.parametrize("name", ["present", "extent"])
+def test_a_lost_chunk_of_what_the_table_says_too_does_no_harm(damaged, name):
+    before, info = open_store(damaged).dataset("toy").read_case(0)[0], open_store(damaged).dataset("toy").case_info(0)
+    storage.delete(storage.join(damaged, "toy", name, "c"))
+    data = open_store(damaged).dataset("toy")
+    np.testing.assert_array_equal(data.read_case(0)[0], before)
+    assert before.any()
+    assert (data.case_info(0).present, data.case_info(0).extent) == (info.present, info.extent)
+    (problem,) = verify(damaged, deep=True)
+    assert problem.startswith(f"toy: structure: {name} cannot be read: toy/{name} of ")
+
+
+@pytest.mark.parametrize("name", ["affine", "origin", "source_affine"])
+def test_a_lost_chunk_of_properties_is_not_read_as_zeros(damaged, name):
+    storage.delete(storage.join(damaged, "toy", name, "c"))
+    data = open_store(damaged).dataset("toy")
+    lost = rf"toy/{name} of .* has lost the chunk c/0/0.*, which holds row \d; restore it from a backup"
+    with pytest.raises(StoreError, match=lost):
+        data.small(name)
+    if name != "source_affine":
+        with pytest.raises(StoreError, match=lost):
+            data.case_info(0)
+    # A new case must not bury the loss under a chunk that holds only itself.
+    with pytest.raises(StoreError, match=lost):
+        ingest(damaged, write_dataset(Path(damaged).parent / "src", 3, labels=True))
+    assert any(p.startswith(f"toy: structure: {name} cannot be read: toy/{name} of ") for p in verify(damaged))
+
+
+def test_cases_that_fill_the_grid_have_a_chunk_of_zeros_as_origin(tmp_path, store_url):
+    ingest(store_url, scans_of(write_case(tmp_path, "a"), "a"), spec=SMALL.replace(grid=(22, 20, 16)))
+    assert open_store(store_url).dataset("toy").case_info(0).origin == (0, 0, 0)
+    assert verify(store_url, deep=True) == []

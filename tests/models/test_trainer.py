@@ -107,6 +107,20 @@ def test_told_to_stop_it_writes_a_checkpoint_of_that_very_step(
     assert [line["step"] for line in read_metrics(folder) if line["kind"] == "val"] == [4, 8, 12]
 
 
+def test_a_resume_with_other_loader_processes_costs_no_bits(
+    blobs: tuple[str, list[SelectedCase]], undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "a"
+    config = make_training(folder, *blobs)
+    with pytest.raises(Killed):
+        train(config, folder, WORLD, kill_at(5))  # in the middle of the second epoch
+    other = config.replace(data=config.data.replace(workers=1), running={"rank_limit": 1.0})
+    assert other.content_digest() == config.content_digest()
+    train(other, folder, WORLD)
+    assert done(folder)["weights_digest"] == done(undisturbed)["weights_digest"]
+    assert train_losses(folder) == train_losses(undisturbed)
+
+
 def test_a_truncated_newest_checkpoint_costs_steps_and_no_bits(
     blobs: tuple[str, list[SelectedCase]], undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -214,6 +228,24 @@ def test_a_finished_training_leaves_weights_card_pictures_and_done_last(undistur
     assert pictures == {"reconstruction.png", "templates.png"}
     last = (undisturbed / "done.json").stat().st_mtime_ns
     assert all(path.stat().st_mtime_ns <= last for path in undisturbed.rglob("*") if path.is_file())
+
+
+def test_time_in_steps_and_the_share_of_waiting_are_reported_over_all_resumes(
+    blobs: tuple[str, list[SelectedCase]], undisturbed: Path, tmp_path: Path
+) -> None:
+    steps = [line for line in read_metrics(undisturbed) if line["kind"] == "train"]
+    timing = done(undisturbed)["timing"]
+    assert timing["step_seconds"] == pytest.approx(sum(line["seconds"] for line in steps), abs=0.01)
+    assert timing["data_wait_seconds"] == pytest.approx(sum(line["data_wait_seconds"] for line in steps), abs=0.01)
+    share = timing["data_wait_seconds"] / timing["step_seconds"]
+    assert timing["data_wait_share"] == pytest.approx(share, abs=0.01)
+    assert f"{timing['data_wait_share']:.1%} of it waiting for data" in (undisturbed / "model_card.md").read_text()
+    folder = tmp_path / "a"
+    config = make_training(folder, *blobs)
+    with pytest.raises(Killed):
+        train(config, folder, WORLD, kill_at(7))
+    before = torch.load(list_checkpoints(folder)[0], weights_only=True)["timing"]["seconds"]
+    assert start_training(config, folder, WORLD).timing.seconds == before > 0
 
 
 def test_weights_that_were_changed_after_the_end_are_refused(

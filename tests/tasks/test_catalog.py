@@ -8,10 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from flows.catalog import StrictCatalogError, refuse_left_out
 from models.records import Reason, Scan
 from tasks.catalog import (
     build_catalog,
+    cases_left_out,
     mark_duplicates,
+    mark_label_shapes,
     mark_orphans,
     read_catalog,
     read_headers,
@@ -147,6 +150,31 @@ def test_an_absent_catalog_says_what_to_do(tmp_path):
         read_catalog(str(tmp_path))
 
 
+def test_what_is_no_catalog_is_refused(sources, tmp_path):
+    ws = str(tmp_path / "ws")
+    write_catalog(build_catalog(sources), ws)
+    with pytest.raises(
+        ValueError, match=r"phenotypes\.parquet is not a catalog: it has no column 'case'; its columns: data"
+    ):
+        read_catalog(f"{ws}/phenotypes.parquet")
+    (tmp_path / "text.parquet").write_text("dataset,subject")
+    with pytest.raises(
+        ValueError, match=r"text\.parquet is not a catalog: it is no readable Parquet file .*; give catalog\."
+    ):
+        read_catalog(str(tmp_path / "text.parquet"))
+    table = pd.read_parquet(f"{ws}/catalog.parquet").assign(status="maybe")
+    table.to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(
+        ValueError, match=r"other\.parquet is not a catalog: status is 'maybe': Input should be 'ok' or"
+    ):
+        read_catalog(str(tmp_path / "other.parquet"))
+    with pytest.raises(FileNotFoundError, match=r"there is no catalog\.parquet at .*catalog\.json/catalog\.parquet"):
+        read_catalog(f"{ws}/catalog.json")
+    pd.DataFrame({"dataset": ["d"], "age": [1.0]}).to_parquet(tmp_path / "ages.parquet")
+    with pytest.raises(ValueError, match=r"ages\.parquet is not a table of phenotypes: it has no column 'subject'"):
+        read_phenotypes(str(tmp_path / "ages.parquet"))
+
+
 def test_a_source_without_scans_is_a_wrong_config(tmp_path):
     with pytest.raises(ValueError, match=r"dataset ixi: no scan was found below .* as bids; check `root` and `kind`"):
         build_catalog([BidsSource(dataset="ixi", root=str(tmp_path))])
@@ -206,6 +234,48 @@ def test_a_label_without_a_usable_image_is_left_out():
     result = mark_orphans([image, label, other, scan(case="o")])
     assert [item.reason for item in result] == ["unreadable", Reason.NO_SCAN, "", ""]
     assert result[1].detail == "s has a label but no usable image"
+
+
+def test_labels_of_another_shape_than_all_images_are_left_out():
+    images = [scan(modality="t1", shape=(4, 5, 6)), scan(modality="t2", shape=(8, 8, 8, 1))]
+    label = scan(modality="label", shape=(8, 8, 8))
+    mask = scan(modality="brain_mask", shape=(2, 2, 2))
+    fine = [*images, label, mask]
+    assert mark_label_shapes(fine) == fine
+    *others, marked = mark_label_shapes([*images, mask, label.replace(shape=(4, 5, 7))])
+    assert others == [*images, mask]
+    assert (marked.reason, marked.detail) == (
+        Reason.LABEL_SHAPE,
+        "(4, 5, 7) voxels, the scans have t1 (4, 5, 6), t2 (8, 8, 8)",
+    )
+    # Only what headers say counts, and only what can be used.
+    unread = [scan(modality="t1"), label]
+    assert mark_label_shapes(unread) == unread
+    absent = [images[0], images[1].replace(status="left out"), label]
+    assert mark_label_shapes(absent)[-1].reason == Reason.LABEL_SHAPE
+
+
+def test_cases_are_lost_when_none_of_their_images_can_be_used():
+    broken = {"status": "left out", "reason": Reason.UNREADABLE}
+    scans = [
+        scan(case="whole"),
+        scan(case="partly"),
+        scan(case="partly", modality="t2", **broken),
+        scan(case="lost", **broken),
+        scan(case="lost", modality="t2", status="left out", reason=Reason.MISSING_FILE),
+        scan(case="lost", modality="label", status="left out", reason=Reason.NO_SCAN),
+        scan(case="a label alone", modality="label", status="left out", reason=Reason.NO_SCAN),
+        scan(case="", modality="", status="left out", reason=Reason.UNMATCHED),
+    ]
+    assert cases_left_out(scans) == {("d", "lost"): Reason.UNREADABLE}
+
+
+def test_strict_mode_fails_on_a_label_of_another_shape(tmp_path):
+    put(tmp_path / "sub-1/anat/sub-1_T1w.nii.gz")
+    put(tmp_path / "derivatives/x/sub-1/anat/sub-1_dseg.nii.gz", shape=(4, 5, 7))
+    result = build_catalog([BidsSource(dataset="ixi", root=str(tmp_path))])
+    with pytest.raises(StrictCatalogError, match=r"sub-1_dseg\.nii\.gz: label shape mismatch \(\(4, 5, 7\) voxels, "):
+        refuse_left_out(result)
 
 
 def test_catalog_order_is_the_template_order():

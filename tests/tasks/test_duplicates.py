@@ -9,7 +9,7 @@ from store_builds import ingest, three_subjects
 from models.records import PreprocessSpec
 from models.store import open_store
 from tasks import duplicates
-from tasks.duplicates import THRESHOLD, find_duplicates, linked_to, links, read_duplicates, remove_subject
+from tasks.duplicates import THRESHOLD, find_duplicates, linked_to, links, passed_over, read_duplicates, remove_subject
 from tasks.fingerprint import EDGE, fingerprint
 from tasks.phantom import PhantomConfig
 from tasks.phantom.layout import bids_place, datalist_place
@@ -126,6 +126,19 @@ def test_only_what_can_be_compared_is(cohort):
     empty = {**copies[0], "subject": "empty", "fingerprint": [0.0] * EDGE**3}
     short = {**copies[0], "subject": "short", "fingerprint": []}
     assert search([*lines, retired, empty, short]) == []
+
+
+def test_few_subjects_must_be_more_alike(cohort, monkeypatch):
+    asked = []
+    monkeypatch.setattr(duplicates, "_pairs", lambda group, limit: asked.append((len(group), limit)) or iter(()))
+    print_ = cohort[0][0]["fingerprint"]
+    for count in (11, 12, 17, 23, 24, 200):
+        table = pa.Table.from_pylist([line("d", f"s{n}", print_) for n in range(count)])
+        find_duplicates(table, ("t1",))
+        assert passed_over(table, ("t1",)) == ({"t1": 11} if count == 11 else {})
+    assert asked == [(12, 0.6), (17, 0.6), (23, 0.6), (24, THRESHOLD), (200, THRESHOLD)]
+    find_duplicates(table, ("t1",), 0.3)
+    assert asked[-1] == (200, 0.3)
 
 
 def test_the_search_is_one_matrix_product_in_blocks(cohort, monkeypatch):

@@ -77,8 +77,8 @@ def test_cases_that_do_not_fit_a_worker_are_counted_out() -> None:
 
 def test_requests_are_counted_by_place() -> None:
     assert estimate_preprocess(todo(10, "s3://b"), 10, SMALL, 2, LIMIT, "/store").requests == 30
-    assert estimate_preprocess(todo(10), 10, SMALL, 2, LIMIT, "s3://b/s.zarr").requests == 50
-    assert estimate_preprocess(todo(10, "s3://b"), 10, SMALL, 2, LIMIT, "s3://b/s.zarr").requests == 80
+    assert estimate_preprocess(todo(10), 10, SMALL, 2, LIMIT, "s3://b/s.zarr").requests == 70
+    assert estimate_preprocess(todo(10, "s3://b"), 10, SMALL, 2, LIMIT, "s3://b/s.zarr").requests == 100
 
 
 def test_nothing_to_do() -> None:

@@ -6,7 +6,10 @@ from store_builds import ingest, scans_of
 
 from infra import storage
 from models.store import StoreError, open_store
+from tasks import prepare
 from tasks.export_nifti import export_cases
+from tasks.receipts import receipt_url
+from tasks.registration import Move
 
 TOLERANCE = 5e-4
 """Of (high - low): half precision, on a source grid with the stored spacing."""
@@ -87,6 +90,51 @@ def test_native_goes_back_through_a_template_grid(tmp_path):
     assert [int(nib.load(path).header["sform_code"]) for path in on_grid] == [4]
 
 
+REGISTERED = FIXED.replace(registration="affine")
+
+
+@pytest.fixture
+def moved(monkeypatch):
+    """Registration finds this matrix: a turn of 8 degrees, a shift and a slight stretch."""
+    angle = np.deg2rad(8)
+    matrix = np.diag([1.03, 1.0, 0.98, 1.0])
+    matrix[:2, :2] = [[1.03 * np.cos(angle), -np.sin(angle)], [1.03 * np.sin(angle), np.cos(angle)]]
+    matrix[:3, 3] = (3, -2, 1)
+    monkeypatch.setattr(prepare.registration, "register", lambda scan, spec: Move(matrix, 0.9))
+    return matrix
+
+
+def test_native_lies_in_the_world_of_the_files_after_registration(tmp_path, moved):
+    data, mask = blob(), np.zeros((30, 28, 24), np.uint8)
+    mask[10:20, 9:19, 8:16] = 2
+    away = np.linalg.inv(moved) @ centred(data.shape)  # so that registration brings the head to the centre of the grid
+    files = {
+        "t1": write_nifti(tmp_path / "t1.nii.gz", data, away),
+        "label": write_nifti(tmp_path / "seg.nii.gz", mask, away),
+    }
+    url = stored(tmp_path, files, REGISTERED)
+    t1, label = (nib.load(path) for path in export_cases(url, ["toy/a"], tmp_path / "out", native=True))
+    for found in (t1, label):
+        np.testing.assert_allclose(found.affine, nib.load(files["t1"]).affine, atol=1e-5)
+        assert found.shape == data.shape
+    assert np.corrcoef(t1.get_fdata().ravel(), data.ravel())[0, 1] > 0.95  # through voxels of 3 mm and back
+    both = (np.asarray(label.dataobj) == 2) & (mask == 2)
+    assert 2 * both.sum() / ((np.asarray(label.dataobj) == 2).sum() + (mask == 2).sum()) > 0.8
+    (grid,) = export_cases(url, ["toy/a"], tmp_path / "grid", modalities=["t1"])
+    np.testing.assert_allclose(nib.load(grid).affine, open_store(url).dataset("toy").case_info(0).affine)
+
+
+def test_native_without_the_registration_is_refused(tmp_path, moved):
+    url = stored(tmp_path, write_case(tmp_path, "a"), REGISTERED)
+    storage.delete(receipt_url(url, "toy", 0))
+    with pytest.raises(
+        StoreError, match=r"toy/a: .*00000000\.json, which holds its registration, is missing; preprocess"
+    ):
+        export_cases(url, ["toy/a"], tmp_path / "out", native=True)
+    assert not (tmp_path / "out" / "toy_a_t1.nii.gz").exists()
+    assert len(export_cases(url, ["toy/a"], tmp_path / "out")) == 2
+
+
 def test_each_modality_returns_to_its_own_grid(tmp_path):
     fine = blob()
     affine = centred(fine.shape) @ np.diag([1, 1, 2, 1])
@@ -109,8 +157,9 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
     url = stored(tmp_path, write_case(tmp_path, "a"))
     with pytest.raises(StoreError, match=r"no stored case 'toy/x' in .*; for example 'toy/a'"):
         export_cases(url, ["toy/x"], tmp_path / "out")
-    with pytest.raises(StoreError, match="toy/a has no flair; it has: t1, t2"):
-        export_cases(url, ["toy/a"], tmp_path / "out", modalities=["flair"])
+    for absent in ("flair", "label"):
+        with pytest.raises(StoreError, match=f"toy/a has no {absent}; it has: t1, t2"):
+            export_cases(url, ["toy/a"], tmp_path / "out", modalities=[absent])
     export_cases(url, ["toy/a"], tmp_path / "out", modalities=["t1"])
     with pytest.raises(StoreError, match=r"toy_a_t1.nii.gz exists; choose another folder or pass --overwrite"):
         export_cases(url, ["toy/a"], tmp_path / "out")

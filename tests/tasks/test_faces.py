@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tasks.faces import face_mask, foreground_of
+from models.records import SPECS
+from tasks.faces import face_mask, foreground_of, frame_of
 
 
 def voxels(mm, affine):
@@ -23,13 +24,17 @@ def ellipsoid(mm, centre, radii):
     return sum(((mm[a] - centre[a]) / radii[a]) ** 2 for a in range(3)) <= 1
 
 
+def head_at(mm, shift=(0, 0, 0)):
+    """Skull and face with the template's measures: 220 mm from back to nose, top at z = 85; moved by a shift in mm."""
+    x, y, z = shift
+    skull = ellipsoid(mm, (x, y - 15, z + 5), (76, 100, 80))
+    jaw = ellipsoid(mm, (x, y + 55, z - 60), (55, 50, 55))
+    return (skull | jaw)[None].astype(np.float32)
+
+
 @pytest.fixture(scope="module")
 def head(grid):
-    """Skull and face with the template's measures: 220 mm from back to nose, top at z = 85."""
-    _, mm = grid
-    skull = ellipsoid(mm, (0, -15, 5), (76, 100, 80))
-    jaw = ellipsoid(mm, (0, 55, -60), (55, 50, 55))
-    return (skull | jaw)[None].astype(np.float32)
+    return head_at(grid[1])
 
 
 EYES = [(-32, 68, -38), (32, 68, -38)]
@@ -43,6 +48,27 @@ def test_the_face_is_hidden_and_the_brain_is_not(grid, head, frame):
     hidden = face_mask(head, affine, frame)
     assert all(hidden[voxels(place, affine)] for place in [*EYES, NOSE, MOUTH])
     assert not any(hidden[voxels(place, affine)] for place in BRAIN)
+
+
+@pytest.mark.parametrize("shift", [(0, 0, 60), (0, -60, 0), (60, 0, 0), (0, 0, 0)])
+def test_the_face_is_hidden_in_a_world_that_is_not_mni(shift):
+    """On the grid of the demo's spec, which cuts the top of the head off when the world lies 60 mm higher."""
+    spec = SPECS["demo"]
+    affine, places = np.array(spec.grid_affine), np.indices(spec.grid).reshape(3, -1)
+    mm = (affine[:3, :3] @ places + affine[:3, 3:]).reshape(3, *spec.grid)
+    image = head_at(mm, shift)
+    hidden = face_mask(image, affine, frame_of(spec))
+    assert all(hidden[voxels(np.add(place, shift), affine)] for place in [*EYES, NOSE])
+    inside = [voxels(np.add(place, shift), affine) for place in BRAIN]
+    assert not any(hidden[place] for place in inside if all(n < size for n, size in zip(place, spec.grid, strict=True)))
+
+
+def test_millimetres_count_only_where_preprocessing_made_sure_of_mni():
+    demo, mni = SPECS["demo"], SPECS["t1_mni"]
+    assert frame_of(mni) == "template"
+    assert frame_of(demo.replace(registration="rigid")) == "template"
+    own = demo.replace(registration="affine", template="own.nii.gz", template_sha256="00")
+    assert {frame_of(spec) for spec in (demo, own, SPECS["brainmvp"], SPECS["generic"])} == {"image"}
 
 
 def test_no_voxel_of_the_mni_brain_is_hidden():

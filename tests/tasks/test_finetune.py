@@ -12,6 +12,7 @@ import pytest
 
 from models.config import TrainingConfig
 from models.records import SelectedCase
+from models.schedule import plan_steps
 from models.selection import read_selection
 from tasks.benchmarks import BENCHMARKS
 from tasks.cohort import CohortError, check_cohort, select_cases, shuffle_targets, targets_of_seed
@@ -238,3 +239,27 @@ def test_a_training_that_ends_without_a_result_is_an_error(pretrained: Path) -> 
 
 def test_selected_cases_are_records() -> None:
     assert all(isinstance(case, SelectedCase) for case in select_cases(TUMOUR, cases_of(), roles_of()))
+
+
+@pytest.mark.parametrize(("size", "epochs"), [("tiny", 8), ("full", 300)])
+def test_the_row_with_template_mix_has_the_budget_of_the_others(pretrained: Path, size: str, epochs: int) -> None:
+    plain, scratch, mixed = prepared(pretrained, TUMOUR, seeds=1, epochs=epochs, size=size, template_mix=True)
+    assert [plain.row, scratch.row, mixed.row] == ["pre-trained", "scratch", "pre-trained+mix"]
+    assert mixed.config.objective.template_mix == 3
+    assert mixed.config.objective.missing == "template"
+    assert mixed.config.init_from == plain.config.init_from
+    for cases in (7, 24):
+        steps = {one.row: plan_steps(one.config, cases, 1).total_steps for one in (plain, scratch, mixed)}
+        assert len(set(steps.values())) == 1, steps
+    crops = {one.row: one.config.data.batch_size * (2 if one.row == mixed.row else 1) for one in (plain, mixed)}
+    assert len(set(crops.values())) == 1, crops
+    same = {"epochs": 1, "objective": plain.config.objective, "data": plain.config.data, "name": "", "select_every": 0}
+    assert mixed.config.replace(**same) == plain.config.replace(**same)
+
+
+def test_template_mix_needs_more_than_one_modality_and_an_even_budget(pretrained: Path) -> None:
+    assert {one.row for one in prepared(pretrained, DIAGNOSIS, template_mix=True)} == {"pre-trained", "scratch"}
+    with pytest.raises(
+        ValueError, match=r"needs an even number of epochs and an even batch, got 9 and 4; set epochs to"
+    ):
+        prepared(pretrained, TUMOUR, epochs=9, template_mix=True)

@@ -10,8 +10,10 @@ from models.store import StoreError, open_store, store_digest
 from tasks import forget as forgetting
 from tasks import plan as plans
 from tasks import receipts
+from tasks.compact import compact
 from tasks.forget import forget, lift, tombstones, without_forgotten
 from tasks.lease import Lease, LeaseError
+from tasks.preprocess import preprocess_batch, preprocess_case
 from tasks.selection import select_cases
 from tasks.verify import verify
 
@@ -127,6 +129,48 @@ def test_what_cannot_be_forgotten_is_refused(url):
         forget(url, "toy", "nobody")
     with pytest.raises(StoreError, match="subject 'person-a' of 'toy' was never forgotten"):
         lift(url, "toy", "person-a")
+    with pytest.raises(StoreError, match="nothing is not a store: it has no zarr"):
+        lift(f"{url}-nothing", "toy", "person-a")
     with Lease(url, "nightly ingest"), pytest.raises(LeaseError, match="is being written by 'nightly ingest'"):
         forget(url, "toy", "person-a")
     assert statuses(url)[0] == (0, "person-a", "stored")
+
+
+def batch_of(url):
+    return [case.model_dump(mode="json") for case in plans.read_plans(url)]
+
+
+def test_a_worker_that_outlives_its_flow_brings_nothing_back(url):
+    old = batch_of(url)
+    forget(url, "toy", "person-b")
+    assert [line["case"] for line in preprocess_batch(url, old, "old")] == ["person-a", "person-c"]
+    assert "person-b" not in texts_of(url)
+    assert verify(url, deep=True) == []
+
+
+def test_a_case_that_is_forgotten_while_it_is_preprocessed_is_erased_again(url, monkeypatch):
+    old = batch_of(url)
+    receipts.delete_receipt(url, plans.read_plans(url)[1])
+
+    def slow(planned, *rest):
+        receipt = preprocess_case(planned, *rest)
+        forget(url, "toy", "person-b")
+        return preprocess_case(planned, *rest) and receipt
+
+    monkeypatch.setattr("tasks.preprocess.preprocess_case", slow)
+    preprocess_batch(url, old, "old")
+    assert "person-b" not in texts_of(url)
+    assert verify(url, deep=True) == []
+
+
+def test_receipts_of_rows_that_are_gone_are_found_and_compact_erases_them(url):
+    case = plans.read_plans(url)[1]
+    receipt = receipts.read_receipt(url, case, open_store(url).spec.content_digest())
+    forget(url, "toy", "person-b")
+    receipts.write_receipt(url, receipt)
+    assert verify(url) == [
+        "toy/- (row 1): receipt: it is still there although the row is forgotten; run `brainloom store compact`"
+    ]
+    compact(url)
+    assert "person-b" not in texts_of(url)
+    assert verify(url) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,11 +15,11 @@ import pytest
 
 from infra.settings import private_environment
 from tasks import launch as launching
+from tasks.follow import Vital, log_tail
 from tasks.launch import (
-    MetricsFollower,
+    Rendezvous,
     TrainingFailed,
     launch,
-    log_tail,
     run_tied,
     training_command,
     training_environment,
@@ -51,13 +52,24 @@ def test_one_rank_runs_without_torchrun_and_more_run_standalone(tmp_path: Path) 
     assert two[6:10] == ["--nproc-per-node", "2", "-m", "models.train"]
 
 
+def test_nodes_meet_at_a_rendezvous_and_share_the_ranks(tmp_path: Path) -> None:
+    meeting = Rendezvous("10.0.0.5:29400", nodes=2, node=1, run_id="night", local_addr="10.0.0.6")
+    command = training_command([tmp_path / "a"], 4, rendezvous=meeting)
+    text = " ".join(command)
+    assert "--nnodes 2 --rdzv-backend c10d --rdzv-endpoint 10.0.0.5:29400 --rdzv-id night" in text
+    assert "--local-addr 10.0.0.6 --nproc-per-node 2 -m models.train" in text
+    assert "--standalone" not in text
+    with pytest.raises(ValueError, match="3 ranks cannot be dealt to 2 nodes; the nodes must divide the ranks"):
+        training_command([tmp_path / "a"], 3, rendezvous=meeting)
+
+
 def test_the_environment_is_private_isolated_and_has_no_rank() -> None:
     environment = training_environment(3, {"PATH": "p", "RANK": "1", "WORLD_SIZE": "2"})
     assert environment["PYTHONSAFEPATH"] == "1"
     assert environment["OMP_NUM_THREADS"] == "3"
     assert "RANK" not in environment
     assert environment["PATH"] == "p"
-    assert environment["MALLOC_TRIM_THRESHOLD_"] == str(1 << 30)
+    assert environment["MALLOC_TRIM_THRESHOLD_"] == str(1 << 40)
     assert training_environment(1, {"MALLOC_TRIM_THRESHOLD_": "7"})["MALLOC_TRIM_THRESHOLD_"] == "7", "users decide"
     assert environment["DO_NOT_TRACK"] == "1"
 
@@ -126,6 +138,43 @@ def test_no_progress_ends_everything_with_the_reason(tmp_path: Path, monkeypatch
     assert not psutil.pid_exists(int((tmp_path / "child").read_text()))
 
 
+HANGING = (
+    "import faulthandler, signal, sys\n"
+    "from pathlib import Path\n"
+    "from models.heartbeat import beat, beating\n"
+    "faulthandler.register(signal.SIGUSR1, file=sys.__stderr__, all_threads=False)\n"
+    "def stuck_in_a_phase():\n"
+    "    signal.pause()\n"
+    "with beating(Path('a'), 3):\n"
+    "    beat('validating batch 2 of 9', 40)\n"
+    "    stuck_in_a_phase()\n"
+)
+
+
+def test_a_hanging_rank_is_named_with_its_phase_and_its_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "GRACE_SECONDS", 5)
+    vital = Vital([training_folder(tmp_path)])
+    with pytest.raises(TrainingFailed) as failure:
+        tied(tmp_path, HANGING, poll=vital.poll, diagnose=vital.diagnose, stall_seconds=2.0)
+    text = str(failure.value)
+    assert re.search(r"last sign of life of rank 3: validating batch 2 of 9 in step 40, \d+ s ago; the ranks", text)
+    assert "in stuck_in_a_phase" in text, "the log's end has the stack"
+
+
+def test_a_long_phase_that_beats_is_no_stall(tmp_path: Path) -> None:
+    code = (
+        "import select\n"
+        "from pathlib import Path\n"
+        "from models.heartbeat import beat, beating\n"
+        "with beating(Path('a'), 0):\n"
+        "    for number in range(8):\n"
+        "        beat(f'predicting test case {number}')\n"
+        "        select.select([], [], [], 0.4)\n"
+    )
+    vital = Vital([training_folder(tmp_path)])
+    assert tied(tmp_path, code, poll=vital.poll, diagnose=vital.diagnose, stall_seconds=2.0) == 0
+
+
 def test_an_interrupt_stops_the_child_before_it_is_raised_again(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
@@ -172,27 +221,3 @@ def wait_for_text(path: Path, process: subprocess.Popen[bytes]) -> str:
             continue
         raise AssertionError(f"the launcher ended with {process.returncode}")
     return path.read_text()
-
-
-def test_the_follower_hands_on_each_record_once_also_after_a_resume(tmp_path: Path) -> None:
-    seen: list[tuple[str, int]] = []
-    follower = MetricsFollower([tmp_path], lambda line: seen.append((line["training"], line["step"])))
-    path = tmp_path / "metrics.jsonl"
-
-    def line(step: int) -> str:
-        return json.dumps({"kind": "train", "step": step}) + "\n"
-
-    assert not follower.poll()
-    path.write_text(line(1) + line(2) + line(3)[:5])
-    assert follower.poll()
-    assert not follower.poll(), "half a line is no progress"
-    with path.open("a") as file:
-        file.write(line(3)[5:])
-    assert follower.poll()
-    (tmp_path / "new").write_text(line(1) + line(2))
-    (tmp_path / "new").replace(path)  # a resumed training drops the lines after its checkpoint
-    assert not follower.poll()
-    with path.open("a") as file:
-        file.write(line(3) + line(4))
-    assert follower.poll()
-    assert seen == [(tmp_path.name, step) for step in (1, 2, 3, 4)]

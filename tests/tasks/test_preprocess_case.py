@@ -1,4 +1,6 @@
+import errno
 import json
+import pickle
 
 import nibabel as nib
 import numpy as np
@@ -6,13 +8,14 @@ import pytest
 import torch
 from nifti_files import FIXED, SMALL, blob, centred, oblique, planned, write_case, write_nifti
 
+from infra import storage
 from models.records import PlannedCase, Reason
 from models.store import create_or_open, open_store
 from tasks import receipts, shards
 from tasks.affines import BadScanError
 from tasks.plan import write_plan
 from tasks.prepare import prepare_case
-from tasks.preprocess import preprocess_batch, preprocess_case
+from tasks.preprocess import CasesFailedError, preprocess_batch, preprocess_case
 from tasks.verify import verify
 
 
@@ -198,3 +201,71 @@ def test_voxels_do_not_depend_on_the_number_of_threads(tmp_path, degrees):
     np.testing.assert_array_equal(found[0].image, found[1].image)
     assert found[0].geometry == found[1].geometry
     assert found[0].qc == found[1].qc
+
+
+@pytest.mark.parametrize(("scheme", "enhancing", "wrong"), [("brats2021", 4, 3), ("brats2023", 3, 4)])
+def test_labels_of_another_year_are_refused_for_their_scheme(tmp_path, scheme, enhancing, wrong):
+    """BraTS moved enhancing tumour from 4 to 3: with the wrong scheme that region would be empty in every case."""
+    data = blob()
+    for value in (enhancing, wrong):
+        mask = np.zeros(data.shape, np.uint8)
+        mask[10:14, 10:14, 8:12] = 2
+        mask[11:13, 11:13, 9:11] = value
+        files = {
+            "t1": write_nifti(tmp_path / f"{value}_t1.nii.gz", data),
+            "label": write_nifti(tmp_path / f"{value}.nii.gz", mask),
+        }
+        case = planned(files).replace(label_scheme=scheme)
+        if value == enhancing:
+            assert prepare_case(case, SMALL).qc["label_values"] == [0, 2, enhancing]
+            continue
+        known = rf"\[0, 1, 2, {enhancing}\]"
+        text = rf"{wrong}\.nii\.gz: label values \[{wrong}\] are outside scheme '{scheme}', which knows {known} only"
+        refused(case, SMALL, Reason.LABEL_VALUES, text)
+        assert prepare_case(case.replace(label_scheme="own"), SMALL).qc["label_values"] == [0, 2, wrong]
+
+
+def test_a_failing_case_costs_only_itself(tmp_path, store):
+    cases = [planned(write_case(tmp_path, f"s{n}", n), row=row, subject=f"s{n}") for n, row in enumerate((9, 0, 8, 1))]
+    text = (
+        r"2 of 4 cases failed, the others are done: toy/s0 \(row 9\): StoreError: row 9 of toy was not planned: .*; "
+        r"toy/s2 \(row 8\): StoreError: row 8"
+    )
+    with pytest.raises(CasesFailedError, match=text) as error:
+        preprocess_batch(store.url, [case.model_dump(mode="json") for case in cases], "token")
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
+    assert receipts.receipt_rows(store.url, ["toy"]) == {("toy", 0), ("toy", 1)}
+
+
+@pytest.mark.parametrize(("away", "tried"), [((1,), 4), ((1, 2), 3)])
+def test_a_batch_ends_when_the_storage_is_away_for_two_cases_on_end(tmp_path, store, monkeypatch, away, tried):
+    cases = [planned(write_case(tmp_path, f"s{n}", n), row=n, subject=f"s{n}") for n in range(4)]
+    begun = []
+
+    def prepare(case, *_):
+        begun.append(case.row)
+        if case.row in away:
+            raise storage.StorageError(f"could not read s3://{case.row}")
+        return prepare_case(case, SMALL)
+
+    monkeypatch.setattr("tasks.preprocess.prepare_case", prepare)
+    with pytest.raises(storage.StorageError, match="could not read s3://"):
+        preprocess_batch(store.url, [case.model_dump(mode="json") for case in cases], "token")
+    assert len(begun) == tried
+
+
+def test_a_source_that_the_disk_cannot_read_is_quarantined(tmp_path, store, monkeypatch):
+    files = write_case(tmp_path, "s1")
+    case = planned(files)
+
+    def failing(path):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.prepare.storage.read_bytes", failing)
+        refused(case, SMALL, Reason.UNREADABLE, r"s1_t1\.nii\.gz cannot be read: Input/output error")
+    files["t1"].unlink()
+    files["t1"].mkdir()
+    (found,) = preprocess_batch(store.url, [case.model_dump(mode="json")], "token")
+    assert (found["status"], found["reason"]) == ("quarantined", "unreadable")
+    assert found["detail"].endswith("s1_t1.nii.gz cannot be read: Is a directory")

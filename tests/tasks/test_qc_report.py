@@ -19,7 +19,17 @@ from tasks import qc_report
 from tasks.forget import forget
 from tasks.qc_content import StoreQuality, gather
 from tasks.qc_measures import MEASURES
-from tasks.qc_report import qc_csv, qc_page, remove_qc, render_qc, report_urls, write_qc
+from tasks.qc_report import (
+    keep_page,
+    kept_page,
+    qc_csv,
+    qc_page,
+    qc_stamp,
+    remove_qc,
+    render_qc,
+    report_urls,
+    write_qc,
+)
 
 EVIL = "<script>alert('x')</script>"
 VOID = {"meta", "img", "br"}
@@ -167,6 +177,20 @@ def test_it_lies_beside_the_store_or_where_it_is_told(store: str, found: StoreQu
     assert Path(page) == tmp_path / "new" / "qc-qc.html"
     assert Path(page).exists()
     assert report_urls("s3://bucket/a/x.zarr/") == ("s3://bucket/a/x-qc.html", "s3://bucket/a/x-qc.csv")
+
+
+def test_a_page_is_kept_until_the_cases_or_the_quarantine_change(store: str, found: StoreQuality) -> None:
+    stamp = qc_stamp(store, lost(2))
+    assert stamp == qc_stamp(store, lost(2)) != qc_stamp(store, lost(3))
+    write_qc(store, found)
+    assert kept_page(store, stamp) is None
+    keep_page(store, stamp, "the page")
+    assert kept_page(store, stamp) == "the page"
+    assert kept_page(store, qc_stamp(store, lost(3))) is None
+    Path(report_urls(store)[0]).unlink()
+    assert kept_page(store, stamp) is None
+    remove_qc(store)
+    assert not (Path(store) / "_build" / "qc.json").exists()
 
 
 def test_forgetting_a_subject_takes_the_report_with_it(tmp_path: Path) -> None:

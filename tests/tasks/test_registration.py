@@ -123,6 +123,14 @@ def test_a_template_from_a_file_must_be_the_one_of_the_spec(head, tmp_path):
         require_extra(RIGID.replace(template=str(path), template_sha256="00"))
 
 
+def test_a_template_that_is_not_there_is_named(tmp_path):
+    spec = RIGID.replace(template=str(tmp_path / "gone.nii.gz"), template_sha256="00")
+    with pytest.raises(
+        FileNotFoundError, match=r"the spec's `template` names .*gone\.nii\.gz, which is no file; correct"
+    ):
+        require_extra(spec)
+
+
 def test_the_default_template_is_mni152(head):
     found = registration.template("mni152", "")
     assert found.shape == (99, 117, 95)

@@ -12,6 +12,7 @@ import pytest
 from models.metrics import append_metrics
 from tasks.benchmarks import BENCHMARKS
 from tasks.figures import forest_plot
+from tasks.missing import missing_table
 from tasks.report import Picture, ReportContent, TableSection, render_report, training_section, write_report
 from tasks.summary import Line, summarise
 from tasks.tables import BenchmarkTable
@@ -110,3 +111,18 @@ def test_a_training_shows_its_curves_and_pictures(tmp_path: Path) -> None:
         "reconstruction of brainmvp_tiny",
     ]
     assert "brainmvp_tiny" in render_report(content(trainings=[found]))
+
+
+def test_scores_without_a_modality_stand_below_their_benchmark() -> None:
+    lines = [
+        {"row": EVIL, "seed": 0, "dropped": "t1", "filling": filling, "region": "WT"}
+        | {"dataset": "d", "subject": f"s{k}", "case": f"s{k}", "value": 0.1 * k}
+        for filling in ("zero", "template")
+        for k in range(4)
+    ]
+    missing = missing_table("Tumours without one modality", pd.DataFrame(lines), replicates=200)
+    text = render_report(content(benchmarks=[TableSection(section("vsseg").table, missing=missing)]))
+    Tags().feed(text)
+    assert text.index("VSseg") < text.index("<h4>Tumours without one modality</h4>")
+    assert '<td>0.150 <span class="interval">[' in text
+    assert EVIL not in text

@@ -1,14 +1,20 @@
 import json
+import shutil
 
+import numpy as np
 import pytest
 from nifti_files import SMALL, blob, planned, write_case, write_nifti
 from store_builds import ingest, scans_of
 
+from flows.preprocess_params import pending
 from infra import storage
 from models.selection import SelectionError, check_selection
 from models.store import create_or_open, open_store, store_digest
 from tasks import plan as plans
 from tasks import receipts, shards
+from tasks.compact import compact
+from tasks.headers import file_checksum
+from tasks.preprocess import preprocess_batch
 from tasks.selection import select_cases
 from tasks.verify import verify
 
@@ -37,6 +43,32 @@ def test_a_changed_case_gets_a_new_row_and_the_old_one_is_retired(tmp_path, url)
         data.read_case(1)
     assert store_digest(url) != before
     assert verify(url, deep=True) == []
+
+
+def test_moved_files_and_files_that_the_spec_ignores_keep_the_row(tmp_path, url):
+    """The table says where the files are now; with checksums switched on later they are still the same files."""
+    files = write_case(tmp_path / "one", "a")
+    ingest(url, scans_of(files, "a"))
+    digest = store_digest(url)
+    shutil.move(tmp_path / "one", tmp_path / "two")
+    moved = {modality: tmp_path / "two" / path.name for modality, path in files.items()}
+    moved["pd"] = write_nifti(tmp_path / "two/a_pd.nii.gz", blob(seed=5))
+    for scans in (scans_of(moved, "a"), [s.replace(etag=file_checksum(s.path)) for s in scans_of(moved, "a")]):
+        rows = plans.plan_rows(plans.cases_from_scans(scans), plans.read_plans(url), SMALL)
+        plans.write_plan(url, rows.news, SMALL.content_digest())
+        (case,) = rows.current
+        assert case.row == 0
+        assert pending(url, rows.current, retry_quarantined=False) == ()
+        shards.finalise(url, rows.current)
+        (line,) = open_store(url).cases().to_pylist()
+        wanted = {scan.modality: {"path": scan.path, "etag": scan.etag} for scan in scans}
+        assert {f["modality"]: {"path": f["path"], "etag": f["etag"]} for f in json.loads(line["files"])} == wanted
+        assert (line["status"], store_digest(url)) == ("stored", digest)
+        assert plans.read_plans(url) == [case]
+    assert plans.plan_numbers(url) == [1, 2, 3]
+    assert verify(url, deep=True) == []
+    compact(url)
+    assert open_store(url).dataset("toy").rows == [0]
 
 
 def test_a_corrected_split_changes_the_table_and_no_voxel(tmp_path, url):
@@ -159,3 +191,61 @@ def test_the_same_store_comes_out_on_s3(tmp_path, s3_url):
         ingest(store, a)
         ingest(store, [*a, *b])
     assert store_digest(there) == store_digest(here)
+
+
+def statuses(url):
+    return [line["status"] for line in open_store(url).cases().to_pylist()]
+
+
+def test_a_changed_source_that_is_broken_leaves_the_older_row_stored(tmp_path, url):
+    files = write_case(tmp_path, "a", 1)
+    ingest(url, scans_of(files, "a", split="training"))
+    before, digest = open_store(url).dataset("toy").read_case(0)[0], store_digest(url)
+    for end in (400, 300):
+        files["t1"].write_bytes(files["t1"].read_bytes()[:end])
+        ingest(url, scans_of(files, "a", split="test"))
+    assert statuses(url) == ["stored", "retired", "quarantined"]
+    # What the catalog corrects holds for the row that readers see.
+    assert open_store(url).cases().column("split").to_pylist()[0] == "test"
+    assert compact(url).digest == digest
+    np.testing.assert_array_equal(open_store(url).dataset("toy").read_case(0)[0], before)
+    assert verify(url, deep=True) == []
+    write_nifti(files["t1"], blob(seed=9))
+    ingest(url, scans_of(files, "a"))
+    assert statuses(url) == ["retired", "dropped", "retired", "stored"]
+    assert verify(url, deep=True) == []
+
+
+def test_a_corrected_label_scheme_is_checked_against_the_stored_labels(tmp_path, url, monkeypatch):
+    files = write_case(tmp_path, "a", label=True)
+    mask = np.zeros((30, 28, 24), np.uint8)
+    mask[10:14, 10:15, 8:12] = 4
+    write_nifti(files["label"], mask)
+
+    def scans(scheme):
+        return [scan.replace(label_scheme=scheme) for scan in scans_of(files, "a")]
+
+    ingest(url, scans("brats2021"))
+    assert statuses(url) == ["stored"]
+    with monkeypatch.context() as patch:
+        patch.setattr(receipts, "write_receipt", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            ingest(url, scans("brats2023"))
+    current = ingest(url, scans("brats2023"))
+    (line,) = open_store(url).cases().to_pylist()
+    assert (line["status"], line["reason"], line["label_scheme"]) == ("quarantined", "label values", "brats2023")
+    assert line["detail"].startswith(
+        "a_seg.nii.gz: label values [4] are outside scheme 'brats2023', which knows [0, 1, 2, 3] only"
+    )
+    assert open_store(url).dataset("toy").rows == []
+    assert verify(url, deep=True) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.StoreWriter, "publish", stopped)
+        shards.finalise(url, current)
+    # Corrected once more, with `retry_quarantined`.
+    receipts.delete_receipt(url, current[0])
+    again = [case.replace(label_scheme="brats2021") for case in current]
+    preprocess_batch(url, [case.model_dump(mode="json") for case in again], "retry")
+    shards.finalise(url, again)
+    assert statuses(url) == ["stored"]
+    assert verify(url, deep=True) == []

@@ -21,7 +21,7 @@ from tasks.catalog import build_catalog, write_catalog
 from tasks.catalog_report import catalog_report
 from tasks.dicom_series import DicomError, MissingExtraError, mask_names, name_words, parse_dicom_header
 from tasks.sources import DicomSource, find_scans
-from tasks.sources.dicom import pending_series
+from tasks.sources.dicom import survey
 
 VOLUME = np.random.default_rng(0).integers(0, 500, (8, 7, 5)).astype(np.int16)
 
@@ -108,10 +108,10 @@ def test_a_killed_conversion_is_done_again(places: tuple[Path, Path], monkeypatc
         rows(root, ws)
     monkeypatch.undo()
     assert [path.name for path in ws.rglob("*.gz")] == ["image.nii.gz"]
-    assert len(pending_series(source(root), str(ws))) == 1
+    assert len(survey(source(root), str(ws)).pending) == 1
     (scan,) = build_catalog([source(root)], workspace=str(ws)).scans
     assert scan.status == "ok"
-    assert pending_series(source(root), str(ws)) == []
+    assert survey(source(root), str(ws)).pending == ()
 
 
 def test_a_damaged_index_is_made_again(places: tuple[Path, Path]) -> None:

@@ -1,10 +1,14 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
+import yaml
 from nifti_files import centred, planned, volume_of, write_nifti
 from nilearn import datasets
 from pydantic import ValidationError
 
-from flows.preprocess import PreprocessParams, chosen_spec
+from flows.preprocess_params import PreprocessParams, chosen_spec
 from models.records import MODALITIES, SPECS, PreprocessSpec, Reason, find_spec
 from tasks.affines import BadScanError
 from tasks.mni import require_mni
@@ -102,6 +106,10 @@ def test_an_own_spec_takes_the_place_of_a_named_one():
         ({"registration": "rigid"}, "need frame 'template'"),
         ({"template": "own.nii.gz"}, "template_sha256 is required for a template from a file"),
         ({"template_sha256": "00"}, "refused for 'mni152'"),
+        (
+            {"template": "own.nii.gz", "template_sha256": "00"},
+            "template own.nii.gz would not be used, for registration is 'none'; set registration, or leave",
+        ),
         ({"brain_mask": "hd-bet"}, "'none' or 'file'"),
         ({"spacing_mm": float("inf")}, "finite number"),
         ({"modalities": ()}, "one or more channels, each once"),
@@ -138,3 +146,13 @@ def test_template_grids_must_have_the_spacing_that_the_spec_names():
         T1_MNI.replace(spacing_mm=2.0)
     with pytest.raises(ValidationError, match="registration does it: choose one"):
         T1_MNI.replace(registration="rigid")
+
+
+def test_the_own_specs_of_the_page_are_specs():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "preprocessing.md").read_text(encoding="utf-8")
+    blocks = [
+        yaml.safe_load(block)
+        for block in re.findall(r"(?:^    .*\n)+", page, flags=re.MULTILINE)
+        if "own_spec:" in block
+    ]
+    assert [PreprocessSpec.model_validate(block["own_spec"]).name for block in blocks] == ["mine", "mine-mni"]

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import zarr
+from nifti_files import planned, write_case
 from store_builds import ingest, shard_of, three_subjects
 
 from infra import storage
@@ -62,9 +63,10 @@ def test_a_truncated_shard_is_found(url, keep):
         open_store(url).dataset("toy").read_case(2)
 
 
-def test_missing_shards_are_found_fast_and_never_read_as_zeros(url):
-    storage.delete(storage.join(url, "toy", "image", "c", "0"))
-    storage.delete(storage.join(url, "toy", "label", "c", "1"))
+@pytest.mark.parametrize("place", [shard_of, lambda url, row, name: storage.join(url, "toy", name, "c", str(row))])
+def test_missing_shards_are_found_fast_and_never_read_as_zeros(url, place):
+    storage.delete(place(url, 0, "image"))
+    storage.delete(place(url, 1, "label"))
     assert verify(url) == [
         "toy/a (row 0): the shard of image is missing; preprocess the case again",
         "toy/b (row 1): the shard of label is missing; preprocess the case again",
@@ -120,3 +122,15 @@ def test_a_changed_layout_and_lost_arrays_are_found(url):
     )
     storage.delete(storage.join(url, "toy"))
     assert "toy: the dataset is gone from the store" in verify(url)
+
+
+def test_a_planned_row_without_a_line_is_found_unless_a_newer_row_took_its_place(tmp_path, url):
+    files = write_case(tmp_path, "d", 4)
+    digest = open_store(url).spec.content_digest()
+    plans.write_plan(url, [planned(files, row=3, subject="d")], digest)
+    (problem,) = verify(url)
+    assert problem == "toy/d (row 3): it was planned and is neither stored nor in quarantine; preprocess again"
+    write_case(tmp_path, "d", 5)
+    plans.write_plan(url, [planned(files, row=4, subject="d")], digest)
+    (problem,) = verify(url)
+    assert problem.startswith("toy/d (row 4): ")

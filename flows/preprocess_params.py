@@ -1,0 +1,203 @@
+"""What preprocessing is asked to do, and what is refused before a store is made or touched."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from flows.artifacts import counted, shown_names
+from infra import storage
+from infra.clusters import worker_count, worker_memory
+from infra.settings import Settings, machine_memory
+from models.records import SPECS, PlannedCase, PreprocessSpec, Scan, find_spec
+from models.store_writer import check_place, open_writer
+from tasks import plan as plans
+from tasks import receipts, shards
+from tasks.catalog import read_catalog
+from tasks.dry_run import estimate_store, free_bytes
+from tasks.estimate import Estimate, bare_bytes
+from tasks.forget import without_forgotten
+
+_log = logging.getLogger(__name__)
+DEFAULT_SPEC = "brainmvp"
+
+
+class PreprocessParams(BaseModel):
+    """Which catalog becomes which store."""
+
+    model_config = ConfigDict(extra="forbid", title="Preprocess")
+
+    catalog: str = Field(
+        title="Catalog",
+        description="Path or URL of catalog.parquet, as the flow 'catalog' writes it.",
+        examples=["./state/demo/catalog.parquet"],
+        min_length=1,
+    )
+    store: str = Field(
+        title="Store",
+        description="Path or URL of the Zarr store to create or to continue, on disk or s3://.",
+        examples=["./state/demo/store.zarr"],
+        min_length=1,
+    )
+    spec: str = Field(
+        DEFAULT_SPEC,
+        title="Preprocessing spec",
+        description=f"How scans become voxels; fixed for the life of a store. One of: {', '.join(SPECS)}.",
+        json_schema_extra={"enum": list(SPECS)},
+    )
+    own_spec: PreprocessSpec | None = Field(
+        None,
+        title="Own preprocessing spec",
+        description="Used instead of a named one; leave `spec` as it is then. "
+        "For example {name: mine, spacing_mm: 2, grid: [128, 128, 128]}.",
+    )
+    datasets: list[str] = Field(
+        default_factory=list,
+        title="Datasets",
+        description="Only these datasets of the catalog; empty: all of them.",
+    )
+    case_batch: int = Field(
+        32,
+        title="Case batch",
+        description="Cases that one task run preprocesses, from 1 to 1024. Enlarged when there would be more than "
+        "32 task runs and 8 a worker, and cut so that no worker idles.",
+        ge=1,
+        le=1024,
+    )
+    workers: int | None = Field(
+        None,
+        title="Workers",
+        description="Dask worker processes on this host, 1 or more; empty: BRAINLOOM_WORKERS.",
+        ge=1,
+    )
+    max_quarantined_share: float = Field(
+        0.05,
+        title="Allowed share in quarantine",
+        description="From 0 to 1. With more, the flow fails at its end with the table; finished work stays.",
+        ge=0,
+        le=1,
+    )
+    strict: bool = Field(
+        False,
+        title="Strict",
+        description="Refuse to start when the catalog left out any scan.",
+    )
+    retry_quarantined: bool = Field(
+        False,
+        title="Try the quarantine again",
+        description="Also run cases that are in quarantine although their files have not changed.",
+    )
+
+    @model_validator(mode="after")
+    def _one_spec(self) -> Self:
+        if self.own_spec is not None and self.spec != DEFAULT_SPEC:
+            raise ValueError(
+                f"spec {self.spec!r} and own_spec {self.own_spec.name!r} are both given and only one can count; leave "
+                "one of them out"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the parameters ask for, checked as far as it can be without touching the store."""
+
+    url: str
+    spec: PreprocessSpec
+    scans: list[Scan]
+    settings: Settings
+    refused: dict[plans.CaseKey, str]
+    """Cases that would not fit a worker's memory, with the numbers."""
+
+
+def check_params(params: PreprocessParams) -> Wanted:
+    """Refuse what cannot be done before a store is made; the flow and its dry run alike.
+
+    Raises ValueError for the catalog and its datasets, what `check_store` raises, and StoreError for too little memory
+    for the spec's grid and for a disk that is too small.
+    """
+    url, spec = check_store(params)
+    scans = usable_scans(read_catalog(params.catalog), params)
+    settings = Settings() if params.workers is None else Settings(workers=params.workers)
+    by_case = plans.scans_by_case(scans)
+    sentence, refused = plans.memory_verdicts(by_case, spec, memory_limit(settings))
+    _log.info(sentence)
+    wanted = Wanted(url, spec, scans, settings, refused)
+    free = free_bytes(url)
+    # What is stored already needs no room; that is looked up only where it matters.
+    if free is not None and bare_bytes(by_case.values(), spec) > free:
+        estimate_work(wanted, params.retry_quarantined).check_disk()
+    return wanted
+
+
+def check_store(params: PreprocessParams) -> tuple[str, PreprocessSpec]:
+    """Return where the store lies or will lie, and its spec.
+
+    Raises MissingExtraError for a step that cannot run here, and StoreError for a place that holds something else or a
+    store of another spec.
+    """
+    spec = chosen_spec(params)
+    url = params.store if not storage.is_local(params.store) else str(storage.local_path(params.store))
+    check_place(url, spec)
+    return url, spec
+
+
+def memory_limit(settings: Settings) -> int:
+    """Return the bytes that one worker may use: its limit, and on this host never more than there is."""
+    limit = worker_memory(settings)
+    return limit if settings.cluster == "address" else min(limit, machine_memory())
+
+
+def estimate_work(wanted: Wanted, retry_quarantined: bool) -> Estimate:
+    """Estimate what is left to do; reads the store, writes nothing."""
+    scans, _ = without_forgotten(wanted.url, wanted.scans)
+    current = plans.plan_rows(plans.cases_from_scans(scans), plans.read_plans(wanted.url), wanted.spec).current
+    todo = pending(wanted.url, current, retry_quarantined)
+    workers, limit = worker_count(wanted.settings), memory_limit(wanted.settings)
+    return estimate_store(wanted.url, wanted.spec, scans, todo, workers, limit)
+
+
+def chosen_spec(params: PreprocessParams) -> PreprocessSpec:
+    """Return the spec in the parameters, or the named one; raises MissingExtraError when a step cannot run here."""
+    spec = params.own_spec or find_spec(params.spec)
+    if {spec.bias_correction, spec.registration} != {"none"}:
+        from tasks.registration import require_extra  # loads torch: a flow run with nothing to do goes without
+
+        require_extra(spec)
+    return spec
+
+
+def usable_scans(scans: Sequence[Scan], params: PreprocessParams) -> list[Scan]:
+    """Return the scans of the chosen datasets; raises ValueError for unknown datasets, no scans, or when strict."""
+    known = sorted({scan.dataset for scan in scans})
+    if unknown := sorted(set(params.datasets) - set(known)):
+        raise ValueError(f"the catalog has no dataset {', '.join(unknown)}; it has: {', '.join(known) or 'none'}")
+    chosen = [scan for scan in scans if not params.datasets or scan.dataset in params.datasets]
+    left_out = [scan for scan in chosen if scan.status != "ok"]
+    if params.strict and left_out:
+        named = [f"{scan.path}: {scan.reason}" for scan in left_out]
+        shown = "; ".join(shown_names(named, counted(f"{scan.reason} in {scan.dataset}" for scan in left_out)))
+        raise ValueError(
+            f"strict: the catalog left out {len(left_out)} scans, 0 are allowed ({shown}); "
+            "repair or remove them, or run without strict"
+        )
+    usable = [scan for scan in chosen if scan.status == "ok"]
+    if not usable:
+        raise ValueError(f"{params.catalog} holds no usable scan of {', '.join(params.datasets) or 'any dataset'}")
+    return usable
+
+
+def pending(url: str, current: Sequence[PlannedCase], retry_quarantined: bool) -> tuple[PlannedCase, ...]:
+    """Return the cases that are neither published nor have a receipt that counts; quarantined ones too when asked."""
+    lines = shards.published(url)
+    there = receipts.receipt_rows(url, (case.dataset for case in current))
+    # What a killed flow left; its receipts are read, for one that is damaged would keep its case away for ever.
+    unpublished = [c for c in current if (c.dataset, c.row) in there and (c.dataset, c.row) not in lines]
+    useless = receipts.useless_rows(url, unpublished, open_writer(url).spec.content_digest()) if unpublished else set()
+    again = {row for row, line in lines.items() if retry_quarantined and line["status"] == "quarantined"}
+    done = (there | set(lines)) - again - useless
+    return tuple(case for case in current if (case.dataset, case.row) not in done)

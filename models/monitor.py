@@ -1,0 +1,78 @@
+"""An early look at collapse: do different cases get different features, and two views of one case similar ones?
+
+Measured at every validation of a pre-training on the pooled stage-4 features of all validation cases together, which
+the validation has computed anyway. What the contrast compares (`embedding_*`) is behind its projector and is measured
+batch by batch; these are the features that downstream tasks use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.objectives.contrast import collapse_metrics
+
+TWO_VIEWS = frozenset({"brainmvp"})
+"""Objectives whose validation encodes two views of every case: all first views, then all second ones."""
+LEAST_CASES = 4
+"""With fewer cases a low rank says nothing."""
+
+Views = tuple[Tensor, Tensor]
+"""Pooled stage-4 features (cases, C) of the first and of the second views."""
+
+
+@contextmanager
+def pooled_features(encoder: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the last stage of every call of the encoder inside the block: means over positions (B, C), float32."""
+    pooled: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, outputs: Sequence[Tensor]) -> None:
+        pooled.append(pool(outputs))
+
+    handle = encoder.register_forward_hook(keep)
+    try:
+        yield pooled
+    finally:
+        handle.remove()
+
+
+def pool(stages: Sequence[Tensor]) -> Tensor:
+    """Return the mean over positions (B, C), float32, of an encoder's last stage (B, C, D, H, W)."""
+    return stages[-1].detach().float().mean(dim=(2, 3, 4))
+
+
+def split_views(pooled: Sequence[Tensor]) -> Views:
+    """Return the first and the second views of a batch, on the CPU; one call of the encoder for both, or two."""
+    one, two = torch.cat(list(pooled)).cpu().chunk(2)
+    return one, two
+
+
+def feature_metrics(parts: Sequence[Views]) -> dict[str, float]:
+    """Return `feature_rank`, `feature_alignment` and `feature_uniformity` over the cases of all batches and ranks.
+
+    Of L2-normalised features. Rank: exp of the entropy of the singular values, from 1 (all cases alike) to the smaller
+    of cases and channels (Roy and Vetterli 2007; RankMe, Garrido et al. 2023). Alignment and uniformity: Wang and
+    Isola 2020. Nothing for fewer than two cases.
+    """
+    if not parts:
+        return {}
+    one, two = (F.normalize(torch.cat(list(views)), dim=1) for views in zip(*parts, strict=True))
+    if len(one) < 2:
+        return {}
+    return {name.replace("embedding", "feature"): value for name, value in collapse_metrics(one, two).items()}
+
+
+def collapse_warning(metrics: dict[str, float], cases: int, limit: float) -> str:
+    """Return what to tell people when the features have collapsed, else an empty string."""
+    rank = metrics.get("feature_rank")
+    if rank is None or rank >= limit or cases < LEAST_CASES:
+        return ""
+    return (
+        f"features may have collapsed: the effective rank over {cases} validation cases is {rank:.2f}, below "
+        f"rank_limit {limit:g}; look at feature_uniformity and the reconstructions, or lower optimiser.lr"
+    )

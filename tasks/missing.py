@@ -1,0 +1,195 @@
+"""What a segmentation loses when one modality is absent: zeros in its place against its learned template.
+
+Each test case is predicted again without each of its modalities, once with either filling; Dice by region. The
+templates are those of the pre-training for every row, also for the one from scratch, which was never trained with them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from models.records import Record, SelectedCase, digest_of
+from tasks.finetune import Finetuning, read_json
+from tasks.predictions import read_regions
+from tasks.scores import RowKey, dice, inputs_digest, kept_scores, region_masks, score_path
+from tasks.statistics import Floats, Interval, bootstrap_interval, draw_subjects, mean_metric, paired_test
+from tasks.summary import MEAN, Line
+from tasks.tables import cell, markdown_rows
+
+if TYPE_CHECKING:
+    from models.objectives.base import CaseInfo
+    from models.objectives.supervised import Supervised
+    from tasks.evaluation import Cohort
+
+FILLINGS: tuple[str, ...] = ("zero", "template")
+NOTHING = "nothing"
+"""Dropped modality of the predictions that the training wrote itself."""
+
+
+def applies(cohort: Cohort) -> bool:
+    """Return whether a modality of this benchmark can be dropped: a segmentation of two or more, with data."""
+    return cohort.benchmark.kind == "segmentation" and len(cohort.benchmark.modalities) > 1 and bool(cohort.selected)
+
+
+def score_missing(
+    cohort: Cohort, trainings: Sequence[Finetuning], pretrained: Path, folder: Path
+) -> tuple[pd.DataFrame, int]:
+    """Return Dice by dropped modality and filling in long form, and how many trainings were scored now.
+
+    The columns are those of the scores and `dropped`, `filling`. Unchanged trainings are read back. Raises ValueError
+    when the pre-training has no learned template of a modality.
+    """
+    frames, fresh = [], 0
+    bank = _weights(pretrained)
+    for training in trainings:
+        key = RowKey(training.benchmark, training.row, training.seed)
+        weights = digest_of([_weights(training.folder), bank])
+        inputs = inputs_digest(key, cohort.benchmark, cohort.of_role("test"), weights)
+        path = score_path(folder / "missing", key)
+        frame, computed = kept_scores(path, inputs, partial(_score, cohort, training, pretrained))
+        frames.append(frame)
+        fresh += computed
+    return (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()), fresh
+
+
+def _weights(folder: Path) -> str:
+    return str((read_json(folder / "done.json") or {}).get("weights_digest", ""))
+
+
+def _score(cohort: Cohort, training: Finetuning, pretrained: Path) -> pd.DataFrame:
+    from models.data import CaseDataset  # torch and MONAI
+    from models.filling import read_templates
+    from models.predict import load_objective
+
+    objective, spec = load_objective(training.folder), cohort.store.spec
+    objective.use_templates(read_templates(pretrained, cohort.benchmark.modalities, spec))
+    test = cohort.of_role("test")
+    dataset = CaseDataset(cohort.store.url, test, objective.sampler(), "test")
+    rows: list[dict[str, Any]] = []
+    for index, case in enumerate(dataset.cases):
+        truth = region_masks(cohort.label(case), cohort.benchmark.regions, cohort.benchmark.scheme, case.case)
+        info, reader = dataset.info(index), dataset.reader(index)
+        whole = dice(read_regions(training.folder, case).astype(bool), truth)
+        for filling in FILLINGS:
+            rows += _lines(cohort, training, case, (NOTHING, filling), whole)
+        for modality, absent in without_each(info, objective):
+            for filling in FILLINGS:
+                objective.use_missing(filling)
+                found = objective.predict(absent, reader)["regions"].astype(bool)
+                rows += _lines(cohort, training, case, (modality, filling), dice(found, truth))
+    return pd.DataFrame(rows)
+
+
+def without_each(info: CaseInfo, objective: Supervised) -> Iterator[tuple[str, CaseInfo]]:
+    """Yield each input modality that the case has and the case without it; nothing when it has only one."""
+    here = objective.channels.present(info)
+    for k in here if len(here) > 1 else []:
+        absent = objective.indices[k]
+        present = tuple(has and i != absent for i, has in enumerate(info.present))
+        yield objective.settings.modalities[k], replace(info, present=present)
+
+
+def _lines(
+    cohort: Cohort, training: Finetuning, case: SelectedCase, what: tuple[str, str], values: Sequence[float]
+) -> list[dict[str, Any]]:
+    common = {"benchmark": training.benchmark, "row": training.row, "seed": training.seed, "dataset": case.dataset}
+    common |= {"case": case.case, "subject": case.subject, "metric": "dice", "target": "", "note": ""}
+    common |= {"dropped": what[0], "filling": what[1]}
+    regions = zip(cohort.benchmark.regions, values, strict=True)
+    return [{**common, "region": region.name, "value": value} for region, value in regions]
+
+
+class MissingLine(Record):
+    """Mean Dice of one row without one modality, by filling, and what the template gains over zeros."""
+
+    row: str
+    dropped: str
+    n: int
+    """Subjects that have the modality."""
+    zero: Line
+    template: Line
+    gain: Line
+
+
+class MissingTable(Record):
+    """Dice by dropped modality of one benchmark."""
+
+    title: str
+    lines: tuple[MissingLine, ...]
+
+    @property
+    def header(self) -> list[str]:
+        """Printed column names."""
+        return ["row", "without", "n", "mean Dice, zeros", "mean Dice, template", "template - zeros"]
+
+    @property
+    def body(self) -> list[list[str]]:
+        """Printed cells."""
+        return [
+            [line.row, line.dropped, str(line.n), cell(line.zero), cell(line.template), cell(line.gain)]
+            for line in self.lines
+        ]
+
+    @property
+    def statements(self) -> list[str]:
+        """Sentences under the table."""
+        return [
+            "Mean Dice over regions of test cases from which one modality was taken away: replaced by zeros, or by the "
+            "template that the pre-training learned.",
+            "Brackets: 95 % bootstrap intervals over subjects, seeds averaged; the last column is paired by subject.",
+            f"Without {NOTHING}: the case as it is. Cases that lack the modality, or have no other, do not count.",
+        ]
+
+    def to_markdown(self) -> str:
+        """Return title, table and statements."""
+        lines = [f"### {self.title}", "", *markdown_rows(self.header, self.body), ""]
+        return "\n".join([*lines, *(f"- {sentence}" for sentence in self.statements)]) + "\n"
+
+    def to_csv(self) -> str:
+        """Return one number a line in full precision."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(["row", "dropped", "filling", "n", "dice", "low", "high"])
+        for line in self.lines:
+            for name in ("zero", "template", "gain"):
+                value: Line = getattr(line, name)
+                writer.writerow([line.row, line.dropped, name, line.n, value.estimate, value.low, value.high])
+        return buffer.getvalue()
+
+
+def missing_table(title: str, scores: pd.DataFrame, replicates: int, seed: int = 0) -> MissingTable:
+    """Return the table of one benchmark from the long-form scores of `score_missing`."""
+    lines = []
+    for (row, dropped), part in scores.groupby(["row", "dropped"], sort=False):
+        zero, template = (_values(part[part["filling"] == filling]) for filling in FILLINGS)
+        weights = draw_subjects(zero.shape[1], replicates, seed)
+        gap, _ = paired_test(mean_metric(template), mean_metric(zero), weights)
+        found = {
+            name: bootstrap_interval(mean_metric(values), weights, at_bounds=zero.shape[1])
+            for name, values in (("zero", zero), ("template", template))
+        }
+        found |= {} if dropped == NOTHING else {"gain": gap}
+        numbers = {name: _line(str(row), found.get(name)) for name in ("zero", "template", "gain")}
+        lines.append(MissingLine(row=str(row), dropped=str(dropped), n=zero.shape[1], **numbers))
+    return MissingTable(title=title, lines=tuple(lines))
+
+
+def _line(row: str, interval: Interval | None) -> Line:
+    values = {} if interval is None else {key: getattr(interval, key) for key in ("estimate", "low", "high")}
+    finite = {key: value for key, value in values.items() if np.isfinite(value)}
+    return Line(benchmark="", row=row, metric="dice", region=MEAN, **finite)
+
+
+def _values(part: pd.DataFrame) -> Floats:
+    """Return the mean Dice over regions and cases by seed and subject (E, S)."""
+    wide = part.pivot_table(index="seed", columns=["dataset", "subject"], values="value", aggfunc="mean")
+    return wide.to_numpy(dtype=np.float64)
