@@ -16,7 +16,14 @@ from prefect_dask import DaskTaskRunner
 
 from flows.artifacts import counted, publish_markdown, publish_table, shown_names
 from flows.batches import BatchRunner, ReceiptWatch, split_batches
-from flows.preprocess_params import PreprocessParams, check_params, estimate_work, memory_limit, pending
+from flows.preprocess_params import (
+    PreprocessParams,
+    check_params,
+    estimate_work,
+    memory_limit,
+    pending,
+    rows_to_repair,
+)
 from flows.progress import Progress
 from infra.clusters import cluster_options, describe_cluster, worker_count
 from infra.settings import Settings
@@ -51,6 +58,8 @@ class Work:
     """Those that have to be preprocessed."""
     refused: dict[plans.CaseKey, str] = field(default_factory=dict)
     """Cases that would not fit a worker's memory, with the numbers."""
+    repaired: frozenset[shards.Row] = frozenset()
+    """Stored rows that are damaged and made again."""
 
 
 def _run_name() -> str:
@@ -83,10 +92,10 @@ def preprocess(params: PreprocessParams) -> dict[str, Any]:
             _log.warning("%d forgotten subjects of the catalog stay out (`store forget --lift`)", len(forgotten))
         if lease.took_over and (removed := shards.clean_partials(writer.url)):
             _log.info("the last writer was killed: %d half-written files removed", removed)
-        work = plan_work(writer, scans, wanted.refused, params.retry_quarantined)
+        work = plan_work(writer, scans, wanted.refused, params)
         failures = _run(writer, work, lease.token, params, wanted.settings)
         lease.check()
-        digest = shards.finalise(writer.url, work.current)
+        digest = shards.finalise(writer.url, work.current, work.repaired)
         # Whatever failed, this flow run lived to see it: only attempts of a flow that died say something later.
         receipts.clear_attempts(writer.url)
     return {**report(writer.url, work, failures, digest, params), "forgotten": len(forgotten)}
@@ -98,7 +107,7 @@ def dry_run(params: PreprocessParams) -> str:
     Raises what the flow refuses to begin, and PreprocessError when it would fail at its end whatever the files hold.
     """
     wanted = check_params(params)
-    estimate = estimate_work(wanted, params.retry_quarantined)
+    estimate = estimate_work(wanted, params)
     lost = len(lost_cases(wanted.url, read_catalog(params.catalog), params))
     share = (estimate.refused + lost) / max(1, estimate.cases + lost)
     if share > params.max_quarantined_share:
@@ -113,7 +122,7 @@ def dry_run(params: PreprocessParams) -> str:
 
 
 def plan_work(
-    writer: StoreWriter, scans: Sequence[Scan], refused: dict[plans.CaseKey, str], retry_quarantined: bool
+    writer: StoreWriter, scans: Sequence[Scan], refused: dict[plans.CaseKey, str], params: PreprocessParams
 ) -> Work:
     """Give every case its row, write the plan, grow the arrays, and say what has to be preprocessed."""
     known = plans.read_plans(writer.url)
@@ -124,12 +133,16 @@ def plan_work(
     labelled = plans.datasets_with_labels(everything)
     for dataset, length in plans.rows_by_dataset(everything).items():
         writer.grow(dataset, length, dataset in labelled)
-    todo = pending(writer.url, rows.current, retry_quarantined)
+    repaired = rows_to_repair(writer.url, params.repair)
+    if repaired:
+        gone = repaired - {(case.dataset, case.row) for case in rows.current}
+        _log.warning("%d stored rows are damaged; %d of them are not in the catalog any more", len(repaired), len(gone))
+    todo = pending(writer.url, rows.current, params.retry_quarantined, repaired)
     there = receipts.receipt_rows(writer.url, (case.dataset for case in todo))
     for case in todo:
         if (case.dataset, case.row) in there:  # of the quarantine, or one that does not count
             receipts.delete_receipt(writer.url, case)
-    return Work(rows.current, todo, refused)
+    return Work(rows.current, todo, refused, frozenset(repaired))
 
 
 def _run(writer: StoreWriter, work: Work, token: str, params: PreprocessParams, settings: Settings) -> list[str]:

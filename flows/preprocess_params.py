@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -14,6 +14,7 @@ from infra import storage
 from infra.clusters import worker_count, worker_memory
 from infra.settings import Settings, machine_memory
 from models.records import SPECS, PlannedCase, PreprocessSpec, Scan, find_spec
+from models.store_layout import CASES
 from models.store_writer import check_place, open_writer
 from tasks import plan as plans
 from tasks import receipts, shards
@@ -21,6 +22,7 @@ from tasks.catalog import read_catalog
 from tasks.dry_run import estimate_store, free_bytes
 from tasks.estimate import Estimate, bare_bytes
 from tasks.forget import without_forgotten
+from tasks.verify import damaged_rows
 
 _log = logging.getLogger(__name__)
 DEFAULT_SPEC = "brainmvp"
@@ -92,6 +94,13 @@ class PreprocessParams(BaseModel):
         description="Also run cases that are in quarantine although their files have not changed.",
     )
 
+    repair: bool = Field(
+        False,
+        title="Repair",
+        description="First read every voxel of the store, and preprocess again what is damaged or lost, into the same "
+        "rows.",
+    )
+
     @model_validator(mode="after")
     def _one_spec(self) -> Self:
         if self.own_spec is not None and self.spec != DEFAULT_SPEC:
@@ -130,7 +139,7 @@ def check_params(params: PreprocessParams) -> Wanted:
     free = free_bytes(url)
     # What is stored already needs no room; that is looked up only where it matters.
     if free is not None and bare_bytes(by_case.values(), spec) > free:
-        estimate_work(wanted, params.retry_quarantined).check_disk()
+        estimate_work(wanted, params).check_disk()
     return wanted
 
 
@@ -152,11 +161,19 @@ def memory_limit(settings: Settings) -> int:
     return limit if settings.cluster == "address" else min(limit, machine_memory())
 
 
-def estimate_work(wanted: Wanted, retry_quarantined: bool) -> Estimate:
+def rows_to_repair(url: str, repair: bool) -> set[shards.Row]:
+    """Return the damaged rows of a store when they are asked for; none of a store that is not there or not finished."""
+    if not repair or not storage.exists(storage.join(url, CASES)):
+        return set()
+    return damaged_rows(url)
+
+
+def estimate_work(wanted: Wanted, params: PreprocessParams) -> Estimate:
     """Estimate what is left to do; reads the store, writes nothing."""
     scans, _ = without_forgotten(wanted.url, wanted.scans)
     current = plans.plan_rows(plans.cases_from_scans(scans), plans.read_plans(wanted.url), wanted.spec).current
-    todo = pending(wanted.url, current, retry_quarantined)
+    damaged = rows_to_repair(wanted.url, params.repair)
+    todo = pending(wanted.url, current, params.retry_quarantined, damaged)
     workers, limit = worker_count(wanted.settings), memory_limit(wanted.settings)
     return estimate_store(wanted.url, wanted.spec, scans, todo, workers, limit)
 
@@ -191,13 +208,18 @@ def usable_scans(scans: Sequence[Scan], params: PreprocessParams) -> list[Scan]:
     return usable
 
 
-def pending(url: str, current: Sequence[PlannedCase], retry_quarantined: bool) -> tuple[PlannedCase, ...]:
-    """Return the cases that are neither published nor have a receipt that counts; quarantined ones too when asked."""
+def pending(
+    url: str, current: Sequence[PlannedCase], retry_quarantined: bool, damaged: Collection[shards.Row] = ()
+) -> tuple[PlannedCase, ...]:
+    """Return the cases that are neither published nor have a receipt that counts, and damaged rows.
+
+    Quarantined cases too when asked.
+    """
     lines = shards.published(url)
     there = receipts.receipt_rows(url, (case.dataset for case in current))
     # What a killed flow left; its receipts are read, for one that is damaged would keep its case away for ever.
     unpublished = [c for c in current if (c.dataset, c.row) in there and (c.dataset, c.row) not in lines]
     useless = receipts.useless_rows(url, unpublished, open_writer(url).spec.content_digest()) if unpublished else set()
     again = {row for row, line in lines.items() if retry_quarantined and line["status"] == "quarantined"}
-    done = (there | set(lines)) - again - useless
+    done = (there | set(lines)) - again - useless - set(damaged)
     return tuple(case for case in current if (case.dataset, case.row) not in done)

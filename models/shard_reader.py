@@ -77,7 +77,7 @@ class ShardReader:
         except FileNotFoundError:
             return False
         except (ValueError, RuntimeError, struct.error) as error:
-            raise StoreError(f"{path} is damaged: {error}; preprocess the case again") from error
+            raise StoreError(f"{path} is damaged: {error}; run preprocess with repair: true") from error
         return True
 
     def _fill(

@@ -98,7 +98,7 @@ class Mirror:
             raise StagingError(
                 f"case {case.dataset}/{case.case} (row {case.row}) of {self.store.url} was copied to {self.folder} and "
                 f"has digest {found}, the selection says {case.digest}; run `brainloom store verify --deep`, then "
-                "preprocess the case again if the store is damaged, else start again"
+                "run preprocess with repair: true if the store is damaged, else start again"
             )
         storage.write_json(self._receipt(case.dataset, case.row), {"digest": case.digest, "files": files})
 

@@ -231,7 +231,7 @@ class StoredDataset:
     def _lost(self, what: str, line: dict[str, Any]) -> StoreError:
         return StoreError(
             f"the {what} of {self.name}/{line['case']} (row {line['row']}) is missing; run `brainloom store verify` "
-            "and preprocess the case again"
+            "and run preprocess with repair: true"
         )
 
     def read_case(self, row: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -255,7 +255,7 @@ class StoredDataset:
                 for target, lead in zip(out, leads, strict=True):
                     target[...] = array[(row, *lead, *window)]
         except (ValueError, RuntimeError, AssertionError, struct.error) as error:
-            raise StoreError(f"{shard} is damaged: {error}; preprocess the case again") from error
+            raise StoreError(f"{shard} is damaged: {error}; run preprocess with repair: true") from error
         return any(target.any() for target in out) or _is_there(shard)
 
     def _stored(self, row: int) -> dict[str, Any]:
@@ -275,7 +275,7 @@ def _is_there(shard: str) -> bool:
     except FileNotFoundError:
         return False
     if info is not None and not info.get("size"):
-        raise StoreError(f"{shard} is damaged: it has 0 bytes; preprocess the case again")
+        raise StoreError(f"{shard} is damaged: it has 0 bytes; run preprocess with repair: true")
     return info is not None
 
 

@@ -178,8 +178,10 @@ def _mislabelled(
             yield receipts.empty_receipt(case, spec_digest, Reason.LABEL_VALUES, f"{name}: {conflict}")
 
 
-def finalise(url: str, current: Sequence[PlannedCase]) -> str:
+def finalise(url: str, current: Sequence[PlannedCase], repaired: Collection[Row] = ()) -> str:
     """Publish every row that has a receipt and return the store digest; writes nothing when nothing changed.
+
+    `repaired` are stored rows that were made again: their new receipts count.
 
     Order: small arrays, duplicates.parquet, cases.parquet, the finalised attribute, receipts of rows that a corrected
     label scheme put into quarantine. Only the holder of the lease may call this.
@@ -187,7 +189,9 @@ def finalise(url: str, current: Sequence[PlannedCase]) -> str:
     writer = open_writer(url)
     known = plans.read_plans(url)
     before, prints = _read_all(url)
-    fresh = _unfolded(url, known, before, writer.spec, prints)
+    fresh = _unfolded(
+        url, known, {row: line for row, line in before.items() if row not in repaired}, writer.spec, prints
+    )
     lines = {**before, **{(r.dataset, r.row): line_of(r) for r in fresh}}
     refused = list(_mislabelled(lines, current, writer.spec.content_digest()))
     lines |= {(r.dataset, r.row): line_of(r) for r in refused}

@@ -43,6 +43,14 @@ def verify(url: str, deep: bool = False) -> list[str]:
     return problems
 
 
+def damaged_rows(url: str) -> set[Row]:
+    """Return the stored rows in which a deep `verify` finds anything wrong; reads every voxel of the store."""
+    lines = open_store(url).cases().drop_columns(["fingerprint"]).to_pylist()
+    places = {_where(line): (line["dataset"], line["row"]) for line in lines if line["status"] == "stored"}
+    found = (problem.partition(": ")[0] for problem in verify(url, deep=True))
+    return {places[place] for place in found if place in places}
+
+
 def _planned(url: str, lines: Collection[Row]) -> Iterator[str]:
     """Rows that were planned and never published, unless the case has a newer row or its subject was forgotten."""
     newest = {plans.key_of(case): case for case in sorted(plans.read_plans(url), key=lambda case: case.row)}
@@ -154,7 +162,7 @@ def _shards(url: str, name: str, lines: Sequence[Line]) -> Iterator[str]:
         for line in lines:
             there = f"{line['row']}/{places}" in objects
             if line["status"] == "stored" and not there and (key == "image" or has_label_shard(line)):
-                yield f"{_where(line)}: the shard of {key} is missing; preprocess the case again"
+                yield f"{_where(line)}: the shard of {key} is missing; run preprocess with repair: true"
             if line["status"] in GONE and str(line["row"]) in rows:
                 yield f"{_where(line)}: the shard of {key} is still there although the row is {line['status']}"
 

@@ -1,17 +1,20 @@
 """What is left to do, told from plans, cases.parquet and receipts."""
 
 import json
+from pathlib import Path
 
 import pytest
 from nifti_files import SMALL, write_dataset
 
 from flows.preprocess import plan_work
-from flows.preprocess_params import pending
+from flows.preprocess_params import PreprocessParams, pending
 from infra import storage
 from models.store import create_or_open, open_store
 from tasks import receipts, shards
 from tasks.preprocess import preprocess_batch
 from tasks.verify import verify
+
+PLAIN = PreprocessParams(catalog="not read", store="not read")
 
 
 def unreadable(body):
@@ -30,18 +33,74 @@ def of_another_spec(body):
 def test_a_receipt_that_does_not_count_is_deleted_and_its_case_preprocessed_again(tmp_path, store_url, change):
     scans = write_dataset(tmp_path / "src", 3)
     writer = create_or_open(store_url, SMALL)
-    first = plan_work(writer, scans, {}, retry_quarantined=False)
+    first = plan_work(writer, scans, {}, PLAIN)
     preprocess_batch(store_url, [case.model_dump(mode="json") for case in first.todo[:2]], "killed")
     receipt = receipts.receipt_url(store_url, "toy", 1)
     storage.write_bytes(receipt, change(storage.read_bytes(receipt)))
     assert [case.row for case in pending(store_url, first.current, retry_quarantined=False)] == [1, 2]
     assert storage.exists(receipt)  # a dry run asks too and changes nothing
 
-    second = plan_work(writer, scans, {}, retry_quarantined=False)
+    second = plan_work(writer, scans, {}, PLAIN)
     assert [case.row for case in second.todo] == [1, 2]
     assert receipts.receipt_rows(store_url, ["toy"]) == {("toy", 0)}
     preprocess_batch(store_url, [case.model_dump(mode="json") for case in second.todo], "again")
     shards.finalise(store_url, second.current)
     assert open_store(store_url).dataset("toy").rows == [0, 1, 2]
     assert pending(store_url, second.current, retry_quarantined=False) == ()
+    assert verify(store_url, deep=True) == []
+
+
+def lose_image(url):
+    storage.delete(f"{url}/toy/image/c/1")
+
+
+def flip_bits(url):
+    shard = f"{url}/toy/image/c/1/0/0/0/0"
+    body = bytearray(storage.read_bytes(shard))
+    body[40:60] = bytes(255 - byte for byte in body[40:60])
+    storage.write_bytes(shard, bytes(body))
+
+
+def lose_receipt(url):
+    storage.delete(receipts.receipt_url(url, "toy", 1))
+
+
+@pytest.mark.parametrize("damage", [lose_image, flip_bits, lose_receipt])
+def test_repair_makes_damaged_rows_again_in_their_place(tmp_path, store_url, damage):
+    scans = write_dataset(tmp_path / "src", 3)
+    writer = create_or_open(store_url, SMALL)
+    first = plan_work(writer, scans, {}, PLAIN.model_copy(update={"repair": True}))
+    assert first.repaired == frozenset()  # of a new store
+    preprocess_batch(store_url, [case.model_dump(mode="json") for case in first.todo], "first")
+    digest = shards.finalise(store_url, first.current)
+    damage(store_url)
+    assert verify(store_url, deep=True) != []
+    assert plan_work(writer, scans, {}, PLAIN).todo == ()
+
+    again = plan_work(writer, scans, {}, PLAIN.model_copy(update={"repair": True}))
+    assert [case.row for case in again.todo] == [1]
+    preprocess_batch(store_url, [case.model_dump(mode="json") for case in again.todo], "again")
+    assert shards.finalise(store_url, again.current, again.repaired) == digest
+    assert verify(store_url, deep=True) == []
+
+
+def test_a_row_whose_source_is_broken_by_now_leaves_the_store_when_it_is_repaired(tmp_path, store_url):
+    """Its voxels are lost: the table must not go on calling it stored."""
+    scans = write_dataset(tmp_path / "src", 2)
+    writer = create_or_open(store_url, SMALL)
+    first = plan_work(writer, scans, {}, PLAIN)
+    preprocess_batch(store_url, [case.model_dump(mode="json") for case in first.todo], "first")
+    shards.finalise(store_url, first.current)
+    lose_image(store_url)
+    for scan in scans:
+        if scan.case == "s1":
+            path = Path(scan.path)
+            path.write_bytes(path.read_bytes()[:-30])
+    again = plan_work(writer, scans, {}, PLAIN.model_copy(update={"repair": True}))
+    preprocess_batch(store_url, [case.model_dump(mode="json") for case in again.todo], "again")
+    shards.finalise(store_url, again.current, again.repaired)
+    assert {line["case"]: line["status"] for line in open_store(store_url).cases().to_pylist()} == {
+        "s0": "stored",
+        "s1": "quarantined",
+    }
     assert verify(store_url, deep=True) == []

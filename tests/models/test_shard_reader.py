@@ -105,7 +105,7 @@ def test_what_the_index_promises_must_be_there(tmp_path):
         with pytest.raises(StoreError, match=text):
             reader.read(0, [(0,)], [slice(0, 9)] * 3, np.zeros((1, 9, 9, 9), np.float16))
 
-    refused(sound[:-1], "is damaged: the checksum of its index is wrong; preprocess the case again")
+    refused(sound[:-1], "is damaged: the checksum of its index is wrong; run preprocess with repair: true")
     refused(sound[-100:], rf"100 bytes cannot hold an index of {index}")
     refused(sound[-index:], r"chunk \(0, 0, 0, 0\) lies beyond its end at byte 580")
     refused(b"\0" * 16 + sound[16:], "that holds 0, not ")

@@ -273,7 +273,7 @@ def test_verify_finds_changed_voxels_and_lost_shards(damaged):
     assert verify(damaged) == []
     assert "toy/s0 (row 0): digest of the voxels is" in verify(damaged, deep=True)[0]
     storage.delete(storage.join(damaged, "toy", "image", "c", "1"))
-    assert verify(damaged) == ["toy/s1 (row 1): the shard of image is missing; preprocess the case again"]
+    assert verify(damaged) == ["toy/s1 (row 1): the shard of image is missing; run preprocess with repair: true"]
 
 
 def test_verify_finds_a_damaged_shard(damaged):

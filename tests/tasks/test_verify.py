@@ -59,7 +59,7 @@ def test_a_truncated_shard_is_found(url, keep):
     (problem,) = verify(url, deep=True)
     # To zarr an empty object on S3 is a shard of zeros.
     assert problem.startswith(("toy/c (row 2): cannot be decoded: ", "toy/c (row 2): digest of the voxels is "))
-    with pytest.raises(StoreError, match=r"is damaged: .*; preprocess the case again"):
+    with pytest.raises(StoreError, match=r"is damaged: .*; run preprocess with repair: true"):
         open_store(url).dataset("toy").read_case(2)
 
 
@@ -68,8 +68,8 @@ def test_missing_shards_are_found_fast_and_never_read_as_zeros(url, place):
     storage.delete(place(url, 0, "image"))
     storage.delete(place(url, 1, "label"))
     assert verify(url) == [
-        "toy/a (row 0): the shard of image is missing; preprocess the case again",
-        "toy/b (row 1): the shard of label is missing; preprocess the case again",
+        "toy/a (row 0): the shard of image is missing; run preprocess with repair: true",
+        "toy/b (row 1): the shard of label is missing; run preprocess with repair: true",
     ]
     with pytest.raises(StoreError, match=r"the shard of toy/a \(row 0\) is missing; run `brainloom store verify`"):
         open_store(url).dataset("toy").read_crop(0, [1], (0, 0, 0), (4, 4, 4))
