@@ -104,16 +104,19 @@ class StoreWriter:
         for name in ("image", "label"):
             storage.delete(self._shard_url(dataset, name, row))
 
-    def write_small(self, dataset: str, receipts: list[Receipt], names: dict[int, str]) -> None:
+    def write_small(
+        self, dataset: str, receipts: list[Receipt], names: dict[int, str], published: Collection[int] = ()
+    ) -> None:
         """Write the per-case properties of stored rows, and the case names by row, in one go per array.
 
-        Raises StoreError when a chunk of rows that are stored already is lost.
+        published: rows that cases.parquet has as stored. Raises StoreError when a chunk of one that is not written now
+        is lost. (The array `stored` knows less: a kill in between leaves it ahead of the others.)
         """
         with storage.explained("write", storage.join(self.url, dataset)):
             stored = {r.row: r.geometry for r in receipts if r.status == "stored" and r.geometry is not None}
             extents = {r.row: r.extent for r in receipts}
             present = {r.row: r.modalities for r in receipts}
-            before = np.flatnonzero(open_array(self.url, f"{dataset}/stored")[:]).tolist()
+            before = sorted(set(published) - set(stored))
             for name in SMALL_ARRAYS:
                 if not stored:
                     break

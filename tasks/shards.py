@@ -201,7 +201,8 @@ def finalise(url: str, current: Sequence[PlannedCase], repaired: Collection[Row]
     digest = digest_of_cases(table, writer.spec.content_digest())
     finalised = read_attributes(url)["finalised"]
     if finalised is None or fresh or folded != list(before.values()) or finalised["digest"] != digest:
-        _write_small(writer, fresh, known, {row for row, line in lines.items() if line["status"] in GONE})
+        published = {row for row, line in before.items() if line["status"] in ("stored", "retired")}
+        _write_small(writer, fresh, known, {row for row, line in lines.items() if line["status"] in GONE}, published)
         _mark_stored(writer, table)
         del before, prints, fresh, lines, folded  # the search needs their memory: the table holds all there is
         search_duplicates(url, table, writer.spec)
@@ -249,12 +250,17 @@ def _open(before: dict[Row, dict[str, Any]], case: PlannedCase) -> bool:
 
 
 def _write_small(
-    writer: StoreWriter, fresh: Sequence[Receipt], known: Sequence[PlannedCase], gone: Collection[Row]
+    writer: StoreWriter,
+    fresh: Sequence[Receipt],
+    known: Sequence[PlannedCase],
+    gone: Collection[Row],
+    published: Collection[Row],
 ) -> None:
     for dataset in sorted({case.dataset for case in known}):
         mine = [case for case in known if case.dataset == dataset]
         names = {case.row: "" if (dataset, case.row) in gone else case.case for case in mine}
-        writer.write_small(dataset, [r for r in fresh if r.dataset == dataset], names)
+        rows = [row for name, row in published if name == dataset]
+        writer.write_small(dataset, [r for r in fresh if r.dataset == dataset], names, rows)
 
 
 def clean_partials(url: str) -> int:

@@ -104,3 +104,13 @@ def test_a_row_whose_source_is_broken_by_now_leaves_the_store_when_it_is_repaire
         "s1": "quarantined",
     }
     assert verify(store_url, deep=True) == []
+
+
+def test_a_finalise_that_was_killed_among_the_per_case_arrays_is_done_again(tmp_path, store_url):
+    """`stored` is the first of them: it is then ahead of the others, whose chunks are not there."""
+    writer = create_or_open(store_url, SMALL)
+    work = plan_work(writer, write_dataset(tmp_path / "src", 2), {}, PLAIN)
+    preprocess_batch(store_url, [case.model_dump(mode="json") for case in work.todo], "killed")
+    writer.mark_stored("toy", [0, 1])
+    shards.finalise(store_url, work.current)
+    assert verify(store_url, deep=True) == []
