@@ -11,6 +11,7 @@ writing their own rows would lose each other's; with one case to a chunk, 16,000
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -66,14 +67,25 @@ def shard_shape(spec: PreprocessSpec) -> Shape3:
     return x, y, z
 
 
+_PIPELINE = threading.RLock()
+"""zarr's configuration is one for all threads: two that set and restore it in turn would leave the wrong one behind."""
+
+
 @contextmanager
 def rust_pipeline() -> Iterator[None]:
     """Create or open arrays with the `zarrs` codec pipeline; zarr falls back to its own where that cannot be used."""
     path = f"{zarrs.__name__}.ZarrsCodecPipeline"
-    with zarr.config.set({"codec_pipeline.path": path}), warnings.catch_warnings():
+    with _PIPELINE, zarr.config.set({"codec_pipeline.path": path}), warnings.catch_warnings():
         # zarrs announces that it cannot serve fsspec stores; that S3 goes through zarr's pipeline is documented.
         warnings.filterwarnings("ignore", message=".*zarrs.*")
         warnings.filterwarnings("ignore", message=".*ZarrsCodecPipeline.*")
+        yield
+
+
+@contextmanager
+def plain_pipeline() -> Iterator[None]:
+    """Open arrays with zarr's own codec pipeline: `zarrs` leaves out chunks of zeros whatever the array asks for."""
+    with _PIPELINE, zarr.config.set({"codec_pipeline.path": "zarr.core.codec_pipeline.BatchedCodecPipeline"}):
         yield
 
 

@@ -29,6 +29,7 @@ from models.store_layout import (
     dataset_names,
     grow_dataset,
     open_array,
+    plain_pipeline,
     read_small,
 )
 
@@ -121,7 +122,8 @@ class StoreWriter:
                 if not stored:
                     break
                 # With chunks of zeros: readers take one that is not there for lost.
-                array = open_array(self.url, f"{dataset}/{name}", "r+").with_config({"write_empty_chunks": True})
+                with plain_pipeline():
+                    array = open_array(self.url, f"{dataset}/{name}", "r+").with_config({"write_empty_chunks": True})
                 values = read_small(self.url, array, before)
                 for row, geometry in stored.items():
                     values[row] = self._small_value(name, geometry, extents[row], present[row])

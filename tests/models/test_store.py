@@ -369,7 +369,9 @@ def test_a_lost_chunk_of_properties_is_not_read_as_zeros(damaged, name):
     assert any(p.startswith(f"toy: structure: {name} cannot be read: toy/{name} of ") for p in verify(damaged))
 
 
-def test_cases_that_fill_the_grid_have_a_chunk_of_zeros_as_origin(tmp_path, store_url):
-    ingest(store_url, scans_of(write_case(tmp_path, "a"), "a"), spec=SMALL.replace(grid=(22, 20, 16)))
+@pytest.mark.parametrize("pipeline", ["zarrs.ZarrsCodecPipeline", "zarr.core.codec_pipeline.BatchedCodecPipeline"])
+def test_cases_that_fill_the_grid_have_a_chunk_of_zeros_as_origin(tmp_path, store_url, pipeline):
+    with zarr.config.set({"codec_pipeline.path": pipeline}):
+        ingest(store_url, scans_of(write_case(tmp_path, "a"), "a"), spec=SMALL.replace(grid=(22, 20, 16)))
     assert open_store(store_url).dataset("toy").case_info(0).origin == (0, 0, 0)
     assert verify(store_url, deep=True) == []
