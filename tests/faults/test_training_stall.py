@@ -80,7 +80,7 @@ def test_a_frozen_loader_process_fails_the_rank_with_the_reason(
                 for loader in process.children():
                     loader.suspend()
 
-    # Frozen in the middle of handing over a batch it is the watchdog that finds it: torch's own time-out is blind there.
+    # Frozen while it hands over a batch, the watchdog finds it: torch's own time-out is blind there.
     seen = "(?s)DataLoader timed out after 5.*|no progress for 60 s.* rank 0: reading data in step"
     with pytest.raises(TrainingFailed, match=seen):
         launch([folder], 1, once_at(5, freeze), restarts=0, stall_seconds=60, module="impatient")
