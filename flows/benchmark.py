@@ -18,10 +18,9 @@ from flows.start import start
 from models.records import SPECS
 from models.store import open_store
 from tasks.benchmarks import PHANTOM_BENCHMARKS
-from tasks.phantom import DEMO, TINY, PhantomConfig, cohort_paths
+from tasks.phantom import DEMO, TINY, PhantomConfig
+from tasks.phantom.sources import phantom_sources
 from tasks.sources import SourceConfig
-from tasks.sources.bids import BidsSource
-from tasks.sources.datalist import DatalistSource
 from tasks.splits import people_of, workspace_split
 
 
@@ -164,13 +163,4 @@ def _phantom_sources(params: BenchmarkParams, workspace: Path) -> list[SourceCon
         return []
     root = workspace / "sources"
     start(phantom, params=PhantomParams(cohort=params.phantom, root=str(root), processes=params.workers))
-    paths = cohort_paths(params.phantom, root)
-    return [
-        BidsSource(dataset=params.phantom.bids_name, root=str(paths.bids), label_scheme="brats2023"),
-        DatalistSource(
-            dataset=params.phantom.datalist_name,
-            root=str(paths.datalist_root),
-            datalist=str(paths.datalist),
-            label_scheme="brats2021",
-        ),
-    ]
+    return phantom_sources(params.phantom, root)

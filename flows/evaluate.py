@@ -36,6 +36,7 @@ from tasks.evaluation import (
 from tasks.finetune import Finetuning
 from tasks.launch import launch
 from tasks.missing import MissingTable, applies, missing_table, score_missing
+from tasks.phantom.sources import read_latents
 from tasks.report import TableSection, write_report
 from tasks.report_content import Made, provenance, report_content
 from tasks.scores import write_scores
@@ -241,19 +242,10 @@ def _read_workspace(params: EvaluateParams, workspace: Path) -> tuple[Made, list
     cohorts = []
     for name in dict.fromkeys(params.benchmarks):
         benchmark = find_benchmark(name)
-        cohorts.append(find_cohort(benchmark, store, people, by_subject, _latents(workspace, benchmark.datasets)))
+        cohorts.append(
+            find_cohort(benchmark, store, people, by_subject, read_latents(workspace / "sources", benchmark.datasets))
+        )
     return made, cohorts
-
-
-def _latents(workspace: Path, datasets: Sequence[str]) -> pd.DataFrame | None:
-    """Return the true latents of phantom datasets, when their sources have them."""
-    found = []
-    for name in datasets:
-        path = workspace / "sources" / name / "latents.parquet"
-        if path.exists():
-            table = pd.read_parquet(path)
-            found.append(table if "dataset" in table else table.assign(dataset=name))
-    return pd.concat(found, ignore_index=True) if found else None
 
 
 def _prepare(params: EvaluateParams, workspace: Path, made: Made, cohorts: Sequence[Cohort]) -> list[Finetuning]:

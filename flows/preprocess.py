@@ -98,7 +98,7 @@ def preprocess(params: PreprocessParams) -> dict[str, Any]:
         digest = shards.finalise(writer.url, work.current, work.repaired)
         # Whatever failed, this flow run lived to see it: only attempts of a flow that died say something later.
         receipts.clear_attempts(writer.url)
-    return {**report(writer.url, work, failures, digest, params), "forgotten": len(forgotten)}
+    return {**report(writer.url, wanted.catalog, work, failures, digest, params), "forgotten": len(forgotten)}
 
 
 def dry_run(params: PreprocessParams) -> str:
@@ -108,7 +108,7 @@ def dry_run(params: PreprocessParams) -> str:
     """
     wanted = check_params(params)
     estimate = estimate_work(wanted, params)
-    lost = len(lost_cases(wanted.url, read_catalog(params.catalog), params))
+    lost = len(lost_cases(wanted.url, wanted.catalog, params))
     share = (estimate.refused + lost) / max(1, estimate.cases + lost)
     if share > params.max_quarantined_share:
         what = f"{estimate.refused + lost} of {estimate.cases + lost} cases ({share:.1%})"
@@ -187,7 +187,9 @@ def _refuse(writer: StoreWriter, work: Work) -> list[PlannedCase]:
     return cases
 
 
-def report(url: str, work: Work, failures: list[str], digest: str, params: PreprocessParams) -> dict[str, Any]:
+def report(
+    url: str, scans: Sequence[Scan], work: Work, failures: list[str], digest: str, params: PreprocessParams
+) -> dict[str, Any]:
     """Write and publish quality and quarantine; raises PreprocessError for failures or too much quarantine.
 
     Cases of whose images the catalog could use none count as quarantined: they are as lost as the others.
@@ -195,7 +197,6 @@ def report(url: str, work: Work, failures: list[str], digest: str, params: Prepr
     lines = shards.published(url, ("dataset", "row", "case", "status", "reason", "detail"))
     mine = [line for case in work.current if (line := lines.get((case.dataset, case.row)))]
     status = Counter(line["status"] for line in mine)
-    scans = read_catalog(params.catalog)
     table = quarantine_table(url, scans)
     publish_quality(url, table)
     publish_table("quarantine", table, "Cases that could not be preprocessed, with the reason")

@@ -117,7 +117,10 @@ class Wanted:
 
     url: str
     spec: PreprocessSpec
+    catalog: list[Scan]
+    """Every row of the catalog."""
     scans: list[Scan]
+    """Those of the chosen datasets that can be used."""
     settings: Settings
     refused: dict[plans.CaseKey, str]
     """Cases that would not fit a worker's memory, with the numbers."""
@@ -130,12 +133,13 @@ def check_params(params: PreprocessParams) -> Wanted:
     for the spec's grid and for a disk that is too small.
     """
     url, spec = check_store(params)
-    scans = usable_scans(read_catalog(params.catalog), params)
+    catalog = read_catalog(params.catalog)
+    scans = usable_scans(catalog, params)
     settings = Settings() if params.workers is None else Settings(workers=params.workers)
     by_case = plans.scans_by_case(scans)
     sentence, refused = plans.memory_verdicts(by_case, spec, memory_limit(settings))
     _log.info(sentence)
-    wanted = Wanted(url, spec, scans, settings, refused)
+    wanted = Wanted(url, spec, catalog, scans, settings, refused)
     free = free_bytes(url)
     # What is stored already needs no room; that is looked up only where it matters.
     if free is not None and bare_bytes(by_case.values(), spec) > free:

@@ -10,13 +10,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import torch
-
-from models.distributed import broadcast_buffers, gather_objects
+from models.distributed import gather_objects
 from models.heartbeat import beat
 from models.schedule import is_due
 from models.selection import of_role
-from models.state import Stop, TrainingState
+from models.state import Stop, TrainingState, evaluating
 from models.validate import is_logged
 
 log = logging.getLogger(__name__)
@@ -36,8 +34,7 @@ def look(state: TrainingState, stop: Stop) -> bool:
     cases = of_role(state.selection, "val")
     if not cases:
         return False
-    with torch.random.fork_rng(enabled=True), torch.no_grad():
-        assessed, stopped = _assess(state, stop)
+    assessed, stopped = _assess(state, stop)
     parts = gather_objects((assessed, stopped), state.world)
     if any(gave_up for _, gave_up in parts):
         return True
@@ -48,18 +45,14 @@ def look(state: TrainingState, stop: Stop) -> bool:
 
 def _assess(state: TrainingState, stop: Stop) -> tuple[Assessed, bool]:
     """Return what this rank found: cases r, r + world, ...; and whether it gave up."""
-    broadcast_buffers(state.objective, state.world)
     dataset = state.dataset("val")
     found: Assessed = []
-    state.model.eval()
-    try:
+    with evaluating(state):
         for index in range(state.world.rank, len(dataset), state.world.size):
             beat(f"looking at validation case {index + 1} of {len(dataset)}", state.step)
             if stop():
                 return found, True
             found.append((index, state.objective.assess(dataset.info(index), dataset.reader(index))))
-    finally:
-        state.model.train()
     return found, False
 
 

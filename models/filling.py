@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.finished import BANK, read_training
+from models.finished import BANK, FinishedTraining
 from models.records import MODALITIES, PreprocessSpec
 from models.template import EPSILON, overlap
 
@@ -37,15 +36,14 @@ class Templates:
         return out
 
 
-def read_templates(pretraining: Path, modalities: Sequence[str], spec: PreprocessSpec) -> Templates:
-    """Return the learned templates of a finished pre-training for input modalities on the grid of a store.
+def learned_templates(pretraining: FinishedTraining, modalities: Sequence[str], spec: PreprocessSpec) -> Templates:
+    """Return the learned templates of a pre-training for input modalities on the grid of a store.
 
-    Raises NotFinishedError for a training that is not finished, ValueError as `templates_of` does and when the
-    pre-training's template grid lies elsewhere.
+    Raises ValueError as `templates_of` does and when the pre-training's template grid lies elsewhere.
     """
-    finished = read_training(pretraining)
-    check_geometry(finished.spec, spec, str(pretraining))
-    return templates_of(finished.tensors, modalities, spec.grid, str(pretraining))
+    origin = str(pretraining.folder)
+    check_geometry(pretraining.spec, spec, origin)
+    return templates_of(pretraining.tensors, modalities, spec.grid, origin)
 
 
 def templates_of(

@@ -8,6 +8,7 @@ from typing import Any
 from models.best import look, use_best
 from models.distributed import any_rank, barrier, broadcast_buffers
 from models.export import DONE, model_card, write_text_whole, write_weights
+from models.finished import write_settings
 from models.metrics import read_metrics
 from models.monitor_probe import probe
 from models.predict import predict_cases
@@ -51,8 +52,7 @@ def _write_results(state: TrainingState, predicted: int, chosen: dict[str, Any])
         "probe": _last(state, "probe"),
         "timing": _timing(state),
     }
-    config = {"training": state.config.model_dump(mode="json"), "spec": state.store.spec.model_dump(mode="json")}
-    write_text_whole(state.folder / "config.json", json.dumps(config, indent=1) + "\n")
+    write_settings(state.folder, state.config, state.store.spec)
     write_text_whole(state.folder / "model_card.md", model_card(state.config, state.selection, facts, facts["metrics"]))
     write_text_whole(state.folder / DONE, json.dumps(facts, indent=1, allow_nan=False) + "\n")
 

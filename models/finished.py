@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from models.config import TrainingConfig
-from models.export import CONFIG, NotFinishedError, read_done, read_weights
+from models.export import CONFIG, NotFinishedError, read_done, read_weights, write_text_whole
 from models.records import PreprocessSpec
 
 ENCODER = "encoder."
@@ -52,3 +52,9 @@ def read_settings(folder: Path) -> tuple[TrainingConfig, PreprocessSpec]:
         raise NotFinishedError(f"{folder} has no {CONFIG}: it is not the folder of a finished training")
     content = json.loads(path.read_text(encoding="utf-8"))
     return TrainingConfig.model_validate(content["training"]), PreprocessSpec.model_validate(content["spec"])
+
+
+def write_settings(folder: Path, config: TrainingConfig, spec: PreprocessSpec) -> None:
+    """Write config.json, from which `read_settings` reads."""
+    content = {"training": config.model_dump(mode="json"), "spec": spec.model_dump(mode="json")}
+    write_text_whole(folder / CONFIG, json.dumps(content, indent=1) + "\n")

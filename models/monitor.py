@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.networks.build import pool
 from models.objectives.contrast import collapse_metrics
 
 TWO_VIEWS = frozenset({"brainmvp"})
@@ -32,18 +33,13 @@ def pooled_features(encoder: nn.Module) -> Iterator[list[Tensor]]:
     pooled: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: Any, outputs: Sequence[Tensor]) -> None:
-        pooled.append(pool(outputs))
+        pooled.append(pool([outputs[-1].detach().float()]))
 
     handle = encoder.register_forward_hook(keep)
     try:
         yield pooled
     finally:
         handle.remove()
-
-
-def pool(stages: Sequence[Tensor]) -> Tensor:
-    """Return the mean over positions (B, C), float32, of an encoder's last stage (B, C, D, H, W)."""
-    return stages[-1].detach().float().mean(dim=(2, 3, 4))
 
 
 def split_views(pooled: Sequence[Tensor]) -> Views:

@@ -18,13 +18,15 @@ import numpy as np
 import torch
 
 from models.data import CaseDataset
-from models.distributed import broadcast_buffers, gather_objects
+from models.distributed import gather_objects
 from models.heartbeat import beat
-from models.monitor import TWO_VIEWS, pool
+from models.monitor import TWO_VIEWS
+from models.networks.build import pool
+from models.objectives.base import centred_start
 from models.records import MODALITIES
 from models.schedule import is_due
 from models.selection import Role
-from models.state import Stop, TrainingState
+from models.state import Stop, TrainingState, evaluating
 from models.validate import is_logged
 
 log = logging.getLogger(__name__)
@@ -67,8 +69,7 @@ def probe(state: TrainingState, stop: Stop) -> bool:
         if state.world.is_main:
             log.warning(NOTHING)
         return False
-    with torch.no_grad():
-        found, stopped = _local_features(state, datasets, plan, stop)
+    found, stopped = _local_features(state, datasets, plan, stop)
     parts = gather_objects((found, stopped), state.world)
     if any(stopped for _, stopped in parts):
         return True
@@ -97,11 +98,9 @@ def _local_features(
     state: TrainingState, datasets: dict[Role, CaseDataset], plan: ProbePlan, stop: Stop
 ) -> tuple[Found, bool]:
     """Return the features of this rank's share of the cases, and whether it was told to stop."""
-    broadcast_buffers(state.objective, state.world)
-    state.model.eval()
     found: Found = {}
     mine, size = plan.cases[state.world.rank :: state.world.size], state.config.data.batch_size
-    try:
+    with evaluating(state):
         for start in range(0, len(mine), size):
             beat(f"probing case {start + 1} of {len(mine)}", state.step)
             if stop():
@@ -109,16 +108,14 @@ def _local_features(
             keys = mine[start : start + size]
             images = np.concatenate([_middle(state, datasets[role], index, plan.channel) for role, index in keys])
             image = torch.from_numpy(images)[:, None].to(state.world.device)
-            found |= dict(zip(keys, pool(state.objective.encoder(image)).cpu().numpy(), strict=True))
-    finally:
-        state.model.train()
+            found |= dict(zip(keys, pool(state.objective.encoder(image)).float().cpu().numpy(), strict=True))
     return found, False
 
 
 def _middle(state: TrainingState, dataset: CaseDataset, index: int, channel: int) -> np.ndarray:
     """Return the crop (1, x, y, z) in the middle of the template grid."""
-    crop, origin = state.config.data.crop, dataset.info(index).origin
-    start = [(edge - size) // 2 - o for edge, size, o in zip(state.store.spec.grid, crop, origin, strict=True)]
+    crop = state.config.data.crop
+    start = centred_start(state.store.spec.grid, crop, dataset.info(index).origin)
     return dataset.reader(index).read([channel], start, crop)
 
 

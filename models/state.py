@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +18,9 @@ from torch.utils.data import DataLoader
 from models.checkpoint import CheckpointError, newest_checkpoint, save_checkpoint
 from models.config import SupervisedConfig, TrainingConfig
 from models.data import CaseDataset, make_loader
-from models.distributed import World, barrier, gather_tensors, wrap
-from models.export import read_weights
-from models.filling import read_templates
+from models.distributed import World, barrier, broadcast_buffers, gather_tensors, wrap
+from models.filling import learned_templates
+from models.finished import read_training
 from models.heartbeat import beat
 from models.means import cached_training_means
 from models.metrics import append_metrics, truncate_after
@@ -248,13 +249,14 @@ def _means(
 def _initialise(objective: Any, config: TrainingConfig, spec: PreprocessSpec) -> str:
     if not config.init_from:
         return ""
-    tensors, digest = read_weights(Path(config.init_from))
+    start = read_training(config.init_from)
+    tensors, digest = start.tensors, str(start.done["weights_digest"])
     loaded = objective.load_pretrained(tensors)
     if not loaded:
         raise ValueError(f"training {config.name}: none of the {len(tensors)} tensors of {config.init_from} fits")
     log.info("training %s starts from %d of %d tensors of %s", config.name, len(loaded), len(tensors), config.init_from)
     if isinstance(config.objective, SupervisedConfig) and config.objective.uses_templates:
-        objective.use_templates(read_templates(Path(config.init_from), config.objective.modalities, spec))
+        objective.use_templates(learned_templates(start, config.objective.modalities, spec))
     return digest
 
 
@@ -262,6 +264,21 @@ def _optimiser(objective: Any, config: TrainingConfig, world: World) -> torch.op
     options = config.optimiser
     groups = objective.parameter_groups(options)
     return build_optimiser(groups, options, objective.modules(), fused=world.device.type in ("cpu", "cuda"))
+
+
+@contextmanager
+def evaluating(state: TrainingState) -> Iterator[None]:
+    """Use the network as it will be used: rank 0's batch statistics on all ranks, evaluation mode, no gradients.
+
+    Leaves training untouched, also its random numbers. Every rank enters.
+    """
+    broadcast_buffers(state.objective, state.world)
+    state.model.eval()
+    try:
+        with torch.random.fork_rng(enabled=True), torch.no_grad():
+            yield
+    finally:
+        state.model.train()
 
 
 def save_state(state: TrainingState) -> None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import torch
-
 from models.data import to_device
-from models.distributed import broadcast_buffers, gather_objects
+from models.distributed import gather_objects
 from models.export import write_picture
 from models.heartbeat import beat
 from models.metrics import read_metrics
 from models.monitor import TWO_VIEWS, Views, collapse_warning, feature_metrics, pooled_features, split_views
 from models.objectives.base import Metrics
-from models.state import Stop, TrainingState
+from models.state import Stop, TrainingState, evaluating
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +29,7 @@ def validate(state: TrainingState, stop: Stop, force: bool = False) -> bool:
     due = force or (every > 0 and state.step > 0 and state.step % every == 0)
     if not due or is_logged(state, "val"):
         return False
-    with torch.random.fork_rng(enabled=True), torch.no_grad():
-        sums, stopped, views = _local_sums(state, stop)
+    sums, stopped, views = _local_sums(state, stop)
     parts = gather_objects((sums, stopped, views), state.world)
     metrics, stopped = merge_sums([(sums, stopped) for sums, stopped, _ in parts])
     if not stopped:
@@ -64,11 +61,9 @@ def merge_sums(parts: list[tuple[Sums, bool]]) -> tuple[dict[str, float], bool]:
 
 def _local_sums(state: TrainingState, stop: Stop) -> tuple[Sums, bool, list[Views]]:
     """Return sums and counts over this rank's cases, whether it gave up, and the features of both views by batch."""
-    broadcast_buffers(state.objective, state.world)
-    state.model.eval()
     sums: Sums = {}
     views: list[Views] = []
-    try:
+    with evaluating(state):
         for number, batch in enumerate(state.validation):
             beat(f"validating batch {number + 1} of {len(state.validation)}", state.step)
             if stop():
@@ -81,8 +76,6 @@ def _local_sums(state: TrainingState, stop: Stop) -> tuple[Sums, bool, list[View
             for name, (value, count) in found.items():
                 old_value, old_count = sums.get(name, (0.0, 0.0))
                 sums[name] = (old_value + float(value), old_count + float(count))
-    finally:
-        state.model.train()
     return sums, False, views
 
 

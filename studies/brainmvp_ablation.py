@@ -34,10 +34,10 @@ from tasks.catalog import build_catalog, write_catalog
 from tasks.evaluation import Cohort, find_cohort, make_table, score_baselines, score_trainings
 from tasks.finetune import Finetuning, build_config, run_lanes, training_name
 from tasks.launch import launch
-from tasks.phantom import PhantomConfig, cohort_paths, write_cohort
+from tasks.phantom import PhantomConfig, write_cohort
+from tasks.phantom.sources import phantom_sources, read_latents
 from tasks.pretraining import PreparedTraining, prepare_training
 from tasks.selection import select_cases
-from tasks.sources import BidsSource, DatalistSource, SourceConfig
 from tasks.splits import people_of, roles, workspace_split
 from tasks.summary import PRETRAINED, SCRATCH
 from tasks.tables import to_markdown
@@ -68,34 +68,24 @@ class Study:
     store: Store
     people: pd.DataFrame
     split: pd.DataFrame
-    latents: pd.DataFrame
 
     def cohort(self, task: str) -> Cohort:
         """Return a benchmark on this cohort."""
-        return find_cohort(find_benchmark(task), self.store, self.people, roles(self.split), self.latents)
+        benchmark = find_benchmark(task)
+        latents = read_latents(self.folder / "sources", benchmark.datasets)
+        return find_cohort(benchmark, self.store, self.people, roles(self.split), latents)
 
 
 def make_store(folder: Path) -> Study:
     """Write cohort, catalog, store and split, as the demo does; what is there stays."""
     write_cohort(COHORT, folder / "sources", processes=LANES)
-    paths = cohort_paths(COHORT, folder / "sources")
-    sources: list[SourceConfig] = [
-        BidsSource(dataset=COHORT.bids_name, root=str(paths.bids), label_scheme="brats2023"),
-        DatalistSource(
-            dataset=COHORT.datalist_name,
-            root=str(paths.datalist_root),
-            datalist=str(paths.datalist),
-            label_scheme="brats2021",
-        ),
-    ]
-    write_catalog(build_catalog(sources), str(folder))
+    write_catalog(build_catalog(phantom_sources(COHORT, folder / "sources")), str(folder))
     url = str(folder / "store.zarr")
     _preprocess(folder, {"catalog": str(folder), "store": url, "spec": "demo", "workers": LANES})
     store = open_store(url)
     people = people_of(store.cases().to_pandas(), folder)
     split, _ = workspace_split(folder, "default", url, people, SHARES)
-    latents = pd.read_parquet(paths.bids / "latents.parquet").assign(dataset=COHORT.bids_name)
-    return Study(folder, store, people, split, latents)
+    return Study(folder, store, people, split)
 
 
 def _preprocess(folder: Path, parameters: dict[str, object]) -> None:

@@ -134,8 +134,8 @@ def _to_file(data: StoredDataset, case: _Case) -> np.ndarray:
         geometry = None
     if geometry is None or geometry.registration is None:
         raise StoreError(
-            f"{data.name}/{case.info.case}: {url}, which holds its registration, is missing; preprocess the case "
-            "again, or export it on the stored grid"
+            f"{data.name}/{case.info.case}: {url}, which holds its registration, is missing; preprocess "
+            "with repair: true, or export it on the stored grid"
         )
     return np.linalg.inv(np.asarray(geometry.registration))
 

@@ -18,9 +18,10 @@ import numpy as np
 import pandas as pd
 
 from models.records import Record, SelectedCase, digest_of
+from models.scoring import dice
 from tasks.finetune import Finetuning, read_json
 from tasks.predictions import read_regions
-from tasks.scores import RowKey, dice, inputs_digest, kept_scores, region_masks, score_path
+from tasks.scores import RowKey, inputs_digest, kept_scores, region_masks, score_path
 from tasks.statistics import Floats, Interval, bootstrap_interval, draw_subjects, mean_metric, paired_test
 from tasks.summary import MEAN, Line
 from tasks.tables import cell, markdown_rows
@@ -67,11 +68,12 @@ def _weights(folder: Path) -> str:
 
 def _score(cohort: Cohort, training: Finetuning, pretrained: Path) -> pd.DataFrame:
     from models.data import CaseDataset  # torch and MONAI
-    from models.filling import read_templates
+    from models.filling import learned_templates
+    from models.finished import read_training
     from models.predict import load_objective
 
     objective, spec = load_objective(training.folder), cohort.store.spec
-    objective.use_templates(read_templates(pretrained, cohort.benchmark.modalities, spec))
+    objective.use_templates(learned_templates(read_training(pretrained), cohort.benchmark.modalities, spec))
     test = cohort.of_role("test")
     dataset = CaseDataset(cohort.store.url, test, objective.sampler(), "test")
     rows: list[dict[str, Any]] = []

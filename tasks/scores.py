@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 from infra.storage import write_bytes
 from models.config import Region
 from models.records import SelectedCase, digest_of
+from models.scoring import auroc, dice
 from tasks.benchmarks import Benchmark, scheme_labels
 
 COLUMNS: tuple[str, ...] = (
@@ -65,15 +66,6 @@ def region_masks(
             f"(it knows {sorted(scheme_labels(scheme))}); check the label scheme of the dataset"
         )
     return np.stack([np.isin(label, region.labels) for region in regions])
-
-
-def dice(prediction: npt.NDArray[np.bool_], target: npt.NDArray[np.bool_]) -> list[float]:
-    """Return the Dice of each region of two masks (R, X, Y, Z); empty masks as the module's table says."""
-    import torch
-    from monai.metrics import compute_dice
-
-    tensors = [torch.from_numpy(np.ascontiguousarray(mask, dtype=np.float32))[None] for mask in (prediction, target)]
-    return [float(value) for value in compute_dice(*tensors, include_background=True, ignore_empty=False)[0]]
 
 
 def hd95(prediction: npt.NDArray[np.bool_], target: npt.NDArray[np.bool_], spacing_mm: float) -> tuple[float, str]:
@@ -178,18 +170,15 @@ def classification_metrics(target: npt.NDArray[np.int64], probabilities: npt.NDA
     `target` (N,) holds class indices, `probabilities` is (N, K). AUROC and balanced accuracy are NaN when a class is
     absent from the targets.
     """
-    from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
+    from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
-    n_classes = probabilities.shape[1]
     predicted = probabilities.argmax(axis=1)
-    labels = list(range(n_classes))
+    labels = list(range(probabilities.shape[1]))
     complete = set(target.tolist()) == set(labels)
-    score = probabilities[:, 1] if n_classes == 2 else probabilities
-    more = {} if n_classes == 2 else {"multi_class": "ovr", "average": "macro", "labels": labels}
     return {
         "accuracy": float(accuracy_score(target, predicted)),
         "balanced_accuracy": float(balanced_accuracy_score(target, predicted)) if complete else float("nan"),
-        "auroc": float(roc_auc_score(target, score, **more)) if complete else float("nan"),
+        "auroc": auroc(target, probabilities),
         "f1": float(f1_score(target, predicted, labels=labels, average="macro", zero_division=0)),
     }
 

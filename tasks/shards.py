@@ -189,9 +189,8 @@ def finalise(url: str, current: Sequence[PlannedCase], repaired: Collection[Row]
     writer = open_writer(url)
     known = plans.read_plans(url)
     before, prints = _read_all(url)
-    fresh = _unfolded(
-        url, known, {row: line for row, line in before.items() if row not in repaired}, writer.spec, prints
-    )
+    again = [case for case in known if (case.dataset, case.row) in repaired or _open(before, case)]
+    fresh = _unfolded(url, again, before, writer.spec, prints)
     lines = {**before, **{(r.dataset, r.row): line_of(r) for r in fresh}}
     refused = list(_mislabelled(lines, current, writer.spec.content_digest()))
     lines |= {(r.dataset, r.row): line_of(r) for r in refused}
@@ -214,16 +213,16 @@ def finalise(url: str, current: Sequence[PlannedCase], repaired: Collection[Row]
 
 
 def _unfolded(
-    url: str, known: Sequence[PlannedCase], before: dict[Row, dict[str, Any]], spec: PreprocessSpec, prints: Prints
+    url: str, open_cases: Sequence[PlannedCase], before: dict[Row, dict[str, Any]], spec: PreprocessSpec, prints: Prints
 ) -> list[Receipt]:
-    """Return the receipts that cases.parquet does not hold yet; quarantined rows are looked at again.
+    """Return those receipts of some cases that cases.parquet does not hold yet.
 
     Receipts that do not count (unreadable, of other files or another spec) are left aside: the next plan redoes them.
     Their fingerprints go into `prints` and are empty in the receipts.
     """
     digest = spec.content_digest()
-    there = receipts.receipt_rows(url, (case.dataset for case in known)) - receipts.forgotten_rows(url)
-    wanted = [case for case in known if (case.dataset, case.row) in there and _open(before, case)]
+    there = receipts.receipt_rows(url, (case.dataset for case in open_cases)) - receipts.forgotten_rows(url)
+    wanted = [case for case in open_cases if (case.dataset, case.row) in there]
 
     def read(case: PlannedCase) -> tuple[Receipt | None, np.ndarray]:
         receipt = receipts.read_receipt(url, case, digest)

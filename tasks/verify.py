@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,61 +26,68 @@ from tasks.shards import GONE, Row
 Line = dict[str, Any]
 
 
+class Problem(NamedTuple):
+    """What is wrong, and in which stored row, if it is one."""
+
+    text: str
+    stored_row: Row | None = None
+
+
 def verify(url: str, deep: bool = False) -> list[str]:
     """Return what is wrong with a store, one sentence each; empty means sound. Raises StoreError for no store."""
-    store = open_store(url)
-    finalised = read_attributes(url)["finalised"]
-    problems = []
-    if finalised["digest"] != (now := store_digest(url)):
-        problems.append(f"store digest: it is {now}, but {finalised['digest']} was finalised; run preprocess again")
-    problems += [f"{name}: forgetting was interrupted; run `store forget` again" for name in unfinished(url)]
-    lines: list[Line] = store.cases().drop_columns(["fingerprint"]).to_pylist()
-    names = sorted({line["dataset"] for line in lines})
-    problems += [f"{name}: the dataset is gone from the store" for name in names if name not in store.datasets]
-    problems += _planned(url, {(line["dataset"], line["row"]) for line in lines})
-    for name in store.datasets:
-        problems += _of_dataset(store, name, [line for line in lines if line["dataset"] == name], deep)
-    return problems
+    return [problem.text for problem in _problems(url, deep)]
 
 
 def damaged_rows(url: str) -> set[Row]:
     """Return the stored rows in which a deep `verify` finds anything wrong; reads every voxel of the store."""
-    lines = open_store(url).cases().drop_columns(["fingerprint"]).to_pylist()
-    places = {_where(line): (line["dataset"], line["row"]) for line in lines if line["status"] == "stored"}
-    found = (problem.partition(": ")[0] for problem in verify(url, deep=True))
-    return {places[place] for place in found if place in places}
+    return {problem.stored_row for problem in _problems(url, deep=True) if problem.stored_row is not None}
 
 
-def _planned(url: str, lines: Collection[Row]) -> Iterator[str]:
+def _problems(url: str, deep: bool) -> Iterator[Problem]:
+    store = open_store(url)
+    finalised = read_attributes(url)["finalised"]
+    if finalised["digest"] != (now := store_digest(url)):
+        yield Problem(f"store digest: it is {now}, but {finalised['digest']} was finalised; run preprocess again")
+    for name in unfinished(url):
+        yield Problem(f"{name}: forgetting was interrupted; run `store forget` again")
+    lines: list[Line] = store.cases().drop_columns(["fingerprint"]).to_pylist()
+    for name in sorted({line["dataset"] for line in lines} - set(store.datasets)):
+        yield Problem(f"{name}: the dataset is gone from the store")
+    yield from _planned(url, {(line["dataset"], line["row"]) for line in lines})
+    for name in store.datasets:
+        yield from _of_dataset(store, name, [line for line in lines if line["dataset"] == name], deep)
+
+
+def _planned(url: str, lines: Collection[Row]) -> Iterator[Problem]:
     """Rows that were planned and never published, unless the case has a newer row or its subject was forgotten."""
     newest = {plans.key_of(case): case for case in sorted(plans.read_plans(url), key=lambda case: case.row)}
     gone = receipts.forgotten_rows(url)
     for case in newest.values():
         if (case.dataset, case.row) not in lines and (case.dataset, case.row) not in gone:
             where = f"{case.dataset}/{case.case} (row {case.row})"
-            yield f"{where}: it was planned and is neither stored nor in quarantine; preprocess again"
+            yield Problem(f"{where}: it was planned and is neither stored nor in quarantine; preprocess again")
 
 
-def _of_dataset(store: Store, name: str, lines: Sequence[Line], deep: bool) -> Iterator[str]:
-    yield from _structure(store, name, lines)
+def _of_dataset(store: Store, name: str, lines: Sequence[Line], deep: bool) -> Iterator[Problem]:
+    yield from map(Problem, _structure(store, name, lines))
     stored = [line for line in lines if line["status"] == "stored"]
     for case, count in Counter(line["case"] for line in stored).items():
         if count > 1:
-            yield f"{name}/{case}: one row: it is stored in {count} rows"
+            yield Problem(f"{name}/{case}: one row: it is stored in {count} rows")
     yield from _receipts(store.url, name, lines)
     yield from _shards(store.url, name, lines)
     data = store.dataset(name)
     yield from _names_and_flags(data, lines)
     small, problems = _small_arrays(data)
-    yield from problems
+    yield from map(Problem, problems)
     for line in stored:
-        where = _where(line)
         for problem in _guarded(lambda line=line: _of_case(store, data, line, small, deep)):  # type: ignore[misc]
-            yield f"{where}: {problem}"
+            yield _in_row(line, problem)
 
 
-def _where(line: Line) -> str:
-    return f"{line['dataset']}/{line['case'] or '-'} (row {line['row']})"
+def _in_row(line: Line, what: str) -> Problem:
+    text = f"{line['dataset']}/{line['case'] or '-'} (row {line['row']}): {what}"
+    return Problem(text, (line["dataset"], line["row"]) if line["status"] == "stored" else None)
 
 
 def _guarded(check: Callable[[], Iterator[str]]) -> Iterator[str]:
@@ -122,25 +129,25 @@ def _small_arrays(data: StoredDataset) -> tuple[dict[str, np.ndarray], list[str]
     return found, problems
 
 
-def _receipts(url: str, name: str, lines: Sequence[Line]) -> Iterator[str]:
+def _receipts(url: str, name: str, lines: Sequence[Line]) -> Iterator[Problem]:
     """Rows whose receipt is absent, unreadable, or says something else than cases.parquet; receipts of erased rows."""
     there = receipts.receipt_rows(url, [name])
     for line in lines:
         if line["status"] in GONE and (name, line["row"]) in there:
             still = f"it is still there although the row is {line['status']}"
-            yield f"{_where(line)}: receipt: {still}; run `brainloom store compact`"
+            yield _in_row(line, f"receipt: {still}; run `brainloom store compact`")
     told = [line for line in lines if line["status"] in ("stored", "quarantined", "retired")]
     with ThreadPoolExecutor(receipts.READERS) as pool:
         found = pool.map(lambda line: _receipt_of(url, line), told)
         for line, receipt in zip(told, found, strict=True):
             if isinstance(receipt, str):
-                yield f"{_where(line)}: receipt: {receipt}"
+                yield _in_row(line, f"receipt: {receipt}")
                 continue
             status = receipt.status if line["status"] != "retired" else "retired"
             said = (receipt.case, status, receipt.digest, list(receipt.extent), receipt.has_label)
             held = (line["case"], line["status"], line["digest"], line["extent"], line["has_label"])
             if said != held:
-                yield f"{_where(line)}: receipt: it says {said}, cases.parquet says {held}"
+                yield _in_row(line, f"receipt: it says {said}, cases.parquet says {held}")
 
 
 def _receipt_of(url: str, line: Line) -> Receipt | str:
@@ -153,7 +160,7 @@ def _receipt_of(url: str, line: Line) -> Receipt | str:
         return f"it cannot be read: {str(error).splitlines()[0]}"
 
 
-def _shards(url: str, name: str, lines: Sequence[Line]) -> Iterator[str]:
+def _shards(url: str, name: str, lines: Sequence[Line]) -> Iterator[Problem]:
     """Shards that are missing, and shards of rows that were erased."""
     for key in ("image", "label"):
         objects = _objects(storage.join(url, name, key, "c"))
@@ -162,9 +169,9 @@ def _shards(url: str, name: str, lines: Sequence[Line]) -> Iterator[str]:
         for line in lines:
             there = f"{line['row']}/{places}" in objects
             if line["status"] == "stored" and not there and (key == "image" or has_label_shard(line)):
-                yield f"{_where(line)}: the shard of {key} is missing; run preprocess with repair: true"
+                yield _in_row(line, f"the shard of {key} is missing; run preprocess with repair: true")
             if line["status"] in GONE and str(line["row"]) in rows:
-                yield f"{_where(line)}: the shard of {key} is still there although the row is {line['status']}"
+                yield _in_row(line, f"the shard of {key} is still there although the row is {line['status']}")
 
 
 def _objects(folder: str) -> Collection[str]:
@@ -175,7 +182,7 @@ def _objects(folder: str) -> Collection[str]:
         return ()
 
 
-def _names_and_flags(data: StoredDataset, lines: Sequence[Line]) -> Iterator[str]:
+def _names_and_flags(data: StoredDataset, lines: Sequence[Line]) -> Iterator[Problem]:
     """What readers without our code see: the coordinate `case`, and which rows count."""
     if not all(has_array(data.url, data.name, key) for key in ("case", "stored")):
         return
@@ -183,9 +190,9 @@ def _names_and_flags(data: StoredDataset, lines: Sequence[Line]) -> Iterator[str
     for line in lines:
         row, stored = line["row"], line["status"] == "stored"
         if row < len(names) and line["status"] not in GONE and str(names[row]) != line["case"]:
-            yield f"{_where(line)}: case: the coordinate says {str(names[row])!r}"
+            yield _in_row(line, f"case: the coordinate says {str(names[row])!r}")
         if row < len(flags) and bool(flags[row]) != stored:
-            yield f"{_where(line)}: stored: the array says {bool(flags[row])}, cases.parquet says {line['status']}"
+            yield _in_row(line, f"stored: the array says {bool(flags[row])}, cases.parquet says {line['status']}")
 
 
 def _of_case(

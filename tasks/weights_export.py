@@ -14,8 +14,8 @@ from torch import Tensor
 
 from models.bundle import write_bundle
 from models.config import TrainingConfig
-from models.export import CONFIG, DONE, write_text_whole, write_weights
-from models.finished import FinishedTraining, read_training
+from models.export import DONE, write_text_whole, write_weights
+from models.finished import FinishedTraining, read_training, write_settings
 from models.foreign import STATE
 from models.released import Layout, WeightsError, layout_of
 from tasks.weights_import import SIDE_FILE
@@ -104,9 +104,7 @@ def _write_folder(finished: FinishedTraining, folder: Path) -> None:
     write_weights(folder, finished.tensors)
     if (finished.folder / SIDE_FILE).exists():
         shutil.copyfile(finished.folder / SIDE_FILE, folder / SIDE_FILE)
-    config = _portable(finished.config)
-    settings = {"training": config.model_dump(mode="json"), "spec": finished.spec.model_dump(mode="json")}
-    write_text_whole(folder / CONFIG, json.dumps(settings, indent=1) + "\n")
+    write_settings(folder, _portable(finished.config), finished.spec)
     write_text_whole(folder / "model_card.md", (finished.folder / "model_card.md").read_text(encoding="utf-8"))
     write_text_whole(folder / DONE, json.dumps(finished.done, indent=1) + "\n")
 

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.config import AnyNetwork, BrainMVPConfig, DataConfig, NetworkConfig, TrainingConfig
-from models.export import CONFIG, DONE, read_done, write_text_whole, write_weights
-from models.finished import read_settings
+from models.export import DONE, read_done, write_text_whole, write_weights
+from models.finished import read_settings, write_settings
 from models.foreign import read_checkpoint, sha256_of
 from models.records import SPECS, PreprocessSpec
 from models.released import TITLES, UNUSED, Layout, WeightsError, check_state, detect_network, layout_of, strip_parallel
@@ -149,9 +149,8 @@ def _write(
         "metrics": {},
         "origin": origin,
     }
-    settings = {"training": config.model_dump(mode="json"), "spec": expected.spec.model_dump(mode="json")}
     write_text_whole(partial / "run.json", config.model_dump_json(indent=1) + "\n")
-    write_text_whole(partial / CONFIG, json.dumps(settings, indent=1) + "\n")
+    write_settings(partial, config, expected.spec)
     write_text_whole(partial / "model_card.md", _card(config, layout, expected, done))
     write_text_whole(partial / DONE, json.dumps(done, indent=1, allow_nan=False) + "\n")
     partial.rename(folder)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from torch import Tensor
+
 from models.config import AnyNetwork, UNet3DConfig
 from models.networks.decoder import PretrainingDecoder
 from models.networks.unet3d import UNet3D, UNet3DPretrainingDecoder
@@ -22,3 +26,8 @@ def build_pretraining_decoder(
     if isinstance(config, UNet3DConfig):
         return UNet3DPretrainingDecoder(config, outputs, skips)
     return PretrainingDecoder(config, outputs, skips)
+
+
+def pool(stages: Sequence[Tensor]) -> Tensor:
+    """Return the mean over positions (B, dim) of the coarsest of an encoder's stages (B, dim, ...)."""
+    return stages[-1].mean(dim=(2, 3, 4))

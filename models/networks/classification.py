@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from models.config import AnyNetwork
-from models.networks.build import build_encoder
+from models.networks.build import build_encoder, pool
 
 
 class ClassificationNet(nn.Module):
@@ -22,8 +22,3 @@ class ClassificationNet(nn.Module):
     def forward(self, x_BCXYZ: Tensor) -> Tensor:
         """(B, C, X, Y, Z) -> logits (B, classes)."""
         return self.head(pool(self.encoder(x_BCXYZ)))
-
-
-def pool(features: tuple[Tensor, ...]) -> Tensor:
-    """Outputs of the encoder -> mean of the coarsest stage over positions (B, dim)."""
-    return features[-1].mean(dim=(2, 3, 4))

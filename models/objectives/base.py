@@ -186,6 +186,11 @@ def draw_start(extent: Sequence[int], crop: Sequence[int], rng: np.random.Genera
     ]
 
 
+def centred_start(grid: Sequence[int], crop: Sequence[int], origin: Sequence[int]) -> list[int]:
+    """Return the start of a crop in the middle of the template grid, in voxels of the case at `origin`."""
+    return [(whole - want) // 2 - corner for whole, want, corner in zip(grid, crop, origin, strict=True)]
+
+
 def sum_and_count(values: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return (sum, count) of per-case values (B,), of the valid ones only."""
     keep = torch.ones_like(values, dtype=torch.bool) if valid is None else valid

@@ -5,6 +5,7 @@ Every case is cropped at the same place of the template grid, its centre, so tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.config import ClassificationConfig, DataConfig, TrainingConfig
-from models.networks.classification import ClassificationNet, pool
-from models.objectives.base import Batch, CaseInfo, Clock, Metrics, Reader, sum_and_count
+from models.networks.build import pool
+from models.networks.classification import ClassificationNet
+from models.objectives.base import Batch, CaseInfo, Clock, Metrics, Reader, centred_start, sum_and_count
 from models.objectives.supervised import Channels, Supervised, both_copies, draw_augmentation
 from models.records import PreprocessSpec
+from models.scoring import auroc
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,7 @@ class ClassificationSampler:
 
     def start(self, case: CaseInfo) -> list[int]:
         """Return the crop start in the case's voxels; negative where the case does not fill the crop."""
-        axes = zip(self.grid, self.data.crop, case.origin, strict=True)
-        return [(whole - crop) // 2 - origin for whole, crop, origin in axes]
+        return centred_start(self.grid, self.data.crop, case.origin)
 
     def draw(self, case: CaseInfo, rng: np.random.Generator, train: bool) -> dict[str, Any]:
         """Return the crop start and augmentation."""
@@ -116,13 +118,6 @@ class Classification(Supervised):
 
     def summarise(self, assessed: Sequence[list[float]]) -> float | None:
         """Return the AUROC (macro one-vs-rest for more than two classes); None when a class is absent."""
-        from sklearn.metrics import roc_auc_score
-
-        classes = list(range(len(self.settings.classes)))
-        values = np.array(assessed, dtype=np.float64).reshape(-1, 1 + len(classes))
-        target, probabilities = values[:, 0].astype(int), values[:, 1:]
-        if set(target.tolist()) != set(classes):
-            return None
-        if len(classes) == 2:
-            return float(roc_auc_score(target, probabilities[:, 1]))
-        return float(roc_auc_score(target, probabilities, multi_class="ovr", average="macro", labels=classes))
+        values = np.array(assessed, dtype=np.float64).reshape(-1, 1 + len(self.settings.classes))
+        found = auroc(values[:, 0].astype(np.int64), values[:, 1:])
+        return None if math.isnan(found) else found

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models import scoring
 from models.config import DataConfig, Region, SegmentationConfig, TrainingConfig
 from models.networks.segmentation import SegmentationNet, segment
 from models.objectives.base import Batch, CaseInfo, Clock, Metrics, Reader, draw_start, sum_and_count
@@ -28,12 +29,6 @@ from models.records import PreprocessSpec
 def to_regions(label: NDArray[np.uint8], regions: Sequence[Region]) -> NDArray[np.uint8]:
     """Return (R, x, y, z) of 0 and 1: each region is the union of its label values."""
     return np.stack([np.isin(label, region.labels) for region in regions]).astype(np.uint8)
-
-
-def dice_of(found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """Return the Dice of two masks; 1 when both are empty, 0 when one of them is."""
-    total = int(found.sum()) + int(truth.sum())
-    return 2 * int((found & truth).sum()) / total if total else 1.0
 
 
 def start_around(voxel: Sequence[int], extent: Sequence[int], crop: Sequence[int]) -> list[int]:
@@ -159,10 +154,10 @@ class Segmentation(Supervised):
         return {"regions": (logits[0] > 0).to(torch.uint8).cpu().numpy()}
 
     def assess(self, case: CaseInfo, reader: Reader) -> list[float]:
-        """Return the Dice of each region of the whole case, by the rules of the scores for empty masks."""
+        """Return the Dice of each region of the whole case, as the scores have it."""
         found = self.predict(case, reader)["regions"].astype(bool)
         truth = to_regions(reader.read_label((0, 0, 0), case.extent), self.settings.regions).astype(bool)
-        return [dice_of(one, other) for one, other in zip(found, truth, strict=True)]
+        return scoring.dice(found, truth)
 
     def summarise(self, assessed: Sequence[list[float]]) -> float | None:
         """Return the mean Dice over cases and regions."""

@@ -18,16 +18,17 @@ from models.config import ClassificationConfig, DataConfig, NetworkConfig, Regio
 from models.data import CaseDataset
 from models.distributed import World
 from models.export import read_weights
-from models.filling import read_templates
+from models.filling import learned_templates
+from models.finished import read_training
 from models.metrics import read_metrics
 from models.objectives.classification import Classification
-from models.objectives.segmentation import Segmentation, dice_of, to_regions
+from models.objectives.segmentation import Segmentation, to_regions
 from models.predict import load_objective, read_prediction
 from models.records import SelectedCase
 from models.schedule import is_due, plan_steps
+from models.scoring import dice
 from models.state import Stopped
 from models.trainer import train
-from tasks.scores import dice
 
 WORLD = World(0, 1, torch.device("cpu"))
 REGIONS = (Region(name="TC", labels=(1, 3)), Region(name="WT", labels=(1, 2, 3)))
@@ -219,7 +220,7 @@ def test_a_look_sees_whole_validation_cases(blobs: tuple[str, list[SelectedCase]
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_ranks_share_the_cases(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr("models.best.broadcast_buffers", lambda *_: None)
+    monkeypatch.setattr("models.state.broadcast_buffers", lambda *_: None)
 
     class Cases(list[int]):
         info = reader = list.__getitem__
@@ -239,7 +240,8 @@ def test_ranks_share_the_cases(monkeypatch: pytest.MonkeyPatch, size: int) -> No
 
 def test_dice_of_empty_masks_follows_the_scores() -> None:
     none, some = np.zeros((2, 2, 2), bool), np.ones((2, 2, 2), bool)
-    assert [dice_of(none, none), dice_of(some, none), dice_of(none, some), dice_of(some, some)] == [1, 0, 0, 1]
+    pairs = [(none, none), (some, none), (none, some), (some, some)]
+    assert [dice(one[None], other[None])[0] for one, other in pairs] == [1, 0, 0, 1]
 
 
 def test_the_auroc_is_that_of_the_scores(blobs: tuple[str, list[SelectedCase]], tmp_path: Path) -> None:
@@ -281,7 +283,7 @@ def test_a_mixed_fine_tuning_takes_the_templates_of_its_pre_training_and_resumes
     assert done(tmp_path / "whole")["weights_digest"] == done(tmp_path / "stopped")["weights_digest"]
     lines = [line["losses"] for line in read_metrics(tmp_path / "whole") if line["kind"] == "train"]
     assert all(line["loss_consistency"] > 0 for line in lines)
-    expected = read_templates(pretrained, SPEC.modalities, SPEC)
+    expected = learned_templates(read_training(pretrained), SPEC.modalities, SPEC)
     found = load_objective(tmp_path / "whole").templates
     assert found is not None
     np.testing.assert_array_equal(found.images, expected.images)

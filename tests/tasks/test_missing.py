@@ -78,12 +78,13 @@ def test_every_present_modality_is_dropped_once_with_each_filling(
 
 def test_fillings_reach_the_network(trained: tuple[Cohort, Finetuning, Path]) -> None:
     from models.data import CaseDataset
-    from models.filling import read_templates
+    from models.filling import learned_templates
+    from models.finished import read_training
     from models.predict import load_objective
 
     cohort, training, pretrained = trained
     objective = load_objective(training.folder)
-    objective.use_templates(read_templates(pretrained, TUMOUR.modalities, SPEC))
+    objective.use_templates(learned_templates(read_training(pretrained), TUMOUR.modalities, SPEC))
     dataset = CaseDataset(cohort.store.url, [cohort.selected[6]], objective.sampler(), "test")
     info, reader = dataset.info(0), dataset.reader(0)
     images = {}

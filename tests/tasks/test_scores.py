@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 
 from models.records import SelectedCase
+from models.scoring import dice
 from tasks.benchmarks import BENCHMARKS
 from tasks.predictions import predictions_digest, read_probabilities, read_regions
 from tasks.scores import (
     RowKey,
     ScoreError,
     classification_metrics,
-    dice,
     hd95,
     inputs_digest,
     kept_scores,
