@@ -214,10 +214,10 @@ def measure(
 
     edge: of the crop in voxels; matrix: side of the square matrices of the floor.
     """
-    torch.set_num_threads(THREADS)
     store = folder / "step.zarr"
     selection = folder / "selection.parquet"
     write_selection(selection, two_cases(str(store), write_scans(folder / "step", brain), spec))
+    torch.set_num_threads(THREADS)  # preprocessing has set one
     configs = {
         name: step_config(str(store), str(selection), network, edge, precision)
         for name, precision in ((OURS, "fp32"), (OURS_BF16, "bf16"), (REFERENCE, "fp32"))
