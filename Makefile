@@ -43,7 +43,7 @@ check: install ## Lint, format, types and import contracts
 	@$(BIN)/lint-imports --no-cache > $(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
 
 test: check ## Check, then the fast tests
-	@$(PYTEST) -m "not full"
+	@$(PYTEST) -m "not full" -n 2 --dist loadfile
 
 test-full: install ## The slow tests: kills, S3, browser, long runs
 	@$(PYTEST) -m full

@@ -1,4 +1,7 @@
-"""The whole of BrainMVP-16k as small volumes through `brainloom preprocess`: time, orchestration, memory, task runs."""
+"""The whole of BrainMVP-16k as small volumes through `brainloom preprocess`: time, orchestration, memory, task runs.
+
+With kills: the same, killed with all its processes at random moments and started again, must end with the same store.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,12 @@ import yaml
 from isal import igzip
 
 from bench.catalog import write_cohort
+from bench.kills import Started, kill_after_cases, kill_points, kill_server, kill_table, preprocess_command, receipts_in
 from bench.timing import machine
 from infra.server import child_environment, ensure_server, stop_server
 from infra.settings import Settings
 from models.records import PreprocessSpec
-from models.store import open_store, read_cases
+from models.store import open_store, read_cases, store_digest
 from tasks.catalog import build_catalog, write_catalog
 
 SHARES = (1 / 16, 1 / 4, 1.0)
@@ -96,14 +100,9 @@ def write_brain(path: Path) -> None:
 def measure(folder: Path, share: float, settings: Settings) -> Run:
     """Write a share of the cohort, run `brainloom preprocess` on it twice, and look at its process."""
     server = ensure_server(settings)
-    catalog = build_catalog(write_cohort(folder / "sources", share, write_brain))
-    write_catalog(catalog, str(folder / "ws"))
-    store = str(folder / "ws" / "s.zarr")
-    config = folder / "preprocess.yaml"
-    own = SPEC.model_dump(mode="json")
-    config.write_text(
-        yaml.safe_dump({"catalog": str(folder / "ws"), "store": store, "own_spec": own, "workers": WORKERS})
-    )
+    scans = write_catalogued(folder, share)
+    store = str(folder / "s.zarr")
+    config = write_config(folder / "preprocess.yaml", folder / "ws", store)
     environment = child_environment(settings, server) | {"BRAINLOOM_STATE_DIR": str(settings.state_dir)}
     before = task_runs(server.api_url)
     first = _watched(config, environment)
@@ -113,7 +112,21 @@ def measure(folder: Path, share: float, settings: Settings) -> Run:
     if set(lines.column("status").to_pylist()) != {"stored"}:
         raise RuntimeError(f"not every case is stored: {open_store(store).cases().to_pylist()[:3]}")
     busy = math.fsum(lines.column("seconds").to_pylist())
-    return Run(len(catalog.scans), lines.num_rows, first, again, busy, after - before)
+    return Run(scans, lines.num_rows, first, again, busy, after - before)
+
+
+def write_catalogued(folder: Path, share: float) -> int:
+    """Write a share of the cohort and its catalog (`<folder>/ws`), and return the number of scans."""
+    catalog = build_catalog(write_cohort(folder / "sources", share, write_brain))
+    write_catalog(catalog, str(folder / "ws"))
+    return len(catalog.scans)
+
+
+def write_config(path: Path, catalog: Path, store: str) -> Path:
+    """Write the parameters of `brainloom preprocess`, and return where."""
+    own = SPEC.model_dump(mode="json")
+    path.write_text(yaml.safe_dump({"catalog": str(catalog), "store": store, "own_spec": own, "workers": WORKERS}))
+    return path
 
 
 def _watched(config: Path, environment: dict[str, str]) -> Watched:
@@ -202,8 +215,40 @@ def report(folder: Path, shares: tuple[float, ...]) -> Iterator[str]:
     yield f"Machine at the end: {machine()}"
 
 
-def main() -> None:
-    """Print the report; about two minutes."""
+def report_kills(folder: Path, kills: int, share: float = 1.0, seed: int = 0) -> Iterator[str]:
+    """Yield the parts of the report on a preprocess that is killed and started again and again, as Markdown."""
+    yield f"Machine: {machine()}\n"
+    settings = Settings(state_dir=folder / "state", workers=WORKERS)
+    environment = {"BRAINLOOM_STATE_DIR": str(settings.state_dir)}
+    scans = write_catalogued(folder, share)
+    whole, store = folder / "undisturbed.zarr", folder / "killed.zarr"
+    try:
+        config = write_config(folder / "undisturbed.yaml", folder / "ws", str(whole))
+        undisturbed = _watched(config, dict(os.environ) | environment)
+        yield f"preprocessed {scans:,} scans in {undisturbed.seconds:.0f} s, undisturbed\n"
+        cases = read_cases(str(whole), ["status"]).num_rows
+        config = write_config(folder / "killed.yaml", folder / "ws", str(store))
+        starts = []
+        for done in kill_points(kills, cases, seed):
+            process = preprocess_command(config, config.with_suffix(".log"), **environment)
+            starts.append(kill_after_cases(process, store, done))
+            kill_server(settings)
+            yield f"killed after {starts[-1].seconds:.0f} s, {starts[-1].cases:,} cases were done\n"
+        last = _watched(config, dict(os.environ) | environment)
+        starts.append(Started(last.seconds, receipts_in(store)))
+    finally:
+        stop_server(settings)
+    yield f"## {kills} kills of flow, workers and server: {scans:,} scans, {WORKERS} workers, moments of seed {seed}\n"
+    yield f"{kill_table(starts, cases, store_digest(str(store)) == store_digest(str(whole)))}\n"
+    yield f"Machine at the end: {machine()}"
+
+
+def main(kills: int = 0, share: float = 1.0) -> None:
+    """Print the report: about two minutes, with kills four.
+
+    kills: instead of the measurement. share: of the cohort, for kills.
+    """
     with tempfile.TemporaryDirectory(prefix="brainloom-scale-") as folder:
-        for part in report(Path(folder), SHARES):
+        parts = report_kills(Path(folder), kills, share) if kills else report(Path(folder), SHARES)
+        for part in parts:
             print(part, flush=True)

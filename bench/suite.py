@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench import catalog, crops, preprocess, step, workers
+from bench import catalog, crops, metrics, preprocess, step, workers
 from bench.inputs import GRID, centred, mni_brain, workplace, write_scans
 from bench.timing import machine, target_table, time_table
 from models.records import SPECS, PreprocessSpec
@@ -64,5 +64,8 @@ def report(
     listed = catalog.measure(folder / "catalog", min(rounds, CATALOG_ROUNDS), share)
     yield f"## Catalog: {listed.scans:,} scans\n\n{time_table(listed.rounds)}\n"
     targets += listed.targets
+    text, added = metrics.part(spec.grid, min(rounds, metrics.ROUNDS))
+    yield f"{text}\n"
+    targets += added
     yield f"## Targets\n\n{target_table([t for r in results for t in r.targets] + targets)}\n"
     yield f"Machine at the end: {machine()}"

@@ -21,7 +21,7 @@ from brainloom.cli_predictions import predictions
 from brainloom.cli_server import deploy, doctor, down, up
 from brainloom.cli_store import store_app
 from brainloom.cli_weights import weights_app
-from brainloom.terminal import console, is_expected, prepare_prefect
+from brainloom.terminal import ApiUrl, console, is_expected, prepare_prefect
 
 app = typer.Typer(
     name="brainloom",
@@ -52,6 +52,7 @@ FLOWS: dict[str, tuple[str, str, str]] = {
     "ingest": ("flows.ingest", "IngestParams", "Catalog, then preprocess: what the nightly schedule runs."),
     "pretrain": ("flows.pretrain", "PretrainParams", "Pre-train a network on a store under torchrun."),
     "evaluate": ("flows.evaluate", "EvaluateParams", "Fine-tune on benchmarks and write the tables."),
+    "probe": ("flows.probe", "ProbeParams", "Probe frozen encoders linearly and write the tables."),
     "benchmark": ("flows.benchmark", "BenchmarkParams", "The whole chain, from NIfTI to the table."),
 }
 
@@ -127,10 +128,10 @@ def _run(verb: str, config: Path, deployment: str, dry_run: bool) -> None:
 def _register(verb: str) -> None:
     help_text = FLOWS[verb][2]
 
-    def command(config: Config, deployment: Deployment = "") -> None:
+    def command(config: Config, deployment: Deployment = "", api_url: ApiUrl = None) -> None:
         _run(verb, config, deployment, dry_run=False)
 
-    def estimated(config: Config, deployment: Deployment = "", dry_run: DryRun = False) -> None:
+    def estimated(config: Config, deployment: Deployment = "", dry_run: DryRun = False, api_url: ApiUrl = None) -> None:
         _run(verb, config, deployment, dry_run)
 
     app.command(name=verb, help=help_text)(estimated if verb in ESTIMATED else command)
@@ -168,6 +169,34 @@ def phantom(
         paths = write_cohort(config, out, progress=show, processes=processes)
     for name in ("bids", "datalist", "broken"):
         typer.echo(f"{name:9s}{getattr(paths, name)}")
+
+
+@app.command(name="phantom-anat")
+def phantom_anat(
+    out: Annotated[Path, typer.Argument(help="Folder to write the cohort into.")],
+    subjects: Annotated[int, typer.Option(min=1, help="Subjects.")] = 200,
+    seed: Annotated[int, typer.Option(help="The cohort is a function of this number.")] = 0,
+    spec: Annotated[str, typer.Option(help="Grid of the maps: vbm_tiny (6 mm) or vbm (1.5 mm).")] = "vbm_tiny",
+    t1_spacing_mm: Annotated[
+        float | None, typer.Option(help="Voxel size of T1s, 1 to 6; without it there are none.")
+    ] = None,
+    patients: Annotated[bool, typer.Option(help="A quarter each is schizophrenia-like and ad-like.")] = True,
+    processes: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
+) -> None:
+    """Write a phantom cohort for AnatCL: CAT12 maps and FreeSurfer tables that change with age and diagnosis."""
+    from infra.settings import Settings  # keeps `--help` fast
+
+    prepare_prefect(Settings())
+    from flows.progress import Progress
+    from tasks.phantom.anatomical import AnatomicalConfig, write_anatomical_cohort
+
+    config = AnatomicalConfig.model_validate(
+        {"subjects": subjects, "seed": seed, "spec": spec, "t1_spacing_mm": t1_spacing_mm, "patients": patients}
+    )
+    with Progress("phantom-anat", subjects, "subjects") as progress:
+        paths = write_anatomical_cohort(config, out, lambda done, _: progress.update(done), processes)
+    for name in ("root", "cat12", "freesurfer", "participants", "latents"):
+        typer.echo(f"{name:13s}{getattr(paths, name)}")
 
 
 @app.command()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from brainloom.terminal import console, prepare_prefect, print_table
+from brainloom.terminal import ApiUrl, console, prepare_prefect, print_table
 
 
 class Preset(StrEnum):
@@ -25,6 +25,7 @@ def demo(
         Preset, typer.Option(help="`demo` (about 10 minutes on 2 cores) or `tiny` (smoke test).")
     ] = Preset.DEMO,
     seed: Annotated[int | None, typer.Option(help="Cohort seed; the preset's own by default.")] = None,
+    api_url: ApiUrl = None,
 ) -> None:
     """Phantom NIfTI -> catalog -> Zarr store -> BrainMVP pre-training -> benchmark table -> report.
 

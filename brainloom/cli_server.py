@@ -9,13 +9,14 @@ from typing import Annotated
 
 import typer
 
-from brainloom.terminal import console
+from brainloom.terminal import ApiUrl, console
 
 PACKAGES = ("brainloom", "flows", "tasks", "models", "infra")
 
 
 def up(
     worker: Annotated[bool, typer.Option(help="Register the deployments and start a process worker too.")] = True,
+    api_url: ApiUrl = None,
 ) -> None:
     """Start the local Prefect server with its UI; register the deployments and start a worker."""
     from infra.server import connect, ensure_server  # keeps `--help` fast
@@ -35,7 +36,7 @@ def up(
         console().print("worker: running; stop everything with `brainloom down`")
 
 
-def down() -> None:
+def down(api_url: ApiUrl = None) -> None:
     """Stop the worker and the server that `demo` or `up` started; safe to call twice."""
     from infra.deploy import stop_worker  # keeps `--help` fast
     from infra.server import stop_server
@@ -46,7 +47,7 @@ def down() -> None:
     console().print(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
 
 
-def deploy() -> None:
+def deploy(api_url: ApiUrl = None) -> None:
     """Register the flows of prefect.yaml as deployments on the running server."""
     from infra.deploy import deploy as register  # keeps `--help` fast
     from infra.server import connect, ensure_server

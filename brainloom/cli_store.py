@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from brainloom.cli_forget import own_workspace, say_reach
 
 store_app = typer.Typer(
     help="Look into a store and look after it: info, verify, show, qc, export, compare, duplicates, compact, forget.",
@@ -57,6 +59,8 @@ def verify(
         typer.echo(json.dumps({"store": store, "deep": deep, "problems": problems}))
     for problem in [] if as_json else problems:
         typer.echo(problem)
+    if problems and not as_json:
+        typer.echo(f"{len(problems)} problems; `brainloom preprocess` with repair: true mends those of stored cases")
     if problems:
         raise typer.Exit(1)
     if not as_json:
@@ -183,10 +187,22 @@ def forget(
     lift: Annotated[
         bool, typer.Option(help="Remove the tombstone: the next ingest may bring the subject back.")
     ] = False,
+    stage_dir: Annotated[
+        list[Path] | None,
+        typer.Option(help="Staging folder of trainings: copies in it are erased too. May be repeated."),
+    ] = None,
+    workspace: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder to search for files that name the subject; may be repeated. Default: that of the store, when "
+            "it is a workspace."
+        ),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Erase a subject from a store for good; if it was interrupted, run it again."""
     from tasks import forget as forgetting  # keeps `--help` fast
+    from tasks.forget_reach import Person
 
     dataset, slash, name = subject.partition("/")
     if not slash or not dataset or not name:
@@ -197,14 +213,12 @@ def forget(
         return
     if not yes:
         typer.confirm(f"Erase {subject} from {store}? It cannot be undone", abort=True)
-    _say_forgotten(store, subject, forgetting.forget(store, dataset, name))
-
-
-def _say_forgotten(store: str, subject: str, done: Any) -> None:
+    folders = (*(stage_dir or ()), *(workspace or ()))
+    if absent := [folder for folder in folders if not folder.is_dir()]:
+        raise typer.BadParameter(f"{absent[0]} is not a folder; nothing was erased", param_hint="--stage-dir")
+    done = forgetting.forget(store, dataset, name)
     rows = ", ".join(map(str, done.rows))
     typer.echo(f"{store}: {subject} is forgotten (rows {rows}); digest {done.digest or 'none yet'}")
-    typer.echo("Trainings that used it refuse to resume. Not reached: source files, catalog, splits and phenotypes in")
-    typer.echo("workspaces, QC pages in Prefect's database, QC reports that are not beside the store, weights trained")
-    typer.echo("before, and backups.")
-    for dataset, other in done.linked:
-        typer.echo(f"{dataset}/{other} looks like the same person and is still stored; forget it too if it is")
+    for other, other_name in done.linked:
+        typer.echo(f"{other}/{other_name} looks like the same person and is still stored; forget it too if it is")
+    say_reach(store, done, Person(dataset, name, done.cases), stage_dir or [], workspace or own_workspace(store))

@@ -18,27 +18,37 @@ weights_app = typer.Typer(
 Training = Annotated[Path, typer.Argument(help="Folder of a finished training.")]
 
 
+class Variant(StrEnum):
+    """Of AnatCL's files."""
+
+    GLOBAL = "global"
+    LOCAL = "local"
+
+
 class Format(StrEnum):
     """Names of tasks.weights_export.FORMATS, known here without importing torch."""
 
     BRAINMVP = "brainmvp"
+    ANATCL = "anatcl"
     SAFETENSORS = "safetensors"
     MONAI_BUNDLE = "monai-bundle"
 
 
 @weights_app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="BrainMVP_uniformer.pt or BrainMVP_unet.pt.")],
+    file: Annotated[Path, typer.Argument(help="BrainMVP_uniformer.pt, BrainMVP_unet.pt, or a checkpoint of AnatCL.")],
     to: Annotated[Path, typer.Option("--to", help="Training folder to make; <workspace>/trainings/<name> for flows.")],
     like: Annotated[
         Path | None,
         typer.Option(help="Finished training whose network and template grid the file has; default: as released."),
     ] = None,
+    variant: Annotated[Variant | None, typer.Option(help="Of a file of AnatCL, which does not tell it.")] = None,
+    fold: Annotated[int | None, typer.Option(min=0, help="Of a file of AnatCL: which fold was held out.")] = None,
 ) -> None:
-    """Make a finished training of a released BrainMVP checkpoint; every tensor is used, or kept and named."""
+    """Make a finished training of a released checkpoint; every tensor is used, or kept and named."""
     from tasks.weights_import import SIDE_FILE, import_weights  # keeps `--help` fast
 
-    imported = import_weights(file, to, like)
+    imported = import_weights(file, to, like, variant.value if variant else "", fold)
     if not imported.fresh:
         typer.echo(f"{to} holds the weights of {file.name} already; nothing was done")
         return
@@ -54,9 +64,9 @@ def import_(
 @weights_app.command()
 def export(
     training: Training,
-    out: Annotated[Path, typer.Option("--out", "-o", help="File (brainmvp) or new folder (others) to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File (brainmvp, anatcl) or new folder (others) to write.")],
     form: Annotated[
-        Format, typer.Option("--format", "-f", help="brainmvp: the released layout, a .pt file.")
+        Format, typer.Option("--format", "-f", help="brainmvp, anatcl: the released layout, a .pt file.")
     ] = Format.SAFETENSORS,
 ) -> None:
     """Write the weights of a finished training for others; nothing is overwritten."""

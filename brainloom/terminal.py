@@ -6,7 +6,10 @@ import itertools
 import logging
 import os
 import re
+from typing import Annotated
 
+import typer
+from pydantic import ValidationError
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -74,6 +77,29 @@ def _stacked(cell: str) -> str:
 
 def _cells(line: str) -> list[str]:
     return [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip()[1:-1])]
+
+
+def _use_api(url: str | None) -> str | None:
+    """Let this process and its children use a server; raises BadParameter for what is no address of an API."""
+    if url:
+        try:
+            Settings(api_url=url)
+        except ValidationError as error:
+            raise typer.BadParameter(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        os.environ[API_URL] = url
+    return url
+
+
+API_URL = "BRAINLOOM_API_URL"
+ApiUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--api-url", envvar=API_URL, callback=_use_api, is_eager=True,
+        help="API of a Prefect server that runs already, e.g. http://host:4200/api, used with the caller's Prefect "
+        "profile. Default: our own server on this machine.",
+    ),
+]  # fmt: skip
+"""Option of every command that talks to a server. Its effect is the variable: the settings of all children read it."""
 
 
 def prepare_prefect(settings: Settings) -> None:

@@ -10,7 +10,7 @@ from prefect import flow, runtime
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.catalog import CatalogParams, catalog
-from flows.evaluate import EvaluateParams, evaluate
+from flows.evaluate import BenchmarkName, EvaluateParams, evaluate
 from flows.phantom import PhantomParams, phantom
 from flows.preprocess import PreprocessParams, preprocess
 from flows.pretrain import PretrainParams, pretrain
@@ -62,12 +62,22 @@ class BenchmarkParams(BaseModel):
     epochs: int | None = Field(
         None, ge=1, title="Epochs", description="Of the pre-training, at least 1; empty: as the recipe says."
     )
-    benchmarks: list[str] = Field(
+    benchmarks: list[BenchmarkName] = Field(
         default=list(PHANTOM_BENCHMARKS), title="Benchmarks", description="At least one.", min_length=1
     )
     seeds: int = Field(3, ge=1, le=20, title="Seeds", description="Fine-tunings of each row, from 1 to 20.")
     finetune_epochs: int | None = Field(
         None, ge=1, title="Fine-tuning epochs", description="At least 1; empty: as the recipe says."
+    )
+    template_mix: bool = Field(
+        False,
+        title="Template mix",
+        description="Fine-tune a third row at the same budget: learned templates mixed into the channels.",
+    )
+    missing_modalities: bool = Field(
+        False,
+        title="Missing modalities",
+        description="Predict segmentations again without each modality: zeros against the learned template.",
     )
     workers: int = Field(2, ge=1, le=256, title="Workers", description="Processes on this host, from 1 to 256.")
 
@@ -137,6 +147,8 @@ def benchmark(params: BenchmarkParams) -> dict[str, Any]:
             benchmarks=params.benchmarks,
             seeds=params.seeds,
             epochs=params.finetune_epochs,
+            template_mix=params.template_mix,
+            missing_modalities=params.missing_modalities,
             lanes=params.workers,
         ),
     )

@@ -139,5 +139,6 @@ def catalog(params: CatalogParams) -> dict[str, Any]:
     if params.strict:
         refuse_left_out(result)
     written = write_catalog(result, params.workspace)
-    counts = {name: result.report[name] for name in ("cases", "scans", "labels", "left_out", "digest")}
+    names = ("cases", "scans", "labels", "left_out", "digest", "rows_digest", "phenotypes_digest")
+    counts = {name: result.report[name] for name in names}
     return {"workspace": params.workspace, "written": written, **counts}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 from prefect import flow, runtime, task
@@ -25,11 +25,13 @@ from models.store import open_store
 from tasks import finetune, tables
 from tasks.benchmarks import BENCHMARKS, PHANTOM_BENCHMARKS, find_benchmark
 from tasks.evaluation import (
+    NATIVE,
     Cohort,
     check_leakage,
     find_cohort,
     make_section,
     make_table,
+    native_cohort,
     score_baselines,
     score_trainings,
 )
@@ -40,9 +42,12 @@ from tasks.phantom.sources import read_latents
 from tasks.report import TableSection, write_report
 from tasks.report_content import Made, provenance, report_content
 from tasks.scores import write_scores
-from tasks.splits import people_of, roles, workspace_split
+from tasks.splits import made_from, people_of, roles, workspace_split
 from tasks.statistics import REPLICATES
 from tasks.tables import BenchmarkTable
+
+BenchmarkName = Annotated[str, Field(json_schema_extra={"enum": list(BENCHMARKS)})]
+"""The form offers the registered ones."""
 
 
 class EvaluateParams(BaseModel):
@@ -63,7 +68,7 @@ class EvaluateParams(BaseModel):
         min_length=1,
         examples=["brainmvp_tiny"],
     )
-    benchmarks: list[str] = Field(
+    benchmarks: list[BenchmarkName] = Field(
         default=list(PHANTOM_BENCHMARKS),
         title="Benchmarks",
         description="Names of registered benchmarks, at least one; those without data in the store show `no data`.",
@@ -86,6 +91,11 @@ class EvaluateParams(BaseModel):
         False,
         title="Missing modalities",
         description="Predict segmentations again without each modality: zeros against the learned template.",
+    )
+    native_scores: bool = Field(
+        False,
+        title="Native scores",
+        description="Score segmentations a second time on the grids of their label files, which must still be there.",
     )
     split: str = Field(
         "default",
@@ -157,6 +167,9 @@ def evaluate(params: EvaluateParams) -> dict[str, Any]:
     present = [cohort for cohort in cohorts if cohort.selected]
     trainings = _prepare(params, workspace, made, present)
     trained = fine_tune(list(trainings), params.lanes) if trainings else 0
+    if params.native_scores:
+        native = [native_cohort(cohort) for cohort in present if cohort.benchmark.kind == "segmentation"]
+        cohorts, present = [*cohorts, *native], [*present, *native]
     scores, computed = _score_all(present, trainings, workspace / "scores")
     missing, more = _score_all_missing(params, made, present, trainings)
     inputs = _inputs(params, made, trainings, cohorts, missing)
@@ -164,7 +177,7 @@ def evaluate(params: EvaluateParams) -> dict[str, Any]:
     if kept.get("inputs") != inputs or not _results_exist(workspace, kept["digests"]):
         kept = {"inputs": inputs, **_write_results(params, made, cohorts, trainings, scores, missing)}
         write_bytes(str(workspace / "report" / "evaluation.json"), json.dumps(kept, indent=1).encode())
-    _publish([BenchmarkTable.model_validate(table) for table in kept["tables"]], workspace / "tables")
+    publish_tables([BenchmarkTable.model_validate(table) for table in kept["tables"]], workspace / "tables")
     return {
         "report": str(workspace / "report" / "index.html"),
         "tables": kept["digests"],
@@ -215,7 +228,7 @@ def _write_results(
     sections: dict[str, TableSection] = {}
     for cohort in cohorts:
         name = cohort.benchmark.name
-        mine = [one for one in trainings if one.benchmark == name]
+        mine = cohort.own(trainings)
         part = scores[scores["benchmark"] == name] if len(scores) else scores
         table = make_table(cohort, part, mine, facts, date, params.replicates)
         sections[name] = replace(make_section(table, cohort, mine, part), missing=missing.get(name))
@@ -238,7 +251,8 @@ def _read_workspace(params: EvaluateParams, workspace: Path) -> tuple[Made, list
     people = people_of(cases, workspace)
     split, digest = workspace_split(workspace, params.split, store.url, people)
     by_subject = roles(split)
-    made = Made(workspace, store, cases, split, digest, params.pretrained)
+    tables_used = made_from(workspace, params.split, digest)
+    made = Made(workspace, store, cases, split, tables_used, params.pretrained)
     cohorts = []
     for name in dict.fromkeys(params.benchmarks):
         benchmark = find_benchmark(name)
@@ -266,6 +280,7 @@ def _prepare(params: EvaluateParams, workspace: Path, made: Made, cohorts: Seque
         params.epochs,
         size,
         params.template_mix,
+        made.tables,
     )
     return [one for cohort in cohorts for one in finetune.prepare(cohort.benchmark, cohort.selected, *common)]
 
@@ -275,7 +290,7 @@ def _score_all(cohorts: Sequence[Cohort], trainings: Sequence[Finetuning], folde
     with Progress("score", len(cohorts), "benchmarks") as progress:
         for k, cohort in enumerate(cohorts):
             name = cohort.benchmark.name
-            frame, fresh = score(name, cohort, [one for one in trainings if one.benchmark == name], folder)
+            frame, fresh = score(name, cohort, cohort.own(trainings), folder)
             frames.append(frame)
             computed += fresh
             progress.update(k + 1, note=f"{name}: {fresh} rows computed")
@@ -292,10 +307,10 @@ def _score_all_missing(
     found: dict[str, MissingTable] = {}
     computed = 0
     for cohort in cohorts if params.missing_modalities else ():
-        if not applies(cohort):
+        if cohort.native or not applies(cohort):
             continue
         name, title = cohort.benchmark.name, f"{cohort.benchmark.title} without one modality"
-        mine = [one for one in trainings if one.benchmark == name]
+        mine = cohort.own(trainings)
         pretrained = made.workspace / "trainings" / made.pretrained
         frame, fresh = score_without(name, cohort, mine, pretrained, made.workspace / "scores")
         found[name] = missing_table(title, frame, params.replicates)
@@ -303,7 +318,7 @@ def _score_all_missing(
     return found, computed
 
 
-def _publish(found: Sequence[BenchmarkTable], folder: Path) -> None:
+def publish_tables(found: Sequence[BenchmarkTable], folder: Path) -> None:
     """Publish every table with its pictures as artifacts of this flow run."""
     for table in found:
         name = table.benchmark.name
@@ -315,7 +330,10 @@ def _publish(found: Sequence[BenchmarkTable], folder: Path) -> None:
 
 
 def write_section(section: TableSection, folder: Path) -> None:
-    """Write `<benchmark>.md`, `.csv`, `.tex`, its pictures `<benchmark>.<k>.png` and `.missing.md` and `.csv`."""
+    """Write `<benchmark>.md`, `.csv` and `.tex`, and what there is of `.<k>.png`, `.missing.*` and `.reliability.csv`.
+
+    What an earlier evaluation left and this one does not write is removed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     name, table = section.table.benchmark.name, section.table
     for suffix, text in (
@@ -324,10 +342,13 @@ def write_section(section: TableSection, folder: Path) -> None:
         ("tex", tables.to_latex(table)),
     ):
         write_bytes(str(folder / f"{name}.{suffix}"), text.encode("utf-8"))
-    for stale in (*folder.glob(f"{name}.*.png"), *folder.glob(f"{name}.missing.*")):
+    stale_files = (f"{name}.*.png", f"{name}.missing.*", f"{name}.reliability.csv", f"{name}{NATIVE}.*")
+    for stale in (path for pattern in stale_files for path in folder.glob(pattern)):
         stale.unlink()
     for k, picture in enumerate(section.pictures):
         write_bytes(str(folder / f"{name}.{k}.png"), picture.png)
+    if section.reliability is not None:
+        write_bytes(str(folder / f"{name}.reliability.csv"), section.reliability.to_csv(index=False).encode())
     if section.missing is not None:
         write_bytes(str(folder / f"{name}.missing.md"), section.missing.to_markdown().encode())
         write_bytes(str(folder / f"{name}.missing.csv"), section.missing.to_csv().encode())

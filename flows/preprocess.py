@@ -31,7 +31,7 @@ from models.records import PlannedCase, Reason, Scan
 from models.store import StoreWriter, create_or_open
 from tasks import plan as plans
 from tasks import receipts, shards
-from tasks.catalog import cases_left_out, read_catalog
+from tasks.catalog import cases_left_out, read_catalog, rows_digest
 from tasks.duplicates import read_duplicates
 from tasks.forget import without_forgotten
 from tasks.lease import Lease
@@ -92,7 +92,7 @@ def preprocess(params: PreprocessParams) -> dict[str, Any]:
             _log.warning("%d forgotten subjects of the catalog stay out (`store forget --lift`)", len(forgotten))
         if lease.took_over and (removed := shards.clean_partials(writer.url)):
             _log.info("the last writer was killed: %d half-written files removed", removed)
-        work = plan_work(writer, scans, wanted.refused, params)
+        work = plan_work(writer, scans, wanted.refused, params, wanted.catalog)
         failures = _run(writer, work, lease.token, params, wanted.settings)
         lease.check()
         digest = shards.finalise(writer.url, work.current, work.repaired)
@@ -107,7 +107,7 @@ def dry_run(params: PreprocessParams) -> str:
     Raises what the flow refuses to begin, and PreprocessError when it would fail at its end whatever the files hold.
     """
     wanted = check_params(params)
-    estimate = estimate_work(wanted, params)
+    estimate = wanted.estimate or estimate_work(wanted, params)
     lost = len(lost_cases(wanted.url, wanted.catalog, params))
     share = (estimate.refused + lost) / max(1, estimate.cases + lost)
     if share > params.max_quarantined_share:
@@ -122,21 +122,29 @@ def dry_run(params: PreprocessParams) -> str:
 
 
 def plan_work(
-    writer: StoreWriter, scans: Sequence[Scan], refused: dict[plans.CaseKey, str], params: PreprocessParams
+    writer: StoreWriter,
+    scans: Sequence[Scan],
+    refused: dict[plans.CaseKey, str],
+    params: PreprocessParams,
+    catalog: Sequence[Scan] = (),
 ) -> Work:
-    """Give every case its row, write the plan, grow the arrays, and say what has to be preprocessed."""
+    """Give every case its row, write the plan, grow the arrays, and say what has to be preprocessed.
+
+    scans: what is wanted of the catalog, the whole of which the plan names by its digest.
+    """
     known = plans.read_plans(writer.url)
     rows = plans.plan_rows(plans.cases_from_scans(scans), known, writer.spec)
     if rows.news:
-        plans.write_plan(writer.url, rows.news, writer.spec.content_digest())
+        plans.write_plan(writer.url, rows.news, writer.spec.content_digest(), rows_digest(catalog or scans))
     everything = [*known, *rows.added]
     labelled = plans.datasets_with_labels(everything)
     for dataset, length in plans.rows_by_dataset(everything).items():
         writer.grow(dataset, length, dataset in labelled)
     repaired = rows_to_repair(writer.url, params.repair)
     if repaired:
-        gone = repaired - {(case.dataset, case.row) for case in rows.current}
-        _log.warning("%d stored rows are damaged; %d of them are not in the catalog any more", len(repaired), len(gone))
+        gone = len(repaired - {(case.dataset, case.row) for case in rows.current})
+        stay = f"; {gone} others are damaged too and not in the catalog any more: they stay" if gone else ""
+        _log.warning("%d stored rows are damaged and are made again%s", len(repaired) - gone, stay)
     todo = pending(writer.url, rows.current, params.retry_quarantined, repaired)
     there = receipts.receipt_rows(writer.url, (case.dataset for case in todo))
     for case in todo:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -124,6 +124,8 @@ class Wanted:
     settings: Settings
     refused: dict[plans.CaseKey, str]
     """Cases that would not fit a worker's memory, with the numbers."""
+    estimate: Estimate | None = None
+    """What is left to do, where it had to be known: with `repair` every voxel of the store is read for it."""
 
 
 def check_params(params: PreprocessParams) -> Wanted:
@@ -143,7 +145,9 @@ def check_params(params: PreprocessParams) -> Wanted:
     free = free_bytes(url)
     # What is stored already needs no room; that is looked up only where it matters.
     if free is not None and bare_bytes(by_case.values(), spec) > free:
-        estimate_work(wanted, params).check_disk()
+        estimate = estimate_work(wanted, params)
+        estimate.check_disk()
+        return replace(wanted, estimate=estimate)
     return wanted
 
 
@@ -179,7 +183,8 @@ def estimate_work(wanted: Wanted, params: PreprocessParams) -> Estimate:
     damaged = rows_to_repair(wanted.url, params.repair)
     todo = pending(wanted.url, current, params.retry_quarantined, damaged)
     workers, limit = worker_count(wanted.settings), memory_limit(wanted.settings)
-    return estimate_store(wanted.url, wanted.spec, scans, todo, workers, limit)
+    estimate = estimate_store(wanted.url, wanted.spec, scans, todo, workers, limit)
+    return replace(estimate, damaged=sum((case.dataset, case.row) in damaged for case in todo))
 
 
 def chosen_spec(params: PreprocessParams) -> PreprocessSpec:

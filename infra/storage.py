@@ -228,6 +228,24 @@ def find(url: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     return {name[len(path) :].lstrip("/"): info for name, info in entries.items() if not name.endswith("/")}
 
 
+def age_seconds(url: str | os.PathLike[str]) -> float:
+    """Return how long ago an object was written, by the storage's clock alone: that of this machine may be wrong.
+
+    A probe is written beside the object, and their times are compared. Raises FileNotFoundError when it is absent.
+    """
+    fs, path = filesystem(url)
+    mark = f".clock-{uuid.uuid4().hex}"
+    with explained("look up", url):
+        written = fs.modified(path)
+    write_bytes(f"{os.fspath(url)}{mark}", b"clock")
+    try:
+        with explained("look up", url):
+            age = fs.modified(f"{path}{mark}") - written
+    finally:
+        delete(f"{os.fspath(url)}{mark}")
+    return max(0.0, float(age.total_seconds()))
+
+
 def delete(url: str | os.PathLike[str]) -> None:
     """Delete an object or a folder with all in it; what is absent is no error. A root or a bucket is refused."""
     if is_local(url):
@@ -283,11 +301,16 @@ def _delete_folder_markers(fs: Any, root: str, keys: list[str]) -> None:
 def _temporary(target: Path, data: bytes, durable: bool) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    with temporary.open("xb") as file:
-        file.write(data)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+    except BaseException:
+        # On a full disk the half that was written takes the room that others need.
+        temporary.unlink(missing_ok=True)
+        raise
     return temporary
 
 

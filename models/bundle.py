@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.config import TrainingConfig
+from models.config import ResNet3DConfig, SupervisedConfig, TrainingConfig
 from models.export import write_text_whole
 from models.finished import ENCODER, FinishedTraining
 from models.networks.build import build_encoder
@@ -76,7 +76,7 @@ def _path(target: Callable[..., Any]) -> str:
 
 def _state_of(finished: FinishedTraining) -> dict[str, Tensor]:
     kind = finished.config.objective.kind
-    if kind == "brainmvp":
+    if kind not in ("segmentation", "classification"):
         return finished.part(ENCODER)
     parts = (ENCODER, "decoder." if kind == "segmentation" else "head.")
     return {name: value for name, value in finished.tensors.items() if name.startswith(parts)}
@@ -90,7 +90,7 @@ def _metadata(finished: FinishedTraining) -> dict[str, Any]:
         "format": "magnitude",
         "modality": "MR",
         "num_channels": config.network.in_channels,
-        "spatial_shape": [f"{STRIDE}*n"] * 3,
+        "spatial_shape": ["*" if _any_size(config) else f"{STRIDE}*n"] * 3,
         "dtype": "float32",
         "value_range": [0, 1],
         "is_patch_data": True,
@@ -114,8 +114,15 @@ def _metadata(finished: FinishedTraining) -> dict[str, Any]:
     }
 
 
+def _any_size(config: TrainingConfig) -> bool:
+    return isinstance(config.network, ResNet3DConfig)
+
+
 def _channels(config: TrainingConfig) -> tuple[str, ...]:
-    return ("any modality",) if config.objective.kind == "brainmvp" else config.objective.modalities
+    settings = config.objective
+    if isinstance(settings, SupervisedConfig):
+        return settings.modalities
+    return ("any modality",) if settings.kind == "brainmvp" else (settings.modality,)
 
 
 def _prediction(config: TrainingConfig) -> dict[str, Any]:
@@ -139,12 +146,13 @@ def _prediction(config: TrainingConfig) -> dict[str, Any]:
 
 def _readme(finished: FinishedTraining) -> str:
     card = (finished.folder / "model_card.md").read_text(encoding="utf-8")
+    edges = "of any length" if _any_size(finished.config) else f"multiples of {STRIDE}"
     return (
         f"{card}\n## Use as a MONAI bundle\n\n"
         "```python\nfrom monai.bundle import load\n\n"
         f'network = load("{finished.config.name}", bundle_dir="<its folder>", workflow_type="inference").eval()\n'
         "```\n\nThe package brainloom must be installed: it builds the network. Inputs are (B, C, X, Y, Z), RAS, as "
-        "`preprocessing_spec` in `configs/metadata.json` says, edges multiples of 16.\n"
+        f"`preprocessing_spec` in `configs/metadata.json` says, edges {edges}.\n"
     )
 
 

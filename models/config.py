@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from models.config_anatcl import AgeRegressionConfig, AnatCLConfig
 from models.records import Record, digest_of
 
 
@@ -52,6 +53,26 @@ class UNet3DConfig(Record):
         return self.widths[-1]
 
 
+class ResNet3DConfig(Record):
+    """Sizes of the 3D ResNet of AnatCL. The defaults are its ResNet-18: 33,160,000 parameters, 512 features."""
+
+    kind: Literal["resnet3d"] = "resnet3d"
+    in_channels: int = Field(1, ge=1)
+    block: Literal["basic", "bottleneck"] = "basic"
+    """`bottleneck` has four times the channels of `widths` at the end of each level (ResNet-50)."""
+    blocks: tuple[int, int, int, int] = (2, 2, 2, 2)
+    """Residual blocks of each level; (3, 4, 6, 3): ResNet-34, with `bottleneck` ResNet-50."""
+    widths: tuple[int, int, int, int] = (64, 128, 256, 512)
+    mirror_x: bool = False
+    """Look at images from right to left, as the released weights do: they were trained on the voxels of CAT12's files,
+    whose x axis points left, while stores are RAS."""
+
+    @property
+    def feature_dim(self) -> int:
+        """Channels of the coarsest features."""
+        return self.widths[-1] * (4 if self.block == "bottleneck" else 1)
+
+
 def _network_kind(value: Any) -> str:
     """Return the kind of a network; configs written before there were two have none."""
     found = value.get("kind", "uniformer") if isinstance(value, Mapping) else getattr(value, "kind", "uniformer")
@@ -59,7 +80,10 @@ def _network_kind(value: Any) -> str:
 
 
 AnyNetwork = Annotated[
-    Annotated[NetworkConfig, Tag("uniformer")] | Annotated[UNet3DConfig, Tag("unet3d")], Discriminator(_network_kind)
+    Annotated[NetworkConfig, Tag("uniformer")]
+    | Annotated[UNet3DConfig, Tag("unet3d")]
+    | Annotated[ResNet3DConfig, Tag("resnet3d")],
+    Discriminator(_network_kind),
 ]
 
 
@@ -142,7 +166,10 @@ class ClassificationConfig(SupervisedConfig):
     classes: tuple[str, ...] = Field(min_length=2)
 
 
-ObjectiveConfig = Annotated[BrainMVPConfig | SegmentationConfig | ClassificationConfig, Field(discriminator="kind")]
+ObjectiveConfig = Annotated[
+    BrainMVPConfig | AnatCLConfig | AgeRegressionConfig | SegmentationConfig | ClassificationConfig,
+    Field(discriminator="kind"),
+]
 
 
 class DataConfig(Record):
@@ -153,7 +180,7 @@ class DataConfig(Record):
     selection: str
     """Path of selection.parquet: the frozen rows and their roles."""
     crop: tuple[int, int, int]
-    """Voxels; each a multiple of 16."""
+    """Voxels, each a multiple of 16. For a 3D ResNet any size around the middle; (0, 0, 0): the whole grid."""
     batch_size: int = Field(ge=1)
     """Cases per rank and micro-batch."""
     workers: int = Field(0, ge=0)
@@ -162,12 +189,6 @@ class DataConfig(Record):
     """Random left-right flips (fine-tuning)."""
     intensity_jitter: float = Field(0.0, ge=0)
     """Random shift and scale of intensities, +- this share (fine-tuning)."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if any(edge <= 0 or edge % 16 for edge in self.crop):
-            raise ValueError(f"crop edges must be positive multiples of 16, got {self.crop}")
-        return self
 
 
 class OptimiserConfig(Record):
@@ -181,7 +202,11 @@ class OptimiserConfig(Record):
     weight_decay: float = Field(1e-5, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     warmup_share: float = Field(0.0, ge=0, lt=1)
-    """Share of all steps with a linearly rising rate; a cosine to 0 follows and never rises again."""
+    """Share of all steps with a linearly rising rate; it never rises again after that."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    """What follows the rise: a cosine to 0, or the factor `step_factor` every `step_epochs` epochs."""
+    step_epochs: int = Field(10, ge=1)
+    step_factor: float = Field(0.9, gt=0, le=1)
 
 
 class RunningConfig(Record):
@@ -193,12 +218,24 @@ class RunningConfig(Record):
     """Local folder to which the shards of the selected cases are copied before the first step, shared by the ranks of
     a node and by trainings; empty: read the store where it is."""
     stage_gib: float = Field(100.0, gt=0)
-    """GiB (2^30 bytes) that the staging folder may hold; a selection that does not fit is refused."""
+    """GiB (2^30 bytes) that the staging folder may hold. Copies that no running training uses make room, the least
+    recently used ones first; a selection that does not fit beside the others is refused."""
     rank_limit: float = Field(1.5, ge=1)
     """Warn of collapse when the effective rank of the pooled stage-4 features of the validation cases falls below it;
     1 (all cases alike) never warns."""
     probe_every: int = Field(0, ge=0)
     """Epochs between k-NN and linear probes of the selection's targets during pre-training; 0: none."""
+
+
+class MadeFrom(Record):
+    """Which tables chose the cases of a training and their targets. The selection is frozen, so none decides a weight;
+    `tasks.versions` keeps the tables by these digests."""
+
+    split: str = ""
+    """Name of the split."""
+    split_digest: str = ""
+    phenotypes_digest: str = ""
+    """Empty: there were none."""
 
 
 class TrainingConfig(Record):
@@ -233,6 +270,20 @@ class TrainingConfig(Record):
     """Epochs between looks at whole validation cases (supervised objectives); the weights with the best mean Dice or
     AUROC are kept. 0, or no validation case: the weights of the last step."""
     running: RunningConfig = RunningConfig()
+    made_from: MadeFrom = MadeFrom()
+
+    @model_validator(mode="after")
+    def _check_crop(self) -> Self:
+        crop, free = self.data.crop, isinstance(self.network, ResNet3DConfig)
+        if free and isinstance(self.objective, BrainMVPConfig | SegmentationConfig):
+            raise ValueError(
+                f"training {self.name}: network 'resnet3d' has no decoder, which objective {self.objective.kind!r} "
+                "needs; use 'uniformer' or 'unet3d'"
+            )
+        if (min(crop) <= 0 and not (free and not any(crop))) or any(edge % 16 for edge in crop if not free):
+            rule = "positive, or all 0 for the whole grid," if free else "positive multiples of 16,"
+            raise ValueError(f"crop edges must be {rule} got {crop}")
+        return self
 
     @model_validator(mode="after")
     def _check_supervised(self) -> Self:
@@ -257,9 +308,17 @@ class TrainingConfig(Record):
 def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a dumped TrainingConfig that decides its weights.
 
-    Left out are `running` and the number of loader processes: a training may be continued with others.
+    Left out are `running` and the number of loader processes: a training may be continued with others; and
+    `made_from`, for the selection that was made is frozen.
     """
-    values = {key: value for key, value in config.items() if key != "running"}
+    values = {key: value for key, value in config.items() if key not in ("running", "made_from")}
     if "data" in values:
         values["data"] = {**values["data"], "workers": 0}
+    for part, defaults in LATER.items():
+        if part in values:
+            values[part] = {k: v for k, v in values[part].items() if k not in defaults or defaults[k] != v}
     return values
+
+
+LATER: dict[str, dict[str, Any]] = {"optimiser": {"schedule": "cosine", "step_epochs": 10, "step_factor": 0.9}}
+"""Settings that came after trainings were made, with the values that these had: left out of the digest with them."""

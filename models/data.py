@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from models.descriptors import values_of
 from models.objectives.base import CaseInfo, Sampler
 from models.records import SelectedCase
 from models.sampler import SampleKey, sample_rng
@@ -41,6 +42,10 @@ class CaseReader:
     def read_label(self, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
         """Return uint8 (x, y, z); zeros outside the case's extent."""
         return self.stored.read_label(self.row, tuple(start), tuple(size))
+
+    def read_descriptors(self, measures: Sequence[str], regions: Sequence[str]) -> np.ndarray:
+        """Return float32 (measures, regions) by name; NaN where unknown."""
+        return values_of(self.stored, [self.row], measures, regions)[0]
 
 
 class CaseDataset(Dataset[dict[str, Any]]):
@@ -97,6 +102,8 @@ class CaseDataset(Dataset[dict[str, Any]]):
             extent=stored.extent,
             origin=stored.origin,
             target=case.target,
+            person=case.person,
+            age=case.age,
         )
 
     def reader(self, index: int) -> CaseReader:

@@ -38,11 +38,19 @@ class World:
 
 @contextmanager
 def open_world() -> Iterator[World]:
-    """Join the ranks that torchrun's environment describes (nccl on CUDA, gloo elsewhere) and leave them at the end."""
+    """Join the ranks that torchrun's environment describes (nccl on CUDA, gloo elsewhere) and leave them at the end.
+
+    Raises ValueError on a host with GPUs, but fewer than ranks.
+    """
     size, rank = _number("WORLD_SIZE", 1), _number("RANK", 0)
     local_size, local_rank = _number("LOCAL_WORLD_SIZE", 1), _number("LOCAL_RANK", 0)
     device = torch.device("cpu")
     if torch.cuda.is_available():
+        if local_size > (gpus := torch.cuda.device_count()):
+            raise ValueError(
+                f"{local_size} ranks are to run on this host, which has {gpus} GPUs, and each needs its own; set ranks "
+                f"to {gpus} and raise accumulation, or hide the GPUs (CUDA_VISIBLE_DEVICES='') to train on the CPU"
+            )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     if size == 1:
@@ -112,7 +120,7 @@ def _mean_of_rows(gradient: Tensor, world: World) -> Tensor:
     sizes = [int(n) for n in counts]
     indices = _gather_rows(gradient.indices().T.contiguous(), sizes)
     values = _gather_rows(gradient.values(), sizes) / world.size
-    return torch.sparse_coo_tensor(indices.T, values, gradient.shape).coalesce()
+    return torch.sparse_coo_tensor(indices.T, values, gradient.shape, check_invariants=False).coalesce()
 
 
 def _gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:

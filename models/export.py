@@ -119,7 +119,18 @@ def model_card(
         f"## Data\n\n| dataset | role | cases |\n|---|---|---|\n{data}\n\n"
         f"## Validation at the end\n\n| metric | value |\n|---|---|\n{numbers}\n\n{_probe(facts['probe'])}"
         "## Limits\n\nTrained on the cases above alone; other scanners, populations and preprocessing are untested. "
-        "Inputs must come from a store with the same preprocessing spec. `config.json` holds every setting.\n"
+        "Inputs must come from a store with the same preprocessing spec. `config.json` holds every setting.\n\n"
+        f"## Licence and data\n\n{_licence(config)}\n"
+    )
+
+
+def _licence(config: TrainingConfig) -> str:
+    """Return what whoever hands the weights on must look at; the licence of our code says nothing of weights."""
+    start = Path(config.init_from).name
+    return (
+        "brainloom gives these weights no licence. They were made from the datasets above, whose terms of use decide "
+        "whether, how and to whom they may be passed on: read them first."
+        + (f" They started from `{start}`, whose model card says what holds for it." if start else "")
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import zipfile
 from collections.abc import Mapping
@@ -15,7 +16,8 @@ from torch import Tensor
 from models.released import WeightsError
 
 STATE = "state_dict"
-"""Key of the weights in a training checkpoint; all its other keys are the state of that training."""
+KEYS = (STATE, "model")
+"""Where training checkpoints have their weights (BrainMVP, AnatCL); all other keys are the state of that training."""
 MAX_PICKLE_BYTES = 64 * 2**20
 """Of the part that describes the tensors; the released one has some 0.2 MB with its optimiser."""
 
@@ -26,23 +28,25 @@ class Checkpoint:
 
     state: dict[str, Tensor]
     others: dict[str, Any]
-    """The keys beside `state_dict`."""
-    wrapped: bool
-    """Whether there was such a key; a bare state_dict has none."""
+    """The keys beside that of the weights; an `argparse.Namespace` is a dict."""
+    key: str
+    """One of KEYS; empty for a bare state_dict."""
 
 
 def read_checkpoint(path: Path, max_bytes: int) -> Checkpoint:
     """Return the content of a `.pt` file, mapped from disk.
 
     The file must be one that `torch.save` writes (an uncompressed zip), at most `max_bytes` large, whole by its
-    checksums, and hold a bare state_dict or a dict with `state_dict`. Nothing in it is executed. Raises WeightsError
+    checksums, and hold a bare state_dict or a dict with `state_dict` or `model`. Nothing in it is executed; beside
+    plain values it may hold an `argparse.Namespace`, as code like AnatCL's keeps its settings. Raises WeightsError
     naming the file and the rule; FileNotFoundError when there is no such file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; give the checkpoint to import")
     _check_archive(path, max_bytes)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many types for damaged or hostile archives
         text = str(error).strip().splitlines()
         raise WeightsError(
@@ -91,16 +95,23 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo], max_bytes: int) -
 
 def _split(path: Path, content: Any) -> Checkpoint:
     if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} holds a {type(content).__name__}; a state_dict or a dict with `{STATE}` is needed")
-    state = content.get(STATE, content)
-    wrapped = STATE in content
-    others = {str(key): value for key, value in content.items() if key != STATE} if wrapped else {}
+        raise WeightsError(
+            f"{path} holds a {type(content).__name__}; a state_dict or a dict with `{'` or `'.join(KEYS)}` is needed"
+        )
+    key = next((name for name in KEYS if name in content), "")
+    state = content[key] if key else content
+    others = {str(name): _plain(value) for name, value in content.items() if name != key} if key else {}
     if not isinstance(state, Mapping) or not state:
-        raise WeightsError(f"{path}: `{STATE}` must be a dict of tensors with at least one, got {type(state).__name__}")
+        name = key or STATE
+        raise WeightsError(f"{path}: `{name}` must be a dict of tensors with at least one, got {type(state).__name__}")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise WeightsError(
                 f"{path}: {name!r} is a {type(value).__name__}; a state_dict holds tensors by name (training state "
-                f"belongs beside `{STATE}`)"
+                f"belongs beside `{key or STATE}`)"
             )
-    return Checkpoint(dict(state), others, wrapped)
+    return Checkpoint(dict(state), others, key)
+
+
+def _plain(value: Any) -> Any:
+    return dict(vars(value)) if isinstance(value, argparse.Namespace) else value

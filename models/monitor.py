@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from models.networks.build import pool
 from models.objectives.contrast import collapse_metrics
 
-TWO_VIEWS = frozenset({"brainmvp"})
+TWO_VIEWS = frozenset({"brainmvp", "anatcl"})
 """Objectives whose validation encodes two views of every case: all first views, then all second ones."""
+PRETRAININGS = TWO_VIEWS | {"age_regression"}
+"""Objectives whose encoder may be probed while it is trained."""
 LEAST_CASES = 4
 """With fewer cases a low rank says nothing."""
 

@@ -20,9 +20,9 @@ import torch
 from models.data import CaseDataset
 from models.distributed import gather_objects
 from models.heartbeat import beat
-from models.monitor import TWO_VIEWS
+from models.monitor import PRETRAININGS
 from models.networks.build import pool
-from models.objectives.base import centred_start
+from models.objectives.base import centred_start, read_size
 from models.records import MODALITIES
 from models.schedule import is_due
 from models.selection import Role
@@ -59,12 +59,14 @@ def probe(state: TrainingState, stop: Stop) -> bool:
 
     Leaves training untouched. When any rank is told to stop it gives up without a line and returns True on all ranks.
     """
-    if state.config.objective.kind not in TWO_VIEWS:
+    objective = state.config.objective
+    if objective.kind not in PRETRAININGS:
         return False
     if not is_due(state.plan, state.step, state.config.running.probe_every) or is_logged(state, "probe"):
         return False
     datasets: dict[Role, CaseDataset] = {"train": state.dataset("train"), "val": state.dataset("val")}
-    plan = plan_probe(datasets, state.store.spec.modalities)
+    usable = (objective.modality,) if objective.kind in ("anatcl", "age_regression") else MODALITIES
+    plan = plan_probe(datasets, state.store.spec.modalities, usable)
     if plan is None:
         if state.world.is_main:
             log.warning(NOTHING)
@@ -78,15 +80,20 @@ def probe(state: TrainingState, stop: Stop) -> bool:
     return False
 
 
-def plan_probe(datasets: dict[Role, CaseDataset], modalities: Sequence[str]) -> ProbePlan | None:
-    """Return what to probe, or None when there is nothing to fit or nothing to score."""
+def plan_probe(
+    datasets: dict[Role, CaseDataset], modalities: Sequence[str], usable: Sequence[str] = MODALITIES
+) -> ProbePlan | None:
+    """Return what to probe, or None when there is nothing to fit or nothing to score.
+
+    modalities: of the store, in order; usable: those that the encoder was made for.
+    """
     known: list[tuple[Role, int, tuple[bool, ...]]] = []
     for role, dataset in datasets.items():
         aimed = [i for i, case in enumerate(dataset.cases) if case.target]
         known += [(role, i, dataset.info(i).present) for i in aimed[:: max(1, -(-len(aimed) // MAX_CASES))]]
-    counts = Counter(c for *_, has in known for c, here in enumerate(has) if here and modalities[c] in MODALITIES)
+    counts = Counter(c for *_, has in known for c, here in enumerate(has) if here and modalities[c] in usable)
     if counts:
-        channel = min(counts, key=lambda c: (-counts[c], MODALITIES.index(modalities[c])))
+        channel = min(counts, key=lambda c: (-counts[c], usable.index(modalities[c])))
         plan = ProbePlan(channel, tuple((role, i) for role, i, present in known if present[channel]))
         fitted = {datasets[role].cases[i].target for role, i in plan.cases if role == "train"}
         if len(fitted) > 1 and any(role == "val" for role, _ in plan.cases):
@@ -114,7 +121,7 @@ def _local_features(
 
 def _middle(state: TrainingState, dataset: CaseDataset, index: int, channel: int) -> np.ndarray:
     """Return the crop (1, x, y, z) in the middle of the template grid."""
-    crop = state.config.data.crop
+    crop = read_size(state.config.data.crop, state.store.spec.grid)
     start = centred_start(state.store.spec.grid, crop, dataset.info(index).origin)
     return dataset.reader(index).read([channel], start, crop)
 

@@ -7,10 +7,7 @@ Overrides are fields of TrainingConfig or of its parts (objective, data, optimis
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
-
-from pydantic import BaseModel
 
 from models.config import (
     BrainMVPConfig,
@@ -23,9 +20,8 @@ from models.config import (
     TrainingConfig,
     UNet3DConfig,
 )
-
-Recipe = Callable[..., TrainingConfig]
-PARTS: tuple[str, ...] = ("objective", "data", "optimiser", "network", "running")
+from models.overrides import Recipe, apply_overrides
+from models.recipes_anatcl import ANATCL_RECIPES
 
 TUMOUR_REGIONS = (
     # Labels of BraTS2023 and of the phantoms: 1 necrosis, 2 oedema, 3 enhancing tumour.
@@ -200,6 +196,7 @@ RECIPES: dict[str, Recipe] = {
         brainmvp_tiny,
         brainmvp_unet,
         brainmvp_unet_tiny,
+        *ANATCL_RECIPES,
         segmentation,
         segmentation_tiny,
         classification,
@@ -214,34 +211,6 @@ def find_recipe(name: str) -> Recipe:
         return RECIPES[name]
     except KeyError:
         raise KeyError(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}") from None
-
-
-def apply_overrides(config: TrainingConfig, overrides: dict[str, Any]) -> TrainingConfig:
-    """Return a validated copy with some fields changed, wherever they are.
-
-    The network's input channels follow the objective's modalities. Raises ValueError for a name that no part has.
-    """
-    changes: dict[str, Any] = {}
-    parts = {name: getattr(config, name).model_dump() for name in PARTS}
-    for key, value in overrides.items():
-        if key in TrainingConfig.model_fields:
-            changes[key] = value
-            continue
-        owners = [name for name in PARTS if key in parts[name]]
-        if not owners:
-            raise ValueError(f"recipe {config.recipe}: no setting is called {key!r}; known: {_known(parts)}")
-        for name in owners:
-            parts[name][key] = value
-    for name in set(changes) & set(PARTS):
-        part = changes[name]
-        parts[name] = part.model_dump() if isinstance(part, BaseModel) else dict(part)
-    if "modalities" in parts["objective"] and "in_channels" not in overrides:
-        parts["network"]["in_channels"] = len(parts["objective"]["modalities"])
-    return config.replace(**{**changes, **parts})
-
-
-def _known(parts: dict[str, dict[str, Any]]) -> str:
-    return ", ".join(sorted({*TrainingConfig.model_fields, *(key for part in parts.values() for key in part)}))
 
 
 def _brainmvp_objective(preset: str) -> BrainMVPConfig:

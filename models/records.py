@@ -8,10 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from enum import StrEnum
 from typing import Any, Literal, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from models.anatomy import ATLASES, MEASURES, Atlas, Basis, Floats, check_values
+from models.reasons import Reason as Reason
 
 MODALITIES: tuple[str, ...] = ("flair", "t1", "t1c", "t2", "mra", "pd", "dwi", "adc")
 """Canonical names in template order. The order is an ABI: the index into a BrainMVP template bank."""
@@ -19,10 +22,14 @@ MODALITIES: tuple[str, ...] = ("flair", "t1", "t1c", "t2", "mra", "pd", "dwi", "
 OTHER_MODALITIES: tuple[str, ...] = ("bold", "gm")
 """Canonical names that other methods use and that have no BrainMVP template."""
 
+T1, GREY = "t1", "gm"
+"""A map of grey matter can be made from a t1 (PreprocessSpec.tissue)."""
 LABEL = "label"
 """The `modality` of a segmentation in the catalog."""
 BRAIN_MASK = "brain_mask"
 """The `modality` of a brain mask: no channel of the store, but preprocessing may use it."""
+DESCRIPTORS = "descriptors"
+"""The `modality` of regional descriptors (models.anatomy) of a case: a table, no image."""
 
 # Explicit and lower-case; a token that is not here is reported, never guessed.
 MODALITY_ALIASES: dict[str, str] = {
@@ -74,33 +81,6 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Reason(StrEnum):
-    """Why a scan was left out of the catalog, or a case put into quarantine."""
-
-    UNREADABLE = "unreadable"
-    MISSING_FILE = "missing file"
-    UNKNOWN_MODALITY = "unknown modality"
-    DUPLICATE_SCAN = "duplicate scan"
-    OUTSIDE_ROOT = "outside root"
-    UNMATCHED = "matches no pattern"
-    BAD_ID = "unusable id"
-    NOT_3D = "not 3D"
-    NOT_FINITE = "not finite"
-    CONSTANT = "constant image"
-    EMPTY = "empty image"
-    BAD_AFFINE = "bad affine"
-    NO_OVERLAP = "grids do not overlap"
-    LABEL_SHAPE = "label shape mismatch"
-    LABEL_VALUES = "label values"
-    NO_SCAN = "no usable scan"
-    TOO_LARGE = "does not fit the grid"
-    NOT_MNI = "not in MNI space"
-    NO_MASK = "no brain mask"
-    REGISTRATION = "registration failed"
-    MEMORY = "memory refused"
-    KILLED_WORKER = "killed the worker"
-
-
 class Scan(Record):
     """One row of the catalog: one image or label file, or the reason why it was left out."""
 
@@ -110,7 +90,7 @@ class Scan(Record):
     case: str
     """`<subject>` or `<subject>_<session>`; unique inside a dataset."""
     modality: str
-    """Canonical name, `label` for a segmentation, or `brain_mask`."""
+    """Canonical name, `label` for a segmentation, `brain_mask`, or `descriptors` for a table of regions."""
     path: str
     """URL or absolute path of the file."""
     size_bytes: int = 0
@@ -156,6 +136,9 @@ class PreprocessSpec(Record):
     """Intensities mapped to 0 and 1; values outside are clipped."""
     percentile_region: Literal["volume", "foreground"] = "volume"
     """`volume`: zeros included, as BrainMVP does. `foreground`: voxels above zero only."""
+    intensity: Literal["percentiles", "keep"] = "percentiles"
+    """`percentiles`: scaled to [0, 1] between them. `keep`: as in the file, for maps whose values mean something
+    (modulated grey matter); negative ones become 0."""
     nan_share_max: float = Field(0.01, ge=0, le=1)
     """Largest share of non-finite voxels that is replaced by 0 and flagged; above it the case is quarantined."""
     chunk: int = Field(48, ge=48)
@@ -168,6 +151,9 @@ class PreprocessSpec(Record):
     """`file`: everything outside the case's brain mask (modality `brain_mask` of the catalog) becomes 0."""
     bias_correction: Literal["none", "n4"] = "none"
     """`n4`: N4 bias field correction of each scan (needs the extra `registration`; some 10 s a scan)."""
+    tissue: Literal["none", "approximate"] = "none"
+    """`approximate`: a case with a t1 and no gm gets its gm channel, and without descriptors its regional volumes, from
+    the t1 (tasks.anatomy; what they are not: docs/anatomy.md). For specs with gm, intensity keep, frame template."""
     registration: Literal["none", "rigid", "affine"] = "none"
     """Registers the reference scan to `template` and moves all files of the case with it, by their affines: voxels are
     still interpolated once. For frame `template`; needs the extra `registration`; some 20 s a case."""
@@ -177,8 +163,31 @@ class PreprocessSpec(Record):
     """SHA-256 of the template's file; required for a path, so that the spec's digest covers the voxels."""
 
     def reads(self, modality: str) -> bool:
-        """Say whether a case's file of this modality (or label, brain mask) has a part in what is stored."""
-        return modality in self.modalities or modality == LABEL or (modality, self.brain_mask) == (BRAIN_MASK, "file")
+        """Say whether a case's file of this modality (or label, brain mask, table) has a part in what is stored."""
+        always = self.shows(modality) or modality in (LABEL, DESCRIPTORS)
+        return always or (modality, self.brain_mask) == (BRAIN_MASK, "file")
+
+    def shows(self, modality: str) -> bool:
+        """Say whether a file of this modality can become a channel of the store, itself or as the map made from it."""
+        return modality in self.modalities or (modality, self.tissue) == (T1, "approximate")
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that make up the digest, JSON-able.
+
+        Fields that were added since the first stores count once they differ from their default, so that stores of
+        before keep their digest. A default of such a field must never change.
+        """
+        fields = type(self).model_fields
+        body = self.model_dump(mode="json")
+        return {
+            name: value
+            for name, value in body.items()
+            if name in _FIRST_SPEC_FIELDS or getattr(self, name) != fields[name].default
+        }
+
+    def content_digest(self) -> str:
+        """Return the SHA-256 (hex) of `identity`."""
+        return digest_of(self.identity())
 
     @model_validator(mode="after")
     def _check_grid(self) -> Self:
@@ -199,6 +208,13 @@ class PreprocessSpec(Record):
             raise ValueError("space 'mni' and registration need frame 'template'")
         if self.space == "mni" and self.registration != "none":
             raise ValueError("space 'mni' refuses scans that are not registered yet, registration does it: choose one")
+        if self.tissue == "approximate" and (self.frame, self.intensity, GREY in self.modalities) != (
+            "template", "keep", True,
+        ):  # fmt: skip
+            raise ValueError(
+                "tissue 'approximate' makes a modulated map of grey matter in MNI space: it needs frame 'template', "
+                "intensity 'keep' and modality gm"
+            )
         if (self.template == "mni152") == bool(self.template_sha256):
             raise ValueError("template_sha256 is required for a template from a file and refused for 'mni152'")
         if self.template != "mni152" and self.registration == "none":
@@ -221,6 +237,16 @@ class PreprocessSpec(Record):
         return self
 
 
+_FIRST_SPEC_FIELDS = frozenset(
+    {
+        *("name", "spacing_mm", "grid", "frame", "grid_affine", "modalities", "reference_order", "percentiles"),
+        *("percentile_region", "nan_share_max", "chunk", "codec", "space", "brain_mask", "bias_correction"),
+        *("registration", "template", "template_sha256"),
+    }
+)
+"""Of PreprocessSpec when the first stores were written. Nothing is added here."""
+
+
 def _check_matrix(matrix: Matrix) -> None:
     """Raise ValueError unless a matrix maps voxels to mm: 4 x 4, finite, last row 0 0 0 1, not singular."""
     if len(matrix) != 4 or tuple(matrix[3]) != (0.0, 0.0, 0.0, 1.0):
@@ -239,6 +265,14 @@ def _mni_affine(spacing_mm: float, corner_mm: tuple[float, float, float]) -> Mat
     return ((s, 0.0, 0.0, x), (0.0, s, 0.0, y), (0.0, 0.0, s, z), (0.0, 0.0, 0.0, 1.0))
 
 
+_VBM: dict[str, Any] = {
+    "spacing_mm": 1.5,
+    "frame": "template",
+    "modalities": ("gm",),
+    "reference_order": ("gm",),
+    "intensity": "keep",
+    "chunk": 64,
+}
 SPECS: dict[str, PreprocessSpec] = {
     "brainmvp": PreprocessSpec(name="brainmvp"),
     # 3 mm MNI grid of 192 x 240 x 192 mm around the MNI152 brain: small enough for a laptop.
@@ -267,6 +301,31 @@ SPECS: dict[str, PreprocessSpec] = {
     # A start for own studies: give `own_spec` with other spacing, grid and percentiles.
     "generic": PreprocessSpec(
         name="generic", grid=(256, 256, 256), percentiles=(1.0, 99.0), percentile_region="foreground"
+    ),
+    # AnatCL's input: CAT12's modulated grey-matter maps, 1.5 mm MNI (SPM's bounding box -90 -126 -72 to 90 90 108 mm).
+    # The files have x from right to left; the store has RAS axes: the voxels are the same, x the other way round.
+    "vbm": PreprocessSpec(
+        name="vbm", grid=(121, 145, 121), grid_affine=_mni_affine(1.5, (-90.0, -126.0, -72.0)), **_VBM
+    ),
+    # The same grid for people who have only a T1, in MNI space already: an approximate map (docs/anatomy.md).
+    "vbm_approximate": PreprocessSpec(
+        name="vbm_approximate",
+        grid=(121, 145, 121),
+        grid_affine=_mni_affine(1.5, (-90.0, -126.0, -72.0)),
+        space="mni",
+        tissue="approximate",
+        **_VBM,
+    ),
+    # The central 128 of the 145 planes along y, as the released AnatCL encoder takes them.
+    "vbm_128": PreprocessSpec(
+        name="vbm_128", grid=(121, 128, 121), grid_affine=_mni_affine(1.5, (-90.0, -114.0, -72.0)), **_VBM
+    ),
+    # The field of view of `vbm` at 6 mm, for phantoms and tests.
+    "vbm_tiny": PreprocessSpec(
+        name="vbm_tiny",
+        grid=(31, 37, 31),
+        grid_affine=_mni_affine(6.0, (-90.0, -126.0, -72.0)),
+        **{**_VBM, "spacing_mm": 6.0, "chunk": 48},
     ),
 }
 
@@ -306,6 +365,29 @@ class PlannedCase(Record):
     files: tuple[SourceFile, ...]
 
 
+class DescriptorTable(Record):
+    """Regional descriptors of one case, checked by models.anatomy: what a file of modality `descriptors` holds."""
+
+    atlas: Atlas
+    basis: Basis
+    values: dict[str, tuple[float | None, ...]]
+    """By measure, in its unit: one value per region of the atlas, in its order; None: not measured."""
+    missing_regions: int = Field(0, ge=0)
+    """How many regions may lack a measure."""
+    sources: tuple[str, ...] = ()
+    """Names of the files that it was made from."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_values(self.values, self.atlas, self.missing_regions)
+        return self
+
+    def array(self) -> Floats:
+        """Return the values (measure, region) float32 in the order of MEASURES; NaN where there is none."""
+        nothing = (None,) * len(ATLASES[self.atlas])
+        return np.array([self.values.get(measure, nothing) for measure in MEASURES], dtype=np.float32)
+
+
 class CaseGeometry(Record):
     """Where the stored voxels of a case lie, and what is needed to go back to its source grids."""
 
@@ -339,7 +421,7 @@ class Receipt(Record):
     reason: str = ""
     detail: str = ""
     digest: str = ""
-    """Case digest: voxels, label, present, extent, affine, origin. Empty when quarantined."""
+    """Case digest: voxels, label, present, extent, affine, origin, descriptors. Empty when quarantined."""
     modalities: tuple[str, ...] = ()
     has_label: bool = False
     extent: tuple[int, int, int] = (0, 0, 0)
@@ -348,7 +430,13 @@ class Receipt(Record):
     fingerprint: tuple[float, ...] = ()
     geometry: CaseGeometry | None = None
     """None when quarantined."""
+    descriptors: DescriptorTable | None = None
+    """None when quarantined, and for a case without."""
     seconds: float = 0.0
+
+
+OLDEST = 130
+"""Years that a person may be old."""
 
 
 class SelectedCase(Record):
@@ -362,3 +450,7 @@ class SelectedCase(Record):
     role: Literal["train", "val", "test"]
     target: str = ""
     """Class name for classification; empty otherwise."""
+    age: float | None = Field(None, ge=0, le=OLDEST, allow_inf_nan=False)
+    """In years, for objectives that learn from it."""
+    person: str = ""
+    """Shared by the subjects, of any dataset, that are known to be one person; empty: the subject stands alone."""

@@ -1,8 +1,8 @@
-"""The layout of BrainMVP's released weights: which tensor of the file is which of ours, with its shape.
+"""The layouts of released weights: which tensor of the file is which of ours, with its shape.
 
-Source: the reference's modules. `BrainMVP_uniformer.pt` was counted (352 tensors, 105,744,016 entries); the names of
-`BrainMVP_unet.pt` are those of the reference's UNET3D module. Axes and values are the same on both sides, only names
-differ, so a file that was imported can be written again bit by bit.
+Source: the references' modules. `BrainMVP_uniformer.pt` was counted (352 tensors, 105,744,016 entries); the names of
+`BrainMVP_unet.pt` are those of the reference's UNET3D module; a file of AnatCL has 124 tensors. Axes and values are the
+same on both sides, only names differ, so a file that was imported can be written again bit by bit.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.config import AnyNetwork, NetworkConfig, UNet3DConfig
+from models.config import AnyNetwork, NetworkConfig, ResNet3DConfig, UNet3DConfig
 from models.finished import BANK
-from models.networks.build import build_encoder, build_pretraining_decoder
+from models.networks.build import build_encoder, build_pretraining_decoder, projection_head
 from models.records import MODALITIES
 
 TEMPLATE = "rep_template"
 PARALLEL = "module."
 """Prefix of every name when the file was saved from DataParallel or DistributedDataParallel."""
 UNUSED = "the reference's forward pass never uses it, so it was never trained"
-TITLES = {"uniformer": "UniFormer", "unet3d": "UNET3D"}
+TITLES = {"uniformer": "BrainMVP's UniFormer", "unet3d": "BrainMVP's UNET3D", "resnet3d": "AnatCL's 3D ResNet"}
 """By the kind of the network."""
 NAMED = 3
 """Tensors that an error names of each kind of difference."""
@@ -48,8 +48,10 @@ class Layout:
         return [name for name in self.tensors if name not in self.ours]
 
 
-def layout_of(network: AnyNetwork, grid: tuple[int, int, int]) -> Layout:
-    """Return the layout of a network's file with templates on a grid of voxels."""
+def layout_of(network: AnyNetwork, grid: tuple[int, int, int], head_dim: int = 128) -> Layout:
+    """Return the layout of a network's file: of BrainMVP with templates on a grid of voxels, of AnatCL with a head."""
+    if isinstance(network, ResNet3DConfig):
+        return _resnet_layout(network, head_dim)
     with torch.device("meta"):
         encoder = build_encoder(network).state_dict()
         decoder = build_pretraining_decoder(network).state_dict()
@@ -66,6 +68,15 @@ def layout_of(network: AnyNetwork, grid: tuple[int, int, int]) -> Layout:
     return Layout(network, pairs, {name: tensors[name] for name in order})
 
 
+def _resnet_layout(network: ResNet3DConfig, head_dim: int) -> Layout:
+    """Return AnatCL's layout, `encoder.*` and `head.*`: its names are ours."""
+    with torch.device("meta"):
+        encoder, head = build_encoder(network), projection_head(network.feature_dim, head_dim)
+    tensors = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
+    tensors |= {f"head.{name}": value for name, value in head.state_dict().items()}
+    return Layout(network, {name: name for name in tensors}, tensors)
+
+
 def detect_network(names: Iterable[str]) -> AnyNetwork:
     """Return the released network that names look like; raises WeightsError when they look like none."""
     found = list(names)
@@ -73,10 +84,12 @@ def detect_network(names: Iterable[str]) -> AnyNetwork:
         return NetworkConfig()
     if "conv1a.weight" in found:
         return UNet3DConfig()
+    if "encoder.layer1.0.conv1.weight" in found:
+        return ResNet3DConfig(mirror_x=True)
     shown = ", ".join(found[:NAMED]) or "nothing"
     raise WeightsError(
-        f"it holds neither BrainMVP's UniFormer (`encoder.uniformer.*`) nor its UNET3D (`conv1a.weight`): it begins "
-        f"with {shown}"
+        f"it holds neither BrainMVP's UniFormer (`encoder.uniformer.*`) nor its UNET3D (`conv1a.weight`), nor AnatCL's "
+        f"3D ResNet (`encoder.layer1.*`): it begins with {shown}"
     )
 
 
@@ -121,7 +134,7 @@ def _words(tensor: Tensor) -> str:
 
 
 def _title(layout: Layout) -> str:
-    return f"BrainMVP's {TITLES[layout.network.kind]} ({len(layout.tensors)} tensors)"
+    return f"{TITLES[layout.network.kind]} ({len(layout.tensors)} tensors)"
 
 
 def _uniformer_names(own: Iterable[str]) -> dict[str, str]:

@@ -21,18 +21,23 @@ class Plan:
     """Micro-batches per rank and optimiser step on the ranks at hand."""
     total_steps: int
     warmup_steps: int
+    decay: tuple[int, float] | None = None
+    """Epochs and factor of a rate that falls in steps; None: a cosine to 0."""
 
     def epoch(self, step: int) -> int:
         """Return the epoch (from 0) to which the first case of a step belongs."""
         return min(step * self.samples_per_step // self.cases, self.epochs - 1)
 
     def lr_factor(self, step: int) -> float:
-        """Return the share of the base rate at optimiser step 0, 1, ...: linear rise, then cosine to 0.
+        """Return the share of the base rate at optimiser step 0, 1, ...: linear rise, then cosine to 0, or steps.
 
         Counted in optimiser steps, so accumulation cannot make the rate rise again half-way.
         """
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
+        if self.decay is not None:
+            epochs, factor = self.decay
+            return factor ** (self.epoch(step) // epochs)
         done = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
         return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
@@ -63,4 +68,6 @@ def plan_steps(config: TrainingConfig, cases: int, world_size: int) -> Plan:
             f"use a number of ranks that divides {per_step // config.data.batch_size}"
         )
     total = max(1, math.ceil(config.epochs * cases / per_step))
-    return Plan(cases, config.epochs, per_step, accumulation, total, int(config.optimiser.warmup_share * total))
+    options = config.optimiser
+    decay = (options.step_epochs, options.step_factor) if options.schedule == "step" else None
+    return Plan(cases, config.epochs, per_step, accumulation, total, int(options.warmup_share * total), decay)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,8 +34,17 @@ class HasCases(Protocol):
 
 
 def selection_digest(cases: Sequence[SelectedCase]) -> str:
-    """Return the SHA-256 (hex) over the sorted lines of a selection; the order of the lines does not matter."""
-    return digest_of(sorted([case.model_dump(mode="json") for case in cases], key=lambda c: (c["dataset"], c["row"])))
+    """Return the SHA-256 (hex) over the sorted lines of a selection; the order of the lines does not matter.
+
+    An empty `person` and an unknown age do not count: selections from before there were any keep their digest.
+    """
+    lines = [case.model_dump(mode="json", exclude=_unset(case)) for case in cases]
+    return digest_of(sorted(lines, key=lambda c: (c["dataset"], c["row"])))
+
+
+def _unset(case: SelectedCase) -> set[str]:
+    later = {"person": "", "age": None}
+    return {name for name, default in later.items() if getattr(case, name) == default}
 
 
 def write_selection(path: str | Path, cases: Sequence[SelectedCase]) -> str:
@@ -46,7 +55,8 @@ def write_selection(path: str | Path, cases: Sequence[SelectedCase]) -> str:
         if (case.dataset, case.row) in seen:
             raise SelectionError(f"row {case.row} of dataset {case.dataset} is selected twice; each row may occur once")
         seen.add((case.dataset, case.row))
-    columns = {name: [getattr(case, name) for case in lines] for name in COLUMNS}
+    columns: dict[str, Any] = {name: [getattr(case, name) for case in lines] for name in COLUMNS}
+    columns["age"] = pa.array(columns["age"], pa.float64())  # also when no age is known
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer)
     storage.write_bytes(str(path), buffer.getvalue())

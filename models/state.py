@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -107,6 +107,8 @@ class TrainingState:
     timing: Timing = field(default_factory=Timing)
     events: EventFiles | None = None
     """On rank 0, when the config wants TensorBoard."""
+    held: ExitStack = field(default_factory=ExitStack)
+    """What ends with the training: the claim on its staged cases."""
 
     @cached_property
     def batches(self) -> Iterator[dict[str, Any]]:
@@ -149,9 +151,10 @@ class TrainingState:
             self.events.add(record)
 
     def close(self) -> None:
-        """Write out the event files; the loader processes end with the state."""
+        """Write out the event files and let go of what is held; the loader processes end with the state."""
         if self.events is not None:
             self.events.close()
+        self.held.close()
 
     def clock(self) -> Clock:
         """Return the step that is about to be done, with a generator that depends on seed, step and rank alone."""
@@ -180,18 +183,32 @@ def start_training(config: TrainingConfig, folder: Path, world: World, stop: Sto
     ValueError for a case that the objective cannot use, CheckpointError for a checkpoint that belongs to something
     else, NotFinishedError when `init_from` is not a finished training, Stopped when told to stop while staging.
     """
+    with ExitStack() as held:
+        state = _build(config, folder, world, stop, held)
+        # Weights start equal on all ranks; what is drawn afterwards must differ.
+        torch.manual_seed(config.seed + 1_000_003 * (world.rank + 1))
+        _check_cases(state)
+        _continue(state)
+        if config.running.tensorboard and world.is_main:
+            state.events = EventFiles(folder)
+        state.held = held.pop_all()
+    return state
+
+
+def _build(config: TrainingConfig, folder: Path, world: World, stop: Stop, held: ExitStack) -> TrainingState:
     configure_numerics(config, world)
     beat("opening the store", 0)
     selection = read_selection(config.data.selection)
-    store = _store(config, selection, world, stop)
+    store = _store(config, selection, world, stop, held)
     plan = plan_steps(config, len(of_role(selection, "train")), world.size)
     objective = build_objective(config, store.spec, _means(config, folder, world, store, selection))
     init_digest = _initialise(objective, config, store.spec)
+    objective.fit(store, of_role(selection, "train"))
     objective.to(world.device)
     if config.channels_last:
         objective.use_channels_last()
     model = wrap(objective, world)
-    state = TrainingState(
+    return TrainingState(
         config=config,
         folder=folder,
         world=world,
@@ -202,25 +219,19 @@ def start_training(config: TrainingConfig, folder: Path, world: World, stop: Sto
         objective=objective,
         model=model,
         optimiser=_optimiser(objective, config, world),
-        scaler=torch.amp.GradScaler("cuda", enabled=config.precision == "fp16" and world.device.type == "cuda"),
+        scaler=_scaler(config, world),
         init_digest=init_digest,
     )
-    # Weights start equal on all ranks; what is drawn afterwards must differ.
-    torch.manual_seed(config.seed + 1_000_003 * (world.rank + 1))
-    _check_cases(state)
-    _continue(state)
-    if config.running.tensorboard and world.is_main:
-        state.events = EventFiles(folder)
-    return state
 
 
-def _store(config: TrainingConfig, selection: list[SelectedCase], world: World, stop: Stop) -> Store:
+def _store(config: TrainingConfig, selection: list[SelectedCase], world: World, stop: Stop, held: ExitStack) -> Store:
     """Return the store, or its staged copy; what is no longer in the store is refused, staged or not."""
     store, running = open_store(config.data.store), config.running
     check_selection(selection, store)
     if not running.stage_dir:
         return store
-    staged = stage_store(store, selection, Path(running.stage_dir), running.stage_gib, world, stop)
+    folder = Path(running.stage_dir)
+    staged = stage_store(store, selection, folder, running.stage_gib, world, stop, held, config.name)
     if staged is None:
         raise Stopped(f"training {config.name} was stopped while its cases were staged; what is staged stays")
     return staged
@@ -230,8 +241,12 @@ def _check_cases(state: TrainingState) -> None:
     """Draw once from every case, which reads no voxels: a case that cannot be used is refused before the first step."""
     for role in ("train", "val"):
         dataset = state.dataset(role)
-        for index in range(len(dataset)):
-            dataset.sampler.draw(dataset.info(index), sample_rng(state.config.seed, 0, index), role == "train")
+        infos = [dataset.info(index) for index in range(len(dataset))]
+        for index, info in enumerate(infos):
+            dataset.sampler.draw(info, sample_rng(state.config.seed, 0, index), role == "train")
+        if role == "train" and state.world.is_main:
+            for idle in state.objective.idle_terms(infos):
+                log.warning("training %s: %s", state.config.name, idle)
 
 
 def _means(
@@ -264,6 +279,10 @@ def _optimiser(objective: Any, config: TrainingConfig, world: World) -> torch.op
     options = config.optimiser
     groups = objective.parameter_groups(options)
     return build_optimiser(groups, options, objective.modules(), fused=world.device.type in ("cpu", "cuda"))
+
+
+def _scaler(config: TrainingConfig, world: World) -> torch.amp.GradScaler:
+    return torch.amp.GradScaler("cuda", enabled=config.precision == "fp16" and world.device.type == "cuda")
 
 
 @contextmanager
@@ -319,7 +338,8 @@ def _continue(state: TrainingState) -> None:
         return
     state.objective.load_state_dict(content["model"])
     state.optimiser.load_state_dict(content["optimiser"])
-    state.scaler.load_state_dict(content["scaler"])
+    if content["scaler"]:  # empty when the checkpoint is of a device without scaling
+        state.scaler.load_state_dict(content["scaler"])
     state.step = content["step"]
     if content["init_digest"] != state.init_digest:
         raise CheckpointError(

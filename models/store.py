@@ -26,6 +26,7 @@ from numpy.typing import DTypeLike
 from infra import storage
 from models.records import PreprocessSpec
 from models.shard_reader import ShardReader, to_float32
+from models.store_descriptors import Descriptors, descriptor_count, digest_bytes, read_descriptors
 from models.store_layout import (
     CASES,
     Shape3,
@@ -39,6 +40,7 @@ from models.store_layout import (
 from models.store_writer import StoreWriter, case_digest, create_or_open, open_writer, read_attributes
 
 __all__ = [
+    "Descriptors",
     "Store",
     "StoreError",
     "StoreWriter",
@@ -157,6 +159,18 @@ class StoredDataset:
     def origin(self) -> Any:
         """The zarr array (case, axis) int32: index of stored voxel 0 in the template grid."""
         return self._lazy.open(f"{self.name}/origin")
+
+    @cached_property
+    def descriptors(self) -> Descriptors | None:
+        """The regional descriptors of all rows, or None when no case has any; raises StoreError for lost ones."""
+        _guard_fork()
+        counts = {row: count for row in self.rows if (count := descriptor_count(self._lines[row]))}
+        return read_descriptors(self.url, self.name, counts)
+
+    def descriptor_bytes(self, row: int) -> bytes:
+        """Return what the descriptors of a row add to its case digest; empty for a case without."""
+        found = self.descriptors
+        return b"" if found is None else digest_bytes(found.values[row], found.atlas, found.basis)
 
     def small(self, name: str) -> np.ndarray:
         """Return a per-case array as a whole: one of SMALL_ARRAYS, e.g. `source_affine` (case, modality, row, col).

@@ -1,7 +1,7 @@
 """How a store lies on disk: names, array shapes, shards and chunks, and opening arrays with the Rust codec pipeline.
 
     <name>.zarr/        attributes: schema version, preprocessing spec and digest, finalised state
-      <dataset>/        image, label, and one small array per property of a case
+      <dataset>/        image, label, and one small array per property of a case (descriptors: store_descriptors)
       cases.parquet     one line per row, folded from the receipts
       _build/           plans, leases, receipts, attempts
 
@@ -23,7 +23,7 @@ import zarrs
 from zarr.codecs import BloscCodec
 
 from infra import storage
-from models.records import PreprocessSpec
+from models.records import DESCRIPTORS, PreprocessSpec
 
 SCHEMA = 1
 ATTRIBUTE = "brainloom"
@@ -135,6 +135,7 @@ def grow_dataset(url: str, dataset: str, spec: PreprocessSpec, rows: int, with_l
     check_dataset_name(dataset)
     store = storage.zarr_store(url, "r+")
     wanted = ["image", *(["label"] if with_label or has_array(url, dataset, "label") else []), *SMALL_ARRAYS, "case"]
+    wanted += [DESCRIPTORS] if has_array(url, dataset, DESCRIPTORS) else []
     with rust_pipeline(), storage.explained("write", storage.join(url, dataset)):
         if not storage.exists(storage.join(url, dataset, "zarr.json")):
             zarr.create_group(store, path=dataset, zarr_format=3)
@@ -152,7 +153,7 @@ def _name_modalities(store: Any, url: str, dataset: str, spec: PreprocessSpec) -
     if has_array(url, dataset, "modality"):
         names = zarr.open_array(store, path=f"{dataset}/modality", mode="r+", zarr_format=3)
     else:
-        names = _create_strings(store, dataset, "modality", count, count)
+        names = create_strings(store, dataset, "modality", count, count)
     if [str(name) for name in names[:]] != list(spec.modalities):
         names[:] = np.array(spec.modalities, dtype=object)
 
@@ -172,7 +173,7 @@ def _lengthen(array: Any, rows: int) -> None:
 
 def _create(store: Any, dataset: str, name: str, spec: PreprocessSpec, rows: int) -> None:
     if name == "case":
-        _create_strings(store, dataset, name, rows, CASE_CHUNK)
+        create_strings(store, dataset, name, rows, CASE_CHUNK)
     elif name in SMALL_ARRAYS:
         _create_small(store, dataset, name, rows, len(spec.modalities))
     else:
@@ -216,7 +217,8 @@ def _create_small(store: Any, dataset: str, name: str, rows: int, modalities: in
     )
 
 
-def _create_strings(store: Any, dataset: str, name: str, length: int, chunk: int) -> Any:
+def create_strings(store: Any, dataset: str, name: str, length: int, chunk: int) -> Any:
+    """Create a coordinate of a dataset: names, one per place of the axis that bears the array's name."""
     return zarr.create_array(
         store,
         name=f"{dataset}/{name}",

@@ -19,6 +19,7 @@ import xxhash
 from infra import storage
 from models.records import CaseGeometry, PreprocessSpec, Receipt, digest_of
 from models.shard_encoder import ShardEncoder
+from models.store_descriptors import clear_descriptors, write_descriptors
 from models.store_layout import (
     ATTRIBUTE,
     CASES,
@@ -35,12 +36,18 @@ from models.store_layout import (
 
 
 def case_digest(
-    image: np.ndarray, label: np.ndarray | None, present: np.ndarray, affine: np.ndarray, origin: Shape3
+    image: np.ndarray,
+    label: np.ndarray | None,
+    present: np.ndarray,
+    affine: np.ndarray,
+    origin: Shape3,
+    descriptors: bytes = b"",
 ) -> str:
-    """Return the XXH3-128 (hex) of a case as it decodes: voxels, label, present, extent, affine, origin.
+    """Return the XXH3-128 (hex) of a case as it decodes: voxels, label, present, extent, affine, origin, descriptors.
 
     image: (M, x, y, z) float16 on the extent, absent modalities included as zeros but not hashed;
-    label: (x, y, z) uint8 or None; present: (M,) bool; affine: (4, 4) float64, stored voxel -> RAS+ mm.
+    label: (x, y, z) uint8 or None; present: (M,) bool; affine: (4, 4) float64, stored voxel -> RAS+ mm; descriptors:
+    see store_descriptors.digest_bytes.
     """
     state = xxhash.xxh3_128()
     state.update(np.asarray(present, dtype=np.uint8).tobytes())
@@ -52,6 +59,7 @@ def case_digest(
     state.update(b"label" if label is not None else b"no label")
     if label is not None:
         state.update(np.ascontiguousarray(label, dtype=np.uint8).data)
+    state.update(descriptors)
     return state.hexdigest()
 
 
@@ -128,6 +136,9 @@ class StoreWriter:
                 for row, geometry in stored.items():
                     values[row] = self._small_value(name, geometry, extents[row], present[row])
                 array[:] = values
+            if stored:
+                length = int(open_array(self.url, f"{dataset}/case").shape[0])
+                write_descriptors(self.url, dataset, [r for r in receipts if r.row in stored], length)
             cases = open_array(self.url, f"{dataset}/case", "r+")
             labels = np.asarray(cases[:], dtype=object)
             for row, case in names.items():
@@ -149,6 +160,7 @@ class StoreWriter:
                 # A plan may be longer than the arrays when its flow was killed before it grew them.
                 values[[row for row in rows if row < len(values)]] = "" if name == "case" else 0
                 array[:] = values
+            clear_descriptors(self.url, dataset, rows)
 
     def publish(self, table: pa.Table, digest: str) -> None:
         """Replace cases.parquet, then set the finalised attribute: from here on readers see these rows."""
@@ -259,7 +271,7 @@ def read_attributes(url: str) -> dict[str, Any]:
 
 
 def _write_attributes(url: str, spec: PreprocessSpec, finalised: dict[str, Any] | None) -> None:
-    body = spec.model_dump(mode="json")
+    body = spec.identity()
     attributes = {"schema": SCHEMA, "spec": body, "spec_digest": digest_of(body), "finalised": finalised}
     # One atomic replacement of the whole object; zarr's own update would read, change and write, and its own
     # consolidation would stumble over what lies beside the arrays.

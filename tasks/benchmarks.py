@@ -16,10 +16,25 @@ from models.config import Region
 from models.records import Record
 
 Basis = Literal["confirmed", "inferred", "unverified"]
-Metric = Literal["dice", "hd95", "accuracy", "balanced_accuracy", "auroc", "f1"]
+Metric = Literal[
+    "dice", "hd95", "hd95_pooled", "nsd", "volume_error_ml", "volume_error",
+    "lesion_dice", "lesion_f1", "lesion_sensitivity", "false_lesions",
+    "accuracy", "balanced_accuracy", "auroc", "f1", "auprc", "sensitivity", "specificity", "brier", "ece",
+    "mae", "r",
+]  # fmt: skip
+"""What each of them is: docs/metrics.md."""
 
-SEGMENTATION_METRICS: tuple[Metric, ...] = ("dice", "hd95")
-CLASSIFICATION_METRICS: tuple[Metric, ...] = ("accuracy", "balanced_accuracy", "auroc", "f1")
+SEGMENTATION_METRICS: tuple[Metric, ...] = ("dice", "hd95", "hd95_pooled", "nsd", "volume_error_ml", "volume_error")
+LESION_METRICS: tuple[Metric, ...] = ("lesion_dice", "lesion_f1", "lesion_sensitivity", "false_lesions")
+CLASSIFICATION_METRICS: tuple[Metric, ...] = (
+    "accuracy", "balanced_accuracy", "auroc", "f1", "auprc", "sensitivity", "specificity", "brier", "ece",
+)  # fmt: skip
+REGRESSION_METRICS: tuple[Metric, ...] = ("mae", "r")
+METRICS = {
+    "segmentation": (*SEGMENTATION_METRICS, *LESION_METRICS),
+    "classification": CLASSIFICATION_METRICS,
+    "regression": REGRESSION_METRICS,
+}
 
 
 def _regions(**labels: tuple[int, ...]) -> tuple[Region, ...]:
@@ -70,11 +85,21 @@ class Published(Record):
     method: str
     metric: Metric
     value: float
-    """Share (0..1) for Dice, accuracy, AUROC and F1; millimetres for HD95."""
+    """Share (0..1) for Dice, accuracy, AUROC and F1; millimetres for HD95; years for the error of an age."""
     region: str = ""
     """Region name; `mean` over regions for a mean Dice; empty for classification."""
     source: str
     basis: Basis
+
+
+class LesionRule(Record):
+    """What counts as one lesion, and which of them count; see tasks.metrics_lesions."""
+
+    dilation: int = Field(0, ge=0)
+    """Steps of one voxel by which true lesions are dilated: those that then touch are one, and a predicted lesion
+    belongs to those that it then meets."""
+    min_volume_mm3: float = Field(0.0, ge=0)
+    """True lesions of at most this volume do not count."""
 
 
 class SplitProtocol(Record):
@@ -91,7 +116,10 @@ class Benchmark(Record):
 
     name: str
     title: str
-    kind: Literal["segmentation", "classification"]
+    kind: Literal["segmentation", "classification", "regression"]
+    protocol: Literal["fine-tune", "probe"] = Field("fine-tune", exclude_if=lambda value: value == "fine-tune")
+    """`fine-tune`: on the train role, scored on the test role. `probe`: linear, of a frozen encoder, cross-validated.
+    The value that all benchmarks had before there were probes is left out of digests."""
     datasets: tuple[str, ...] = Field(min_length=1)
     """Datasets of the store whose cases belong to it."""
     modalities: tuple[str, ...] = Field(min_length=1)
@@ -99,14 +127,22 @@ class Benchmark(Record):
     scheme: str = ""
     """Label scheme of a segmentation."""
     target: str = ""
-    """Phenotype column of a classification."""
+    """Phenotype column of a classification or a regression."""
     classes: tuple[str, ...] = ()
     """Class names in order; the last is the positive one of a two-class task."""
+    cuts: tuple[float, ...] = Field((), exclude_if=lambda value: not value)
+    """A numeric target becomes classes: the first up to and with the first cut, and so on; one fewer than classes."""
+    quantiles: bool = Field(False, exclude_if=lambda value: not value)
+    """A numeric target becomes classes of equal size in the cohort."""
     shuffle_seed: int | None = None
     """Negative control: targets are permuted over subjects within each role, anew for each training's seed."""
     control: Literal["", "positive", "negative"] = ""
     split: SplitProtocol = SplitProtocol()
     metrics: tuple[Metric, ...] = ()
+    surface_tolerance_mm: float = Field(1.0, gt=0)
+    """Of the normalised surface Dice: how far apart two surfaces may lie and still agree."""
+    lesions: LesionRule | None = None
+    """Of a segmentation that is also scored lesion by lesion."""
     published: tuple[Published, ...] = ()
     basis: Basis = "confirmed"
     """Of the protocol: are cohort, labels and split known?"""
@@ -125,10 +161,17 @@ class Benchmark(Record):
             raise ValueError(f"segmentation benchmark {self.name!r} needs a label scheme and no target column")
         if self.kind == "classification" and (self.scheme or not self.target or len(self.classes) < 2):
             raise ValueError(f"classification benchmark {self.name!r} needs a target column and at least two classes")
+        if self.kind == "regression" and (self.scheme or not self.target or self.classes):
+            raise ValueError(f"regression benchmark {self.name!r} needs a target column and no classes")
+        if self.cuts and (len(self.cuts) + 1 != len(self.classes) or list(self.cuts) != sorted(set(self.cuts))):
+            raise ValueError(f"benchmark {self.name!r}: {len(self.classes)} classes need one rising cut fewer")
+        if self.protocol == "fine-tune" and (self.kind == "regression" or self.cuts or self.quantiles):
+            raise ValueError(f"benchmark {self.name!r}: regression, cuts and quantiles are for protocol 'probe' only")
+        if self.protocol == "probe" and self.kind == "segmentation":
+            raise ValueError(f"benchmark {self.name!r}: a probe of the whole image predicts no segmentation")
         if self.scheme:
             find_scheme(self.scheme)
-        allowed = SEGMENTATION_METRICS if self.kind == "segmentation" else CLASSIFICATION_METRICS
-        if unknown := set(self.metrics) - set(allowed):
+        if unknown := set(self.metrics) - set(METRICS[self.kind]):
             raise ValueError(f"benchmark {self.name!r}: metrics {sorted(unknown)} do not belong to {self.kind}")
         return self
 
@@ -159,7 +202,7 @@ def _segmentation(
     name: str, title: str, dataset: str, modalities: tuple[str, ...], scheme: str, **more: object
 ) -> Benchmark:
     values = {
-        "metrics": SEGMENTATION_METRICS,
+        "metrics": (*SEGMENTATION_METRICS, *(LESION_METRICS if "lesions" in more else ())),
         "split": SplitProtocol(note="split of the paper unknown: 70/10/20 by subject"),
     }
     return Benchmark.model_validate(
@@ -183,10 +226,16 @@ def _classification(name: str, title: str, dataset: str, classes: tuple[str, ...
     )  # fmt: skip
 
 
+# Of BraTS 2023: dilation in voxels of 1 mm, by challenge (BraTS-2023-Metrics, get_challenge_parameters).
+_GLIOMA, _METASTASES = LesionRule(dilation=3, min_volume_mm3=50), LesionRule(dilation=1, min_volume_mm3=2)
+_STROKE = LesionRule()
 _PHANTOM = {"split": SplitProtocol(), "note": "phantoms deformed from the MNI152 template: known answers, no patients"}
 
 _REGISTERED: tuple[Benchmark, ...] = (
-    _segmentation("phantom-tumour", "Phantom tumour", "phantom-bids", FOUR, "brats2023", **_PHANTOM),
+    _segmentation(
+        "phantom-tumour", "Phantom tumour", "phantom-bids", FOUR, "brats2023", **_PHANTOM,
+        surface_tolerance_mm=3.0, lesions=LesionRule(dilation=1, min_volume_mm3=50),
+    ),
     _classification("phantom-diagnosis", "Phantom diagnosis", "phantom-bids", ("control", "patient"), **_PHANTOM),
     _classification(
         "phantom-control", "Phantom positive control (strong effect)", "phantom-bids", ("small", "large"),
@@ -197,17 +246,17 @@ _REGISTERED: tuple[Benchmark, ...] = (
         **{**_PHANTOM, "shuffle_seed": 20240229, "control": "negative"},
     ),
     _segmentation(
-        "brats2023-ped", "BraTS2023-PED", "brats2023-ped", FOUR, "brats2023", basis="inferred",
+        "brats2023-ped", "BraTS2023-PED", "brats2023-ped", FOUR, "brats2023", basis="inferred", lesions=_GLIOMA,
         published=(*_dice(0.7680, 0.7414, 0.7252), _board("hd95", 13.93, "ET")),
         note="99 cases; labels 0..3 as in the other BraTS2023 sets is inferred: check on the files",
     ),
     _segmentation(
-        "brats2023-met", "BraTS2023-MET", "brats2023-met", FOUR, "brats2023", basis="inferred",
+        "brats2023-met", "BraTS2023-MET", "brats2023-met", FOUR, "brats2023", basis="inferred", lesions=_METASTASES,
         published=(*_dice(0.7367, 0.7039), _board("dice", 0.707, "ET"), _board("hd95", 20.37, "ET")),
         note="238 cases; BraTS-MET-00232-000-t2w is corrupt at the source",
     ),
     _segmentation(
-        "isles22", "ISLES22", "isles22", ("flair", "dwi", "adc"), "stroke",
+        "isles22", "ISLES22", "isles22", ("flair", "dwi", "adc"), "stroke", lesions=_STROKE, surface_tolerance_mm=2.0,
         published=(*_dice(0.8660, 0.8632), _board("hd95", 2.64, "stroke")),
         split=SplitProtocol(shares=(0.75, 0.1, 0.15), note="shipped: 202 train, 36 test; validation from train"),
         test_subjects=36, note="238 of 250 cases",
@@ -222,7 +271,7 @@ _REGISTERED: tuple[Benchmark, ...] = (
         note="242 cases; the paper says T1, the reference code T2",
     ),
     _segmentation(
-        "upenn-gbm", "UPENN-GBM", "upenn-gbm", FOUR, "brats2021", basis="unverified",
+        "upenn-gbm", "UPENN-GBM", "upenn-gbm", FOUR, "brats2021", basis="unverified", lesions=_GLIOMA,
         published=(*_dice(0.9001, 0.8963), _board("dice", 0.8849, "ET")),
         note="127 cases; very probably seen, unlabelled, in the paper's pre-training (BraTS2021)",
     ),

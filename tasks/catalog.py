@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,23 +14,27 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from infra import storage
-from models.records import BRAIN_MASK, LABEL, MODALITIES, OTHER_MODALITIES, Reason, Scan, digest_of
+from models.records import BRAIN_MASK, DESCRIPTORS, LABEL, MODALITIES, OTHER_MODALITIES, Reason, Scan, digest_of
+from tasks.descriptors import descriptor_folder
 from tasks.headers import CHECKSUM_PREFIX, HeaderError, file_checksum, read_header
 from tasks.phenotype_join import PhenotypeIssue, join_phenotypes
+from tasks.phenotypes import PHENOTYPES_FILE, phenotypes_digest
 from tasks.sources import SourceConfig, find_scans
 from tasks.sources.base import left_out
 from tasks.sources.dicom import conversion_folder
+from tasks.sources.regional import refuse_mixed
+from tasks.versions import keep_version
 
 CATALOG_FILE = "catalog.parquet"
 SUMMARY_FILE = "catalog.json"
-PHENOTYPES_FILE = "phenotypes.parquet"
 HEADER_THREADS = 32
 """Header reads wait for S3 or a network disk, hardly for the CPU."""
 LOCAL_BLOCK = 64
 """Files that a thread reads in one go: of local files a hand-over between threads costs as much as the reading."""
 TELL_EVERY = 100
-CHANNEL_ORDER = (*MODALITIES, *OTHER_MODALITIES, LABEL, BRAIN_MASK)
-MASKS = (LABEL, BRAIN_MASK)
+CHANNEL_ORDER = (*MODALITIES, *OTHER_MODALITIES, LABEL, BRAIN_MASK, DESCRIPTORS)
+MASKS = (LABEL, BRAIN_MASK, DESCRIPTORS)
+"""What a case may have beside its images."""
 
 SCHEMA = pa.schema(
     [
@@ -70,7 +73,7 @@ def build_catalog(
     Args:
         sources: one config per dataset; several may name the same dataset (BrainMVP lists one in two files).
         on_progress: called with (headers read, headers in all) from the calling thread.
-        workspace: folder or URL that receives converted DICOM series; needed for sources of that kind alone.
+        workspace: folder or URL that receives converted DICOM series and files of descriptors; needed for these alone.
         checksums: read every file whole and take its SHA-256 as identity instead of modification time or ETag.
 
     Raises:
@@ -78,15 +81,18 @@ def build_catalog(
         ValueError: a list or table does not follow its schema, or a source names no scan at all.
         MissingExtraError: a source of DICOM series without the extra `dicom`.
     """
+    refuse_mixed(sources)
     founds = [find_scans(source, workspace) for source in sources]
     for source, found in zip(sources, founds, strict=True):
         refuse_nothing(source, len(found.scans))
+        _refuse_homeless(source, found.scans, workspace)
     scans = read_headers([scan for found in founds for scan in found.scans], on_progress, checksums)
     scans = sort_scans(mark_label_shapes(mark_orphans(mark_duplicates(mark_clashes(scans)))))
     phenotypes, issues = join_phenotypes([found.phenotypes for found in founds], scans)
     roots = [source.url for source in sources]
     if workspace:
-        roots += [conversion_folder(workspace, source.dataset) for source in sources]
+        folders = (conversion_folder, descriptor_folder)
+        roots += [folder(workspace, source.dataset) for source in sources for folder in folders]
     return CatalogResult(scans, phenotypes, summarise(scans, phenotypes, roots, issues), tuple(issues))
 
 
@@ -96,6 +102,11 @@ def refuse_nothing(source: SourceConfig, rows: int) -> None:
         raise ValueError(
             f"dataset {source.dataset}: no scan was found below {source.root} as {source.kind}; check `root` and `kind`"
         )
+
+
+def _refuse_homeless(source: SourceConfig, scans: Sequence[Scan], workspace: str) -> None:
+    if not workspace and any(scan.modality == DESCRIPTORS for scan in scans):
+        raise ValueError(f"dataset {source.dataset}: regional descriptors need a workspace to be written into")
 
 
 def read_headers(
@@ -121,8 +132,8 @@ def _silent(done: int, total: int) -> None:
 
 
 def with_header(scan: Scan, checksum: bool = False) -> Scan:
-    """Return one scan with what its header says; a scan that is left out already is not opened."""
-    if scan.status != "ok":
+    """Return one scan with what its header says; what is left out already, or is no image, is not opened."""
+    if scan.status != "ok" or scan.modality == DESCRIPTORS:
         return scan
     try:
         header = read_header(scan.path, (scan.size_bytes, scan.etag) if scan.etag else None)
@@ -164,14 +175,18 @@ def mark_duplicates(scans: Iterable[Scan]) -> list[Scan]:
 
 
 def mark_orphans(scans: Sequence[Scan]) -> list[Scan]:
-    """Leave out labels and brain masks of cases without a usable image."""
+    """Leave out labels, brain masks and descriptors of cases without a usable image."""
     imaged = {(scan.dataset, scan.case) for scan in scans if scan.status == "ok" and scan.modality not in MASKS}
     return [
-        left_out(scan, Reason.NO_SCAN, f"{scan.case} has a {scan.modality} but no usable image")
+        left_out(scan, Reason.NO_SCAN, f"{scan.case} has {_article(scan.modality)} but no usable image")
         if scan.status == "ok" and (scan.dataset, scan.case) not in imaged
         else scan
         for scan in scans
     ]
+
+
+def _article(modality: str) -> str:
+    return modality if modality == DESCRIPTORS else f"a {modality}"
 
 
 def mark_label_shapes(scans: Sequence[Scan]) -> list[Scan]:
@@ -238,22 +253,30 @@ def summarise(
     """Return the content of catalog.json.
 
     `digest` hashes the rows without times and with paths below the roots, so two machines with the same files agree;
-    `identity` hashes the rows as they are, modification times included, and decides whether the files are rewritten.
+    `rows_digest` and `phenotypes_digest` hash both tables as they are, modification times included: plans and trainings
+    name them, and together they are the `identity` that decides whether the files are rewritten.
     """
     rows = [scan.model_dump(mode="json") for scan in scans]
     datasets: dict[str, Any] = {}
     for name in sorted({scan.dataset for scan in scans}):
         datasets[name] = _counts([scan for scan in scans if scan.dataset == name])
-    table = json.loads(phenotypes.to_json(orient="split", index=False))
+    made = {"rows": digest_of(rows), "phenotypes": phenotypes_digest(phenotypes)}
     return {
         "schema": 1,
         "digest": digest_of([_portable(row, roots) for row in rows]),
-        "identity": digest_of({"rows": rows, "phenotypes": table}),
+        "rows_digest": made["rows"],
+        "phenotypes_digest": made["phenotypes"],
+        "identity": digest_of(made),
         "subjects": len(phenotypes[["dataset", "subject"]].drop_duplicates()) if len(phenotypes) else 0,
         "phenotype_issues": dict(sorted(Counter(issue.problem for issue in issues).items())),
         **_counts(scans),
         "datasets": datasets,
     }
+
+
+def rows_digest(scans: Iterable[Scan]) -> str:
+    """Return the SHA-256 (hex) over the rows of a catalog, as catalog.json has it."""
+    return digest_of([scan.model_dump(mode="json") for scan in scans])
 
 
 def _portable(row: dict[str, Any], roots: Sequence[str]) -> dict[str, Any]:
@@ -283,14 +306,17 @@ def _ordered(counts: Counter[str]) -> dict[str, int]:
 def write_catalog(result: CatalogResult, ws: str) -> bool:
     """Write catalog.parquet, phenotypes.parquet and, last, catalog.json into a workspace (folder or URL).
 
-    Returns False, and writes nothing, when the workspace holds this catalog already.
+    Every version of the phenotypes is kept (tasks.versions). Returns False, and writes nothing, when the workspace
+    holds this catalog already.
     """
     if _is_written(result, ws):
         return False
     rows = [scan.model_dump() for scan in result.scans]
     storage.write_bytes(storage.join(ws, CATALOG_FILE), _parquet(pa.Table.from_pylist(rows, schema=SCHEMA)))
     phenotypes = pa.Table.from_pandas(result.phenotypes, preserve_index=False)
-    storage.write_bytes(storage.join(ws, PHENOTYPES_FILE), _parquet(phenotypes))
+    current = storage.join(ws, PHENOTYPES_FILE)
+    storage.write_bytes(current, _parquet(phenotypes))
+    keep_version(current, phenotypes_digest(result.phenotypes))
     storage.write_json(storage.join(ws, SUMMARY_FILE), result.report)
     return True
 

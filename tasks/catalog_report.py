@@ -10,6 +10,8 @@ from typing import Any
 
 from models.records import Scan
 from tasks.catalog import CATALOG_FILE, CHANNEL_ORDER, CatalogResult
+from tasks.phenotypes import PHENOTYPES_FILE
+from tasks.versions import version_url
 
 _FOLDERS = re.compile(r"(?<![^\s'\"(=])(?:[a-z][a-z0-9+.-]*://|/)(?:[^/\s'\"]+/)+", re.IGNORECASE)
 """The folders of an absolute path or a URL inside a sentence."""
@@ -80,7 +82,9 @@ def catalog_report(result: CatalogResult, name_files: bool = True) -> str:
     if len(missing) > SHOWN:
         lines += ["", f"... and {len(missing) - SHOWN:,} more; see `{CATALOG_FILE}`."]
     lines += _phenotype_lines(result, name_files)
-    return "\n".join([*lines, "", f"Digest `{report['digest'][:16]}`", ""])
+    version = version_url(PHENOTYPES_FILE, report["phenotypes_digest"]).removeprefix("./")
+    kept = f"phenotypes of {report['subjects']:,} subjects, kept as `{version}`"
+    return "\n".join([*lines, "", f"Digest `{report['digest'][:16]}`; {kept}.", ""])
 
 
 def _phenotype_lines(result: CatalogResult, name_subjects: bool) -> list[str]:

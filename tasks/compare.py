@@ -20,6 +20,8 @@ class VoxelDifference(Record):
     modalities: dict[str, float]
     label_voxels: int = 0
     """Voxels with another label."""
+    descriptors: bool = False
+    """Whether the regional descriptors differ."""
     shifted: str = ""
     """What differs of extent, origin and affine; with different extents voxels cannot be compared."""
 
@@ -28,6 +30,7 @@ class VoxelDifference(Record):
         gaps = ", ".join(f"{modality} {gap:g}" for modality, gap in self.modalities.items() if gap)
         parts = [f"largest difference {gaps}"] if gaps else []
         parts += [f"{self.label_voxels} label voxels differ"] if self.label_voxels else []
+        parts += ["descriptors differ"] if self.descriptors else []
         parts += [f"differs in {self.shifted}"] if self.shifted else []
         return "; ".join(parts) or "same voxels, but another set of present modalities or labels"
 
@@ -120,7 +123,10 @@ def _voxels(first: Store, second: Store, line_a: dict[str, Any], line_b: dict[st
     for modality in sorted(channels_a.keys() | channels_b):
         one, other = channels_a.get(modality), channels_b.get(modality)
         gaps[modality] = round(_largest(one, other), 6)
-    return VoxelDifference(modalities=gaps, label_voxels=_label_gap(label_a, label_b), shifted=shifted)
+    tables = [data.descriptor_bytes(row) for data, row in ((data_a, line_a["row"]), (data_b, line_b["row"]))]
+    return VoxelDifference(
+        modalities=gaps, label_voxels=_label_gap(label_a, label_b), descriptors=tables[0] != tables[1], shifted=shifted
+    )
 
 
 def _largest(one: np.ndarray | None, other: np.ndarray | None) -> float:

@@ -69,15 +69,18 @@ class Estimate:
     memory_bytes: int
     memory_limit: int
     requests: int
+    damaged: int = 0
+    """Of those to preprocess: stored rows that are made again."""
 
     def text(self) -> str:
         """Return the estimate in lines, each with how it was made."""
         if not self.todo:
             return f"nothing to do: all {self.cases:,} cases are in the store or in quarantine"
+        again = f", {self.damaged:,} of them damaged rows" if self.damaged else ""
         limit = f"{self.refused:,} cases above it are refused" if self.refused else "no case is above it"
         return "\n".join(
             [
-                f"cases        {self.todo:,} to preprocess of {self.cases:,}: {self.scans:,} files, "
+                f"cases        {self.todo:,} to preprocess of {self.cases:,}{again}: {self.scans:,} files, "
                 f"{human_bytes(self.read_bytes)} to read",
                 f"time         about {human_seconds(self.seconds)} with {self.workers} workers ({self.time_basis})",
                 f"disk         {human_bytes(self.disk_bytes)} ({self.disk_basis}){self._room()}",
@@ -177,7 +180,7 @@ def bare_bytes(cases: Iterable[Sequence[Scan]], spec: PreprocessSpec) -> int:
 def _case_bytes(scans: Sequence[Scan], spec: PreprocessSpec) -> int:
     grid = math.prod(spec.grid)
     voxels = grid if spec.frame == "template" else min(grid, isotropic_voxels(scans, spec))
-    images = sum(scan.modality in spec.modalities for scan in scans)
+    images = sum(spec.shows(scan.modality) for scan in scans)
     return voxels * (2 * images + sum(scan.modality == "label" for scan in scans))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,14 @@ from tasks.cohort import select_cases, targets_of_seed
 from tasks.faces import face_mask, frame_of
 from tasks.figures import OverlayCase, forest_plot, overlays
 from tasks.finetune import TEMPLATES_AT_MOST, Finetuning, budget
+from tasks.native_truth import SourceLabels
+from tasks.overlap import overlap_sentence
 from tasks.predictions import predictions_digest, read_probabilities, read_regions
 from tasks.report import Picture, TableSection
 from tasks.scores import (
     RowKey,
     ScoreError,
+    Truth,
     inputs_digest,
     kept_scores,
     probability_scores,
@@ -32,7 +35,7 @@ from tasks.scores import (
     segmentation_scores,
 )
 from tasks.splits import leaking
-from tasks.summary import MIXED, PRETRAINED, Line, primary_metric, summarise
+from tasks.summary import MIXED, PRETRAINED, Line, primary_metric, reliability_curves, summarise
 from tasks.tables import BenchmarkTable, heading
 
 if TYPE_CHECKING:
@@ -59,6 +62,17 @@ class Cohort:
     store: Store
     latents: pd.DataFrame | None = None
     """Columns dataset, subject and LATENTS; only phantoms have them."""
+    native: SourceLabels | None = None
+    """Scored on the grids of the label files instead of the stored ones."""
+
+    @property
+    def trained_as(self) -> str:
+        """Name of the benchmark whose trainings are scored."""
+        return self.benchmark.name.removesuffix(NATIVE) if self.native else self.benchmark.name
+
+    def own(self, trainings: Sequence[Finetuning]) -> list[Finetuning]:
+        """Return the trainings of this benchmark."""
+        return [one for one in trainings if one.benchmark == self.trained_as]
 
     def of_role(self, role: str) -> list[SelectedCase]:
         """Return the lines of one role."""
@@ -90,6 +104,14 @@ class Cohort:
         dataset = self._datasets[case.dataset]
         return dataset.read_label(case.row, (0, 0, 0), dataset.case_info(case.row).extent)
 
+    def truth(self, case: SelectedCase) -> Truth:
+        """Return the label that a case is scored against, and its voxels' edges in mm: stored, or as in its file."""
+        return self.native.truth(case) if self.native else (self.label(case), (self.store.spec.spacing_mm,) * 3)
+
+    def on_grid(self, case: SelectedCase, masks: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return predicted masks (R, x, y, z) of the stored extent on the grid of `truth`."""
+        return self.native.moved(case, masks, self.benchmark.regions) if self.native else masks
+
     def place(self, case: SelectedCase) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return origin and extent of a case in the template grid."""
         info = self._datasets[case.dataset].case_info(case.row)
@@ -107,14 +129,27 @@ def find_cohort(
     return Cohort(benchmark, tuple(select_cases(benchmark, people, roles)), people, store, latents)
 
 
+NATIVE = "-native"
+"""End of the name under which a benchmark is scored on the grids of its label files."""
+
+
+def native_cohort(cohort: Cohort) -> Cohort:
+    """Return a segmentation's cohort scored on the grids of its label files; published numbers are not beside it."""
+    title = f"{cohort.benchmark.title}, on the grids of the label files"
+    benchmark = cohort.benchmark.replace(name=f"{cohort.benchmark.name}{NATIVE}", title=title, published=())
+    return replace(cohort, benchmark=benchmark, native=SourceLabels(cohort.store))
+
+
 def check_leakage(pretraining: Iterable[SelectedCase], cohort: Cohort) -> None:
-    """Refuse a pre-training that has seen a test subject of the benchmark."""
+    """Refuse a pre-training that has seen a test subject of the benchmark, or its people under other ids."""
     seen = {(case.dataset, case.subject) for case in pretraining if case.role != "test"}
     if leak := leaking(seen, {(case.dataset, case.subject) for case in cohort.of_role("test")}):
         raise ScoreError(
             f"benchmark {cohort.benchmark.name!r}: {len(leak)} test subjects were in the pre-training, first "
             f"{leak[0][0]}/{leak[0][1]}; pre-train again with this workspace's split, or evaluate another pre-training"
         )
+    if sentence := overlap_sentence(cohort.people, seen, cohort.benchmark.datasets, certainly=True):
+        raise ScoreError(f"benchmark {cohort.benchmark.name!r}: {sentence}")
 
 
 def score_trainings(cohort: Cohort, trainings: Sequence[Finetuning], folder: Path) -> tuple[pd.DataFrame, int]:
@@ -122,7 +157,7 @@ def score_trainings(cohort: Cohort, trainings: Sequence[Finetuning], folder: Pat
     rows = []
     for training in trainings:
         own = cohort.of_seed(training.seed)
-        key = RowKey(training.benchmark, training.row, training.seed)
+        key = RowKey(cohort.benchmark.name, training.row, training.seed)
         rows.append(_Row(key, own, predictions_digest(training.folder), _scorer(own, training)))
     return _gather(rows, folder)
 
@@ -145,7 +180,9 @@ def _gather(rows: Sequence[_Row], folder: Path) -> tuple[pd.DataFrame, int]:
     for row in rows:
         key = row.key
         path = score_path(folder, key)
-        inputs = inputs_digest(key, row.cohort.benchmark, row.cohort.of_role("test"), row.predictions)
+        test, native = row.cohort.of_role("test"), row.cohort.native
+        made_from = digest_of([row.predictions, native.digest(test)]) if native else row.predictions
+        inputs = inputs_digest(key, row.cohort.benchmark, test, made_from)
         frame, computed = kept_scores(path, inputs, partial(row.scorer, key))
         frames.append(frame)
         fresh += computed
@@ -160,9 +197,8 @@ def _scorer(cohort: Cohort, training: Finetuning) -> Scorer:
             return probability_scores(
                 key, benchmark, test, read_probabilities(training.folder, test, benchmark.classes)
             )
-        spacing = cohort.store.spec.spacing_mm
         return segmentation_scores(
-            key, benchmark, test, lambda case: read_regions(training.folder, case), cohort.label, spacing
+            key, benchmark, test, lambda case: cohort.on_grid(case, read_regions(training.folder, case)), cohort.truth
         )
 
     return score
@@ -259,9 +295,8 @@ def _template_scores(key: RowKey, cohort: Cohort) -> pd.DataFrame:
         key,
         benchmark,
         cohort.of_role("test"),
-        lambda case: prior.predict(*cohort.place(case)),
-        cohort.label,
-        store.spec.spacing_mm,
+        lambda case: cohort.on_grid(case, prior.predict(*cohort.place(case))),
+        cohort.truth,
     )
 
 
@@ -282,8 +317,14 @@ def make_table(
         budget=words,
         provenance=tuple(provenance),
         date=date,
-        notes=_mix_notes(trainings),
+        notes=(*_mix_notes(trainings), *(NATIVE_NOTES if cohort.native else ())),
     )
+
+
+NATIVE_NOTES: tuple[str, ...] = (
+    "Scored on the grid of each label file, against the label as it was drawn: predicted masks moved there by nearest "
+    "neighbour, distances and volumes in its voxels; nothing is predicted outside the stored extent.",
+)
 
 
 def _mix_notes(trainings: Sequence[Finetuning]) -> tuple[str, ...]:
@@ -313,9 +354,10 @@ def make_section(
         words = "Point: estimate; bar: 95 % interval over subjects; diamonds: published on other splits"
         pictures.append(Picture(plot, f"forest plot of {table.benchmark.title}", words))
         shown = [training for training in trainings if training.row == PRETRAINED]
-        if table.benchmark.kind == "segmentation" and shown:
+        if table.benchmark.kind == "segmentation" and shown and not cohort.native:
             pictures.append(_overlay_picture(cohort, shown[0], scores))
-    return TableSection(table, pictures)
+    classes = table.has_scores and table.benchmark.kind == "classification"
+    return TableSection(table, pictures, reliability=reliability_curves(scores, table.benchmark) if classes else None)
 
 
 def ranked_cases(scores: pd.DataFrame, row: str, seed: int) -> list[tuple[str, str, float]]:

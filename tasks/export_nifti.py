@@ -1,5 +1,7 @@
 """A stored case back as NIfTI: on its stored grid, or resampled onto the grids and intensities of its source files.
 
+Regional descriptors come as a tab-separated table beside the images.
+
 What cannot come back: intensities outside the percentiles (clipped), voxels outside the extent (cropped), more than
 half precision, and whatever resampling to the stored grid has smoothed. On a source grid with the stored spacing the
 error is at most 5e-4 of (high - low) for intensities between the percentiles.
@@ -17,9 +19,10 @@ from nibabel.affines import from_matvec
 from nibabel.processing import resample_from_to
 
 from infra import storage
-from models.records import LABEL, PreprocessSpec, Receipt
+from models.records import DESCRIPTORS, LABEL, PreprocessSpec, Receipt
 from models.store import StoredCase, StoredDataset, StoreError, open_store
 from tasks import receipts
+from tasks.descriptors import table_text
 from tasks.stored_cases import stored_rows
 
 SCANNER, MNI = 1, 4
@@ -51,12 +54,12 @@ def export_cases(
     modalities: Collection[str] = (),
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write `<dataset>_<case>_<modality>.nii.gz` and `..._label.nii.gz` of some cases, and return the files.
+    """Write `<dataset>_<case>_<modality>.nii.gz`, `..._label.nii.gz` and `..._descriptors.tsv` of some cases.
 
-    names: `dataset/case`. native: onto each source's own grid in the world of its file, with its intensities; the label
-    goes onto the grid of the case's reference modality. modalities: only these, `label` among them; default all. Raises
-    StoreError for a case that is not stored (with its status and reason), for an unknown modality, and for a file that
-    exists unless overwrite.
+    Returns the files. names: `dataset/case`. native: onto each source's own grid in the world of its file, with its
+    intensities; the label goes onto the grid of the case's reference modality. modalities: only these, `label` and
+    `descriptors` among them; default all. Raises StoreError for a case that is not stored (with its status and reason),
+    for an unknown modality, and for a file that exists unless overwrite.
     """
     store = open_store(url)
     files = []
@@ -78,15 +81,40 @@ def label_image(data: StoredDataset, row: int, label: np.ndarray, native: bool) 
     return _native(data, case, LABEL) if native else _as_stored(case, LABEL)
 
 
+def onto_grid(
+    data: StoredDataset, row: int, values: np.ndarray, shape: Sequence[int], affine: np.ndarray
+) -> np.ndarray:
+    """Return integers (x, y, z) on the stored extent of a case on a grid in the world of its files, nearest neighbour.
+
+    affine: voxel of that grid -> RAS+ mm of the files, before any registration. Raises ValueError for another shape
+    than the stored one.
+    """
+    info = data.case_info(row)
+    if values.shape != info.extent:
+        raise ValueError(f"{data.name}/{info.case}: the masks have shape {values.shape}, the stored case {info.extent}")
+    case = _Case(info, np.empty((0,)), values, data.spec)
+    return _resampled(values, info.affine, shape, np.linalg.inv(_to_file(data, case)) @ affine, order=0)
+
+
+def _resampled(
+    volume: np.ndarray, source: np.ndarray, shape: Sequence[int], target: np.ndarray, order: int
+) -> np.ndarray:
+    # A plane of zeros around: rounding must not push the outermost voxels out of the volume.
+    padded = nib.Nifti1Image(np.pad(volume, 1), source @ from_matvec(np.eye(3), [-1, -1, -1]))
+    resampled = resample_from_to(padded, (tuple(shape), target), order=order)
+    return np.asarray(resampled.dataobj, dtype=volume.dtype)
+
+
 def _export(
     data: StoredDataset, row: int, out: Path, native: bool, modalities: Collection[str], overwrite: bool
 ) -> list[Path]:
     case = _Case(data.case_info(row), *data.read_case(row), data.spec)
     there = [*case.present, *([LABEL] if case.label is not None else [])]
+    there += [DESCRIPTORS] if data.descriptor_bytes(row) else []
     if unknown := sorted(set(modalities) - set(there)):
         raise StoreError(f"{data.name}/{case.info.case} has no {unknown[0]}; it has: {', '.join(there)}")
     wanted = {
-        name: out / f"{data.name}_{case.info.case}_{name}.nii.gz"
+        name: out / f"{data.name}_{case.info.case}_{name}.{'tsv' if name == DESCRIPTORS else 'nii.gz'}"
         for name in there
         if not modalities or name in modalities
     }
@@ -94,7 +122,10 @@ def _export(
         raise StoreError(f"{old[0]} exists; choose another folder or pass --overwrite")
     out.mkdir(parents=True, exist_ok=True)
     for name, path in wanted.items():
-        nib.save(_native(data, case, name) if native else _as_stored(case, name), path)
+        if name == DESCRIPTORS and data.descriptors is not None:
+            path.write_text(table_text(data.descriptors, row), encoding="utf-8")
+        else:
+            nib.save(_native(data, case, name) if native else _as_stored(case, name), path)
     return list(wanted.values())
 
 
@@ -117,10 +148,8 @@ def _native(data: StoredDataset, case: _Case, name: str) -> nib.Nifti1Image:
         )
     volume = case.label if name == LABEL else _intensities(data, case, index)
     assert volume is not None
-    # A plane of zeros around: rounding must not push the outermost voxels out of the volume.
-    padded = nib.Nifti1Image(np.pad(volume, 1), case.info.affine @ from_matvec(np.eye(3), [-1, -1, -1]))
-    resampled = resample_from_to(padded, (shape, affine), order=0 if name == LABEL else 1)
-    return _image(case, np.asarray(resampled.dataobj, dtype=volume.dtype), _to_file(data, case) @ affine, False)
+    values = _resampled(volume, case.info.affine, shape, affine, order=0 if name == LABEL else 1)
+    return _image(case, values, _to_file(data, case) @ affine, False)
 
 
 def _to_file(data: StoredDataset, case: _Case) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.summary import Line
-from tasks.tables import heading
+from tasks.tables import UNITS, heading, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,23 +33,26 @@ TOGETHER = {
 }
 """Metrics `<group>_<member>` that are compared with each other and share a panel."""
 CHANCE = {"auroc": 0.5, "balanced_accuracy": 0.5}
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 9, "font.family": "DejaVu Sans", "text.color": INK, "axes.labelcolor": INK,
     "axes.edgecolor": "#cbd2d9", "xtick.color": INK, "ytick.color": INK,
     "axes.spines.top": False, "axes.spines.right": False,
 }  # fmt: skip
+"""Of every picture: matplotlib settings."""
 
 
-def _png(figure: Figure, dpi: int = 110) -> bytes:
+def png_of(figure: Figure, dpi: int = 110) -> bytes:
+    """Return a figure as PNG, the same bytes for the same figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
 
 
-def forest_plot(lines: Sequence[Line], title: str) -> bytes:
+def forest_plot(lines: Sequence[Line], title: str, over: str = "subjects") -> bytes:
     """Return a forest plot: one row a line (all of one metric and region), point and 95 % interval; PNG.
 
-    Published numbers are open diamonds without an interval. Raises ValueError when no line has a number.
+    `over`: what the intervals speak of. Published numbers are open diamonds without an interval. Raises ValueError when
+    no line has a number.
     """
     shown = [line for line in lines if line.estimate is not None]
     if not shown:
@@ -57,15 +60,15 @@ def forest_plot(lines: Sequence[Line], title: str) -> bytes:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(7.2, 0.9 + 0.42 * len(shown)), layout="constrained")
         axes = figure.add_subplot()
-        _draw_forest(axes, shown)
+        _draw_forest(axes, shown, over)
         axes.set_title(title, loc="left", fontweight="bold", fontsize=10, pad=14)
-        return _png(figure)
+        return png_of(figure)
 
 
-def _draw_forest(axes: Axes, lines: Sequence[Line]) -> None:
+def _draw_forest(axes: Axes, lines: Sequence[Line], over: str) -> None:
     metric = lines[0].metric
     places = np.arange(len(lines))[::-1]
     for place, line in zip(places, lines, strict=True):
@@ -77,14 +80,14 @@ def _draw_forest(axes: Axes, lines: Sequence[Line]) -> None:
         axes.plot(
             estimate, place, "D" if open_marker else "o", ms=6.5, color=colour, mfc="white" if open_marker else colour
         )
-        text = f"{estimate:.1f}" if metric == "hd95" else f"{estimate:.3f}"
+        text = number(estimate, metric)
         axes.annotate(text, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8.5, color=colour)
     if metric in CHANCE:
         axes.axvline(CHANCE[metric], color=MUTED, lw=1, ls=(0, (4, 3)), zorder=0)
         axes.annotate(
             "chance", (CHANCE[metric], len(lines) - 0.45), fontsize=7.5, color=MUTED, ha="center", va="bottom"
         )
-    if metric != "hd95":
+    if metric not in UNITS:
         left, right = axes.get_xlim()
         axes.set_xlim(max(left, -0.02), min(right, 1.02))
     axes.set_ylim(-0.6, len(lines) - 0.3)
@@ -92,7 +95,7 @@ def _draw_forest(axes: Axes, lines: Sequence[Line]) -> None:
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color="#e4e7eb", lw=0.8)
     axes.set_axisbelow(True)
-    axes.set_xlabel(f"{heading(metric, lines[0].region)}, 95 % interval over subjects")
+    axes.set_xlabel(f"{heading(metric, lines[0].region)}, 95 % interval over {over}")
 
 
 def loss_curves(records: Sequence[Mapping[str, Any]], title: str) -> bytes:
@@ -110,12 +113,12 @@ def loss_curves(records: Sequence[Mapping[str, Any]], title: str) -> bytes:
     panels = _panels(series)
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(3.1 * columns + 0.4, 2.3 * rows + 0.4), layout="constrained")
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10)
         for k, (name, lines) in enumerate(panels.items()):
             _draw_panel(figure.add_subplot(rows, columns, k + 1), name, lines)
-        return _png(figure)
+        return png_of(figure)
 
 
 def _panels(series: Mapping[str, Mapping[str, Points]]) -> dict[str, list[tuple[str, str, Points]]]:
@@ -202,7 +205,7 @@ def overlays(cases: Sequence[OverlayCase], regions: Sequence[str], title: str) -
 
     if not cases:
         raise ValueError(f"overlay {title!r}: no case to draw")
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(2.7 * len(cases), 3.75), layout="constrained")
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10)
         for k, case in enumerate(cases):
@@ -213,7 +216,7 @@ def overlays(cases: Sequence[OverlayCase], regions: Sequence[str], title: str) -
             Line2D([], [], color=INK, lw=1.6, ls=(0, (3, 2)), label="prediction"),
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
-        return _png(figure, 130)
+        return png_of(figure, 130)
 
 
 def _draw_overlay(axes: Axes, case: OverlayCase) -> None:

@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from infra.storage import write_bytes
-from models.config import TrainingConfig
+from models.config import MadeFrom, TrainingConfig
 from models.records import SelectedCase
 from models.selection import write_selection
 from tasks.benchmarks import Benchmark
@@ -66,22 +66,25 @@ def prepare(
     epochs: int | None = None,
     size: str = "tiny",
     template_mix: bool = False,
+    made_from: MadeFrom | None = None,
 ) -> list[Finetuning]:
     """Write run.json and selection.parquet of all rows and seeds; return them, the rows of a seed in turn.
 
     The rows are pre-trained and scratch and, with `template_mix`, pre-trained with learned templates mixed into the
     channels (see `with_template_mix`) where a benchmark has more than one.
 
+    made_from: versions of the split and the phenotypes, for run.json.
+
     A folder that was made from something else (other config, cases or pre-trained weights) is set aside under its old
     digest. All rows have the network of the pre-training. Raises ValueError when that is not finished.
     """
-    network = pretrained_network(pretrained)
+    settings = {**pretrained_network(pretrained), "made_from": made_from or MadeFrom()}
     origin = (str(pretrained), pretrained_digest(pretrained))
     origins = {PRETRAINED: origin, SCRATCH: ("", "")}
     if template_mix and len(benchmark.modalities) > 1:
         origins[MIXED] = origin
     return [
-        _prepare_one(benchmark, row, seed, own, store, trainings, origin, epochs, size, network)
+        _prepare_one(benchmark, row, seed, own, store, trainings, origin, epochs, size, settings)
         for seed in range(seeds)
         for own in [targets_of_seed(benchmark, cases, seed)]
         for row, origin in origins.items()
@@ -155,12 +158,12 @@ def _prepare_one(
     origin: tuple[str, str],
     epochs: int | None,
     size: str,
-    network: dict[str, Any],
+    settings: dict[str, Any],
 ) -> Finetuning:
     name = training_name(benchmark.name, row, seed)
     folder = trainings / name
     selection = folder / "selection.parquet"
-    values = {"name": name, "seed": seed, "init_from": origin[0], **network}
+    values = {"name": name, "seed": seed, "init_from": origin[0], **settings}
     config = build_config(benchmark, store, selection, size, epochs, **values)
     config = with_template_mix(config) if row == MIXED else config
     inputs = {
@@ -258,8 +261,5 @@ def budget(config: TrainingConfig, n_train: int) -> str:
     """Return the words that a table says about a training's budget."""
     optimiser, batch = config.optimiser, config.data.batch_size * config.world_size
     epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
-    crop = " x ".join(map(str, config.data.crop))
-    return (
-        f"{epochs} of {n_train} training cases, batch {batch}, crops of {crop} voxels, {optimiser.kind} at "
-        f"{optimiser.lr:g}"
-    )
+    crop = f"crops of {' x '.join(map(str, config.data.crop))} voxels" if any(config.data.crop) else "whole images"
+    return f"{epochs} of {n_train} training cases, batch {batch}, {crop}, {optimiser.kind} at {optimiser.lr:g}"

@@ -46,6 +46,8 @@ class Forgotten:
     """Of the store afterwards; empty when it was never finalised."""
     linked: tuple[tuple[str, str], ...]
     """(dataset, subject) that look like the same person and are still there."""
+    cases: tuple[str, ...] = ()
+    """Names of its cases; none when it was forgotten before."""
 
 
 def forget(url: str, dataset: str, subject: str) -> Forgotten:
@@ -60,6 +62,7 @@ def forget(url: str, dataset: str, subject: str) -> Forgotten:
                 "cases.parquet. To keep a subject out that was never ingested, remove it from the source"
             )
         linked = duplicates.linked_to(url, dataset, subject)
+        cases = _cases_of(url, dataset, rows)
         stone = Tombstone(dataset=dataset, subject_sha256=_hash(dataset, subject), rows=tuple(rows), when=_now())
         _write(url, stone)
         lease.check()
@@ -73,7 +76,7 @@ def forget(url: str, dataset: str, subject: str) -> Forgotten:
         _redact_plans(url, dataset, rows)
         remove_qc(url)
         _write(url, stone.replace(done=True))
-    return Forgotten(tuple(rows), digest, tuple(linked))
+    return Forgotten(tuple(rows), digest, tuple(linked), cases)
 
 
 def lift(url: str, dataset: str, subject: str) -> None:
@@ -122,6 +125,12 @@ def _rows_of(url: str, dataset: str, subject: str) -> set[int]:
     owners: dict[Row, str] = {(case.dataset, case.row): case.subject for case in plans.read_plans(url)}
     owners |= {row: line["subject"] for row, line in lines.items()}
     return {row for (of, row), owner in owners.items() if (of, owner) == (dataset, subject)}
+
+
+def _cases_of(url: str, dataset: str, rows: Sequence[int]) -> tuple[str, ...]:
+    """Return the names of the cases of some rows, as far as the plans still tell them."""
+    mine = [case.case for case in plans.read_plans(url) if case.dataset == dataset and case.row in rows]
+    return tuple(name for name in dict.fromkeys(mine) if name)
 
 
 def _redact_plans(url: str, dataset: str, rows: Sequence[int]) -> None:

@@ -21,6 +21,7 @@ from nibabel.spatialimages import HeaderDataError
 from infra import storage
 from models.records import Reason
 from tasks.affines import BadScanError, choose_affine
+from tasks.array_headers import KNOWN_AFFINES, array_header, is_array, space_of
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 HEADER_BYTES = 544
@@ -100,7 +101,7 @@ def file_checksum(url: str) -> str:
 
 
 def read_header(url: str, identity: tuple[int, str] | None = None) -> HeaderInfo:
-    """Read and check the header of one NIfTI file, local or on S3.
+    """Read and check the header of one NIfTI file or NumPy array, local or on S3.
 
     `identity` saves a request when a listing gave it already. Raises HeaderError (missing file, unreadable, not 3D,
     bad affine) for what is wrong with the file, and OSError when the remote storage itself fails.
@@ -115,7 +116,21 @@ def read_header(url: str, identity: tuple[int, str] | None = None) -> HeaderInfo
         if not storage.is_local(url):
             raise
         raise HeaderError(Reason.UNREADABLE, f"{url} cannot be read: {error.strerror or error}") from None
-    return parse_header(raw, size, etag)
+    return parse_array_header(raw, size, etag) if is_array(url) else parse_header(raw, size, etag)
+
+
+def parse_array_header(raw: bytes, size_bytes: int, etag: str = "") -> HeaderInfo:
+    """Check the first bytes of a NumPy array of `size_bytes` bytes; raises HeaderError with the rule and the value."""
+    try:
+        shape, _, dtype, offset = array_header(raw, "the array")
+        space = space_of(shape, "the array")
+    except BadScanError as error:
+        raise HeaderError(error.reason, error.detail) from None
+    if (expected := offset + math.prod(shape) * dtype.itemsize) != size_bytes:
+        raise HeaderError(Reason.UNREADABLE, f"the array has {size_bytes:,} bytes, its header announces {expected:,}")
+    affine = KNOWN_AFFINES[space]
+    x, y, z = (float(edge) for edge in np.linalg.norm(affine[:3, :3], axis=0))
+    return HeaderInfo(space, (x, y, z), dtype.newbyteorder("=").name, affine, size_bytes, etag)
 
 
 def parse_header(raw: bytes, size_bytes: int, etag: str = "") -> HeaderInfo:

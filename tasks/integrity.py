@@ -12,6 +12,8 @@ from tasks.memory_order import extremes
 from tasks.nifti import Volume
 
 LABEL_MAX = 255
+KEPT_MIN, KEPT_MAX = 1e-7, 65504.0
+"""About the smallest and the largest positive number of float16."""
 ROUNDING = 1e-3
 """A label may be this far from an integer: 3 can read as 2.9999999993 through the header's scaling."""
 
@@ -40,6 +42,25 @@ def varied(volume: Volume) -> Volume:
     if low == high:
         raise BadScanError(Reason.CONSTANT, f"{volume.name}: all voxels are {low:g}")
     return volume
+
+
+def storable(volume: Volume) -> Volume:
+    """Return intensities that are kept as they are: negative ones become 0 and are counted in the flags.
+
+    Raises BadScanError for values that half precision cannot hold, and when nothing is left.
+    """
+    low, high = extremes(volume.data)
+    if high < KEPT_MIN:
+        raise BadScanError(Reason.EMPTY, f"{volume.name}: no value above {KEPT_MIN:g}, the smallest that is kept")
+    if high > KEPT_MAX:
+        raise BadScanError(
+            Reason.INTENSITIES,
+            f"{volume.name}: values up to {high:g} are to be kept, the store holds up to {KEPT_MAX:g}",
+        )
+    if low >= 0:
+        return volume
+    negative = int((volume.data < 0).sum())
+    return volume.replace(data=volume.data.clamp_min(0), flags={**volume.flags, "negative_replaced": negative})
 
 
 def as_label(volume: Volume) -> Volume:

@@ -28,9 +28,11 @@ NOISE_ROWS = 8
 def intensity_range(data: torch.Tensor, zeros: int, spec: PreprocessSpec, name: str) -> tuple[float, float]:
     """Return the intensities at the spec's percentiles of a cropped modality.
 
-    data: its voxels, any shape; zeros: how many more voxels the crop has, all 0. Raises BadScanError if the two
-    percentiles coincide.
+    data: its voxels, any shape; zeros: how many more voxels the crop has, all 0. A spec that keeps intensities has 0
+    and 1. Raises BadScanError if the two percentiles coincide.
     """
+    if spec.intensity == "keep":
+        return 0.0, 1.0
     values = flat(data)
     if spec.percentile_region == "foreground":
         values, zeros = values[values > 0], 0

@@ -1,8 +1,11 @@
 """One writing flow per store: a lease taken by conditional create, renewed while it is held, free of locks and renames.
 
-Leases are numbered. The highest number counts; who finds it released, its process dead on this host, or not renewed for
-STALE_SECONDS creates the next number. Only one creation succeeds, so two flows never take over the same lease. A
-holder that was thought dead finds a higher number at its next renewal and stops.
+Leases are numbered. The highest number counts; who finds it released, or its holder dead, creates the next number. Only
+one creation succeeds, so two flows never take over the same lease. A holder that was thought dead finds a higher number
+at its next renewal and stops.
+
+No two clocks are compared: a holder on this host is dead when its process is, one elsewhere when its lease has not been
+written for STALE_SECONDS by the clock of the storage, which gives the lease and a probe beside it their times.
 """
 
 from __future__ import annotations
@@ -11,13 +14,10 @@ import json
 import os
 import socket
 import threading
-import time
 import uuid
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-
-import psutil
 
 from infra import storage
 from models.store_layout import BUILD, StoreError
@@ -54,7 +54,7 @@ class Lease:
         self._number = last + 1
         target = _lease_url(self.url, self._number)
         if not storage.create_exclusive(target, self._body()) and _read(target).get("token") != self.token:
-            raise LeaseError(_held(self.url, _read(target)))
+            raise LeaseError(_held(self.url, _read(target), 0))
         if max(_numbers(self.url)) > self._number:
             storage.delete(target)
             raise LeaseError(f"{self.url}: another flow took the lease at the same moment; start again when it is done")
@@ -80,12 +80,14 @@ class Lease:
 
     def _refuse_if_held(self, number: int) -> bool:
         """Return whether the last holder died holding it; raises LeaseError naming a holder that lives."""
-        held = _read(_lease_url(self.url, number))
+        target = _lease_url(self.url, number)
+        held = _read(target)
         if held.get("released"):
             return False
-        if is_stale(held):
+        age = storage.age_seconds(target)
+        if is_dead(held, age):
             return True
-        raise LeaseError(_held(self.url, held))
+        raise LeaseError(_held(self.url, held, age))
 
     def _renew_until_stopped(self) -> None:
         while not self._stop.wait(RENEW_SECONDS):
@@ -104,27 +106,35 @@ class Lease:
             "token": self.token,
             "host": host_id(),
             "pid": os.getpid(),
-            "started": psutil.Process().create_time(),
-            "renewed": time.time(),
+            "started": _started(os.getpid()),
             "released": released,
         }
         return json.dumps(body).encode()
 
 
-def is_stale(held: dict[str, Any], now: float | None = None) -> bool:
-    """Say whether a lease may be taken over: not renewed for STALE_SECONDS, or its process is dead on this host."""
-    age = (time.time() if now is None else now) - float(held.get("renewed", 0))
-    if age > STALE_SECONDS:
-        return True
-    if held.get("host") != host_id():
-        return False
+def is_dead(held: dict[str, Any], age_seconds: float) -> bool:
+    """Say whether the holder of a lease is dead: its process on this host, else by the age of its last renewal.
+
+    A process of this host that lives holds its lease however long it sleeps: it may go on where it was.
+    """
+    if held.get("host") == host_id():
+        return _started(int(held["pid"])) != held["started"]
+    return age_seconds > STALE_SECONDS
+
+
+def _started(pid: int) -> str:
+    """Return the boot and the clock ticks since then at which a process started; empty when it is dead.
+
+    A pid may have been given to another process. The wall clock, which may be set at any time, has no part in it.
+    """
     try:
-        process = psutil.Process(int(held["pid"]))
-        # Killed and not yet reaped counts as dead; a pid may have been given to another process since.
-        reused = abs(process.create_time() - float(held["started"])) > 1
-        return reused or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
+        # After the program's name, which may hold anything: state, 18 other numbers, start (proc_pid_stat(5)).
+        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    # Killed and not yet reaped counts as dead.
+    return "" if state in "ZX" else f"{boot} {numbers[18]}"
 
 
 def host_id() -> str:
@@ -133,11 +143,10 @@ def host_id() -> str:
     return f"{socket.gethostname()} {namespace.readlink() if namespace.is_symlink() else ''}".strip()
 
 
-def _held(url: str, held: dict[str, Any]) -> str:
-    age = max(0, round(time.time() - float(held.get("renewed", 0))))
+def _held(url: str, held: dict[str, Any], age_seconds: float) -> str:
     return (
         f"{url} is being written by {held.get('owner', 'another flow')!r} (pid {held.get('pid')} on "
-        f"{held.get('host')}, renewed {age} s ago); wait for it, cancel it, or start again "
+        f"{held.get('host')}, renewed {age_seconds:.0f} s ago); wait for it, cancel it, or start again "
         f"{STALE_SECONDS:.0f} s after it died"
     )
 

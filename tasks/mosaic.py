@@ -6,7 +6,7 @@ Left is left (neurological convention), the front is up in axial and to the righ
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -54,6 +54,12 @@ class _View:
     """Voxels by label value."""
     extent: tuple[int, ...]
     """Of the whole image, by RAS axis."""
+    label_names: Mapping[int, str]
+
+    @property
+    def header(self) -> int:
+        """Height of title, notes and legend, which has a line of its own when its words are long."""
+        return HEADER + (18 if self.label_names else 0)
 
     @property
     def label_values(self) -> list[int]:
@@ -79,6 +85,7 @@ def mosaic(
     modalities: Sequence[str] = (),
     title: str = "",
     frame: Frame = "image",
+    label_names: Mapping[int, str] | None = None,
 ) -> bytes:
     """Return a PNG with one tri-planar row per present modality, below 120 kB for brains in the usual grids.
 
@@ -89,6 +96,7 @@ def mosaic(
         modalities: M names; default channel 0, channel 1, ...
         title: e.g. dataset and case.
         frame: how the face is found, see tasks.faces.face_mask.
+        label_names: what values of the label are called in the legend; default label 1, label 2, ...
 
     Raises ValueError when shapes disagree or no channel has a positive voxel.
     """
@@ -109,7 +117,7 @@ def mosaic(
     hidden = face_mask(image, np.asarray(affine, dtype=np.float64), frame) & foreground
     if hidden.any():
         image = np.where(hidden, np.float32(0), image)
-    view = _prepare(image, affine, label, names)
+    view = _prepare(image, affine, label, names, label_names or {})
     notes = f"{' × '.join(str(n) for n in view.extent)} voxels of {_millimetres(view.spacing)}"
     if hidden.any():
         notes += ", face hidden"
@@ -125,7 +133,13 @@ def _millimetres(spacing: tuple[float, ...]) -> str:
     return " × ".join(lengths if len(set(lengths)) > 1 else lengths[:1]) + " mm"
 
 
-def _prepare(image: npt.NDArray, affine: npt.NDArray, label: npt.NDArray | None, names: list[str]) -> _View:
+def _prepare(
+    image: npt.NDArray,
+    affine: npt.NDArray,
+    label: npt.NDArray | None,
+    names: list[str],
+    label_names: Mapping[int, str],
+) -> _View:
     """Turn to RAS axes, crop to the foreground, choose the cuts and scale every channel to 0..1."""
     turn = nib.orientations.io_orientation(affine)
     volumes = [nib.orientations.apply_orientation(channel, turn) for channel in image]
@@ -140,7 +154,7 @@ def _prepare(image: npt.NDArray, affine: npt.NDArray, label: npt.NDArray | None,
     cut = _cuts(np.any([volume > 0.05 for _, volume in shown], axis=0), inner)
     counts = np.bincount(np.zeros(0, np.uint8) if inner is None else inner.ravel(), minlength=256)
     labelled = inner if counts[1:].any() else None
-    return _View(shown, labelled, (spacing[0], spacing[1], spacing[2]), cut, counts, volumes[0].shape)
+    return _View(shown, labelled, (spacing[0], spacing[1], spacing[2]), cut, counts, volumes[0].shape, label_names)
 
 
 def _bounding_box(mask: npt.NDArray[np.bool_]) -> tuple[slice, ...]:
@@ -178,13 +192,13 @@ def _draw(view: _View, title: str, notes: str, row: int) -> Image.Image:
     scale = row / max(height for _, height in sizes)
     widths = [round(width * scale) for width, _ in sizes]
     block_width = sum(widths) + GAP * (len(widths) - 1)
-    height = HEADER + rows * (row + GAP) + MARGIN - GAP
+    height = view.header + rows * (row + GAP) + MARGIN - GAP
     canvas = Image.new("RGB", (2 * MARGIN + blocks * block_width + (blocks - 1) * 3 * GAP, height), BACKGROUND)
     _draw_header(canvas, view, title, notes)
     outlines = [_outlines(view, axis, (round(w * scale), round(h * scale))) for axis, (w, h) in enumerate(sizes[::-1])]
     for number, (name, volume) in enumerate(view.channels):
         left = MARGIN + (number % blocks) * (block_width + 3 * GAP)
-        top = HEADER + (number // blocks) * (row + GAP)
+        top = view.header + (number // blocks) * (row + GAP)
         for (plane, before, after, axis), width, (_, tall) in zip(PLANES, widths, sizes, strict=True):
             pane = _pane(view.slice(volume, axis), outlines[axis], (width, round(tall * scale)))
             canvas.paste(pane, (left, top + (row - pane.height) // 2))
@@ -200,14 +214,17 @@ def _draw_header(canvas: Image.Image, view: _View, title: str, notes: str) -> No
     _write(canvas, (MARGIN, 10), title, 15, TEXT, bold=True)
     values = view.label_values
     for value in reversed(values):
-        right -= round(_font(11, False).getlength(f"label {value}"))
-        _write(canvas, (right, 31), f"label {value}", 11, MUTED)
+        name = view.label_names.get(value, f"label {value}")
+        right -= round(_font(11, False).getlength(name))
+        _write(canvas, (right, view.header - 43), name, 11, MUTED)
         right -= 16
         colour = _label_colour(values, value)
-        ImageDraw.Draw(canvas).rounded_rectangle((right, 33, right + 10, 43), 2, fill=colour)
+        ImageDraw.Draw(canvas).rounded_rectangle(
+            (right, view.header - 41, right + 10, view.header - 31), 2, fill=colour
+        )
         right -= 14
     _write(canvas, (MARGIN, 31), notes, 11, MUTED)
-    ImageDraw.Draw(canvas).line((MARGIN, 52, canvas.width - MARGIN, 52), fill=LINE)
+    ImageDraw.Draw(canvas).line((MARGIN, view.header - 22, canvas.width - MARGIN, view.header - 22), fill=LINE)
 
 
 def _draw_plane_name(canvas: Image.Image, place: tuple[int, int, int], plane: str, before: str, after: str) -> None:

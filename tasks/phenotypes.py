@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
+from models.records import digest_of
 from tasks.table_files import pick, read_table
 
+PHENOTYPES_FILE = "phenotypes.parquet"
 COLUMNS = ("dataset", "subject", "session", "age", "sex", "site", "diagnosis")
 """Columns that every phenotype table has, in this order; others follow as in participants.tsv."""
 KEYS = ["dataset", "subject", "session"]
@@ -81,6 +84,11 @@ def combine(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
                 [None if pd.isna(value) else _word(value) for value in stacked[name]], dtype=object
             )
     return stacked.sort_values(KEYS, kind="stable").reset_index(drop=True)
+
+
+def phenotypes_digest(table: pd.DataFrame) -> str:
+    """Return the SHA-256 (hex) over the columns and rows of a table, in their order; the same from memory and file."""
+    return digest_of(json.loads(table.to_json(orient="split", index=False)))
 
 
 def _word(value: object) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from infra import storage
-from models.records import PlannedCase, PreprocessSpec, Reason, Scan, SourceFile
+from models.records import GREY, PlannedCase, PreprocessSpec, Reason, Scan, SourceFile
 from models.store_layout import BUILD, StoreError, check_dataset_name, shard_shape
 from tasks.headers import CHECKSUM_PREFIX, file_identity
 
@@ -29,7 +29,11 @@ FLOAT = 4
 QUALITY_BYTES = 18
 """A voxel of the case: fingerprint and measures of one modality, several float32 images for a moment."""
 N4_BYTES, REGISTRATION_BYTES, EXTRA_BYTES = 56, 40, 300 << 20
-"""A voxel of the largest file inside N4 and inside registration; what antspyx and the template take in a worker."""
+"""A voxel of the largest file inside N4 and inside registration; what antspyx and the template take in a worker, and as
+much again nilearn's maps and the atlas for maps of grey matter."""
+
+TISSUE_BYTES = 160
+"""A voxel of the grid on which tissue is looked at, with priors and regions (measured: 150)."""
 
 CaseKey = tuple[str, str]
 """Dataset and case."""
@@ -147,13 +151,15 @@ def plan_numbers(url: str) -> list[int]:
     return sorted(int(stem) for stem in stems if stem.isdigit())
 
 
-def write_plan(url: str, news: Sequence[PlannedCase], spec_digest: str) -> int:
+def write_plan(url: str, news: Sequence[PlannedCase], spec_digest: str, catalog_digest: str = "") -> int:
     """Append a plan of new rows, and of known ones with other files, and return its number.
 
-    Raises StoreError when another flow wrote that number first.
+    catalog_digest: `rows_digest` of the catalog that the rows came from; empty where there was none. Raises StoreError
+    when another flow wrote that number first.
     """
     number = max(plan_numbers(url), default=0) + 1
-    body = {"number": number, "spec_digest": spec_digest, "cases": [case.model_dump(mode="json") for case in news]}
+    origin = {"number": number, "spec_digest": spec_digest, "catalog_digest": catalog_digest}
+    body = {**origin, "cases": [case.model_dump(mode="json") for case in news]}
     target = _plan_url(url, number)
     if storage.exists(target):
         raise StoreError(f"{target} exists already: another flow writes this store; start again when it has finished")
@@ -192,8 +198,8 @@ def projected_bytes(scans: Sequence[Scan], spec: PreprocessSpec) -> int:
     spec does not read cost nothing; a brain mask is no image of the case, but masking holds every image twice.
     Measured against it: docs/preprocessing.md.
     """
-    images = [scan for scan in scans if scan.modality in spec.modalities]
-    masks = [scan for scan in scans if spec.reads(scan.modality) and scan.modality not in spec.modalities]
+    images = [scan for scan in scans if spec.shows(scan.modality)]
+    masks = [scan for scan in scans if spec.reads(scan.modality) and not spec.shows(scan.modality)]
     if not images:
         return 0
     kept = FLOAT * sum(map(_voxels, images)) + sum(map(_voxels, masks))
@@ -205,7 +211,17 @@ def projected_bytes(scans: Sequence[Scan], spec: PreprocessSpec) -> int:
     masking = FLOAT * sum(map(_voxels, images)) if spec.brain_mask == "file" else 0
     placed = FLOAT * grid * len(images)
     making = max(2 * FLOAT * max(grid, largest), 2 * grid * len(images) + QUALITY_BYTES * grid)
-    return kept + (EXTRA_BYTES if steps else 0) + max(reading + steps, masking, placed + making)
+    tissue = _tissue_bytes(spec) if spec.tissue == "approximate" else 0
+    extras = EXTRA_BYTES * (bool(steps) + (GREY in spec.modalities))
+    return kept + extras + max(reading + steps, masking, placed + making, tissue)
+
+
+def _tissue_bytes(spec: PreprocessSpec) -> int:
+    """Return what an approximate map of grey matter takes while it is made."""
+    from tasks.atlas import fine_factor  # here: others plan without torch
+    from tasks.volumes import template_grid
+
+    return TISSUE_BYTES * math.prod(spec.grid) * fine_factor(template_grid(spec)) ** 3
 
 
 def grid_bytes(spec: PreprocessSpec) -> int:

@@ -10,15 +10,31 @@ import numpy as np
 import torch
 
 from infra import storage
-from models.records import BRAIN_MASK, LABEL, CaseGeometry, Matrix, PlannedCase, PreprocessSpec, Reason, SourceFile
+from models.records import (
+    BRAIN_MASK,
+    DESCRIPTORS,
+    GREY,
+    LABEL,
+    T1,
+    CaseGeometry,
+    DescriptorTable,
+    Matrix,
+    PlannedCase,
+    PreprocessSpec,
+    Reason,
+    SourceFile,
+)
+from models.store_descriptors import COUNT
 from tasks import integrity, nifti, registration, volumes
 from tasks.affines import BadScanError
+from tasks.arrays import parse_image
 from tasks.benchmarks import scheme_conflict
+from tasks.descriptors import parse_table
 from tasks.fingerprint import fingerprint
 from tasks.intensity import intensity_range, noise, scale, signal
 from tasks.mni import require_mni
 from tasks.nifti import Volume
-from tasks.qc_voxels import base_of, drift_measure, end_measures
+from tasks.qc_voxels import base_of, drift_measure, end_measures, grid_measure
 from tasks.registration import Move
 from tasks.resampling import resample
 from tasks.volumes import Block, Box, Grid
@@ -29,13 +45,14 @@ class PreparedCase:
     """A case ready to be stored; pure values."""
 
     image: np.ndarray
-    """(M, x, y, z) float16 in [0, 1]; absent modalities are zero."""
+    """(M, x, y, z) float16, in [0, 1] unless the spec keeps intensities; absent modalities are zero."""
     label: np.ndarray | None
     """(x, y, z) uint8."""
     present: tuple[bool, ...]
     geometry: CaseGeometry
     qc: dict[str, Any]
     fingerprint: tuple[float, ...]
+    descriptors: DescriptorTable | None = None
 
     @property
     def extent(self) -> tuple[int, int, int]:
@@ -55,12 +72,11 @@ def prepare_case(
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise BadScanError(Reason.DUPLICATE_SCAN, f"more than one file of {', '.join(doubled)}")
     files = {file.modality: file for file in planned.files}
-    used = [modality for modality in spec.modalities if modality in files]
-    if not used:
-        raise BadScanError(Reason.NO_SCAN, f"files of {names or 'nothing'}; the spec knows {list(spec.modalities)}")
-    reference = next((m for m in spec.reference_order if m in used), used[0])
+    used = _images(files, spec)
+    reference = _reference(used, spec)
     move = _registered(files[reference], spec, memory_bytes)
-    scans = {m: _source(read_scan(files[m], spec, memory_bytes), move, device) for m in used}
+    # A map of grey matter is in MNI space by definition.
+    scans = {m: _source(read_scan(files[m], spec, memory_bytes), None if m == GREY else move, device) for m in used}
     if spec.space == "mni":
         require_mni(scans[reference].block)
     if spec.brain_mask == "file":
@@ -69,28 +85,67 @@ def prepare_case(
     label = _source(read_label(files[LABEL], memory_bytes), move, device) if LABEL in files else None
     if label is not None:
         _check_label_grid(label, scans)
-    prepared = _assemble(scans, label, reference, spec)
+    table = parse_table(_bytes_of(files[DESCRIPTORS]), _name_of(files[DESCRIPTORS])) if DESCRIPTORS in files else None
+    if GREY in spec.modalities and GREY not in scans and spec.tissue == "approximate":
+        scans, table = _with_grey(scans, table, move, spec)
+    prepared = _assemble(scans, label, _reference(list(scans), spec), spec)
     if label is not None and (conflict := scheme_conflict(prepared.qc["label_values"], planned.label_scheme)):
         raise BadScanError(Reason.LABEL_VALUES, f"{label.block.name}: {conflict}")
     qc = dict(prepared.qc)
-    if ignored := sorted(set(files) - {*used, LABEL, BRAIN_MASK}):
+    if ignored := sorted(set(files) - {*used, LABEL, BRAIN_MASK, DESCRIPTORS}):
         qc["ignored_modalities"] = ignored
+    if table is not None:
+        qc |= {COUNT: int(np.isfinite(table.array()).sum()), "descriptor_basis": table.basis}
     if move is None:
-        return replace(prepared, qc=qc)
+        return replace(prepared, qc=qc, descriptors=table)
     geometry = prepared.geometry.replace(registration=_matrix(move.matrix))
-    return replace(prepared, geometry=geometry, qc={**qc, "registration_correlation": move.correlation})
+    qc["registration_correlation"] = move.correlation
+    return replace(prepared, geometry=geometry, qc=qc, descriptors=table)
+
+
+def _images(files: dict[str, SourceFile], spec: PreprocessSpec) -> list[str]:
+    """Return the modalities whose files are read as images, in the order of the spec; raises BadScanError for none."""
+    used = [modality for modality in spec.modalities if modality in files]
+    if GREY not in used:
+        used += [modality for modality in files if spec.shows(modality) and modality not in used]
+    if not used:
+        raise BadScanError(
+            Reason.NO_SCAN, f"files of {list(files) or 'nothing'}; the spec knows {list(spec.modalities)}"
+        )
+    return used
+
+
+def _reference(used: list[str], spec: PreprocessSpec) -> str:
+    return next((modality for modality in spec.reference_order if modality in used), used[0])
+
+
+def _with_grey(
+    scans: dict[str, Source], table: DescriptorTable | None, move: Move | None, spec: PreprocessSpec
+) -> tuple[dict[str, Source], DescriptorTable | None]:
+    """Return the scans with an approximate map of grey matter, and a table of its regions unless there is one."""
+    from tasks.anatomy import approximate_grey, expansion_of
+
+    if T1 not in scans:
+        return scans, table
+    t1 = scans[T1]
+    found = approximate_grey(t1.block, volumes.template_grid(spec), None if move is None else expansion_of(move.matrix))
+    kept = {modality: scan for modality, scan in scans.items() if modality in spec.modalities}
+    return {**kept, GREY: Source(found.block, t1.grid, t1.flags | found.flags)}, table or found.table
 
 
 def read_scan(file: SourceFile, spec: PreprocessSpec, memory_bytes: int) -> Volume:
     """Read one image: intact, finite, not constant, its bias field corrected if asked; raises BadScanError."""
-    volume = nifti.parse_nifti(_bytes_of(file), _name_of(file), memory_bytes)
+    volume = parse_image(_bytes_of(file), _name_of(file), memory_bytes)
     volume = integrity.varied(integrity.finite(volume, spec.nan_share_max))
-    return registration.without_bias(volume) if spec.bias_correction == "n4" else volume
+    if spec.intensity == "keep" and file.modality in spec.modalities:
+        volume = integrity.storable(volume)
+    # A map of grey matter has no bias field.
+    return registration.without_bias(volume) if spec.bias_correction == "n4" and file.modality != GREY else volume
 
 
 def read_label(file: SourceFile, memory_bytes: int) -> Volume:
     """Read one segmentation: intact, finite, integers of 0..255; an all-zero one is allowed. Raises BadScanError."""
-    volume = nifti.parse_nifti(_bytes_of(file), _name_of(file), memory_bytes)
+    volume = parse_image(_bytes_of(file), _name_of(file), memory_bytes)
     return integrity.as_label(integrity.finite(volume, 0.0))
 
 
@@ -112,7 +167,7 @@ def _source(volume: Volume, move: Move | None, device: str) -> Source:
 
 
 def _registered(reference: SourceFile, spec: PreprocessSpec, memory_bytes: int) -> Move | None:
-    if spec.registration == "none":
+    if spec.registration == "none" or reference.modality == GREY:
         return None
     return registration.register(read_scan(reference, spec, memory_bytes), spec)
 
@@ -152,12 +207,17 @@ def _assemble(scans: dict[str, Source], label: Source | None, reference: str, sp
         box = volumes.symmetric(volumes.foreground_box(list(placed.values()), lows, box), target.shape)
     # On the scans' own grids; filling the image scales voxels in place.
     ends = {k: v for m, scan in scans.items() for k, v in end_measures(scan.block.data, ranges[m], m).items()}
+    if spec.frame == "template":
+        ends |= {k: v for m, scan in scans.items() for k, v in grid_measure(scan.block, target, ranges[m], m).items()}
     geometry = _geometry(scans, target, box, ranges, spec)
     image = np.zeros((len(spec.modalities), *volumes.size_of(box)), dtype=np.float16)
     for modality, block in placed.items():
-        _fill(image[spec.modalities.index(modality)], volumes.cut(block, box), box, ranges[modality])
+        bounds = None if spec.intensity == "keep" else ranges[modality]
+        _fill(image[spec.modalities.index(modality)], volumes.cut(block, box), box, bounds)
     stored = None if label is None else _placed_label(label.block, target, box)
     qc = _image_quality(image, spec, scans, ranges) | ends
+    if GREY in scans and spec.frame == "template":
+        qc |= _grey_quality(image[spec.modalities.index(GREY)], target, box)
     if label is not None and stored is not None:
         qc |= _label_quality(label, stored)
     present = tuple(modality in scans for modality in spec.modalities)
@@ -177,12 +237,17 @@ def _target_grid(reference: Source, spec: PreprocessSpec) -> Grid:
     return volumes.isotropic_grid(reference.block.grid, spec.spacing_mm)
 
 
-def _fill(channel: np.ndarray, block: Block, box: Box, bounds: tuple[float, float]) -> None:
-    """Scale a block and put it where it belongs in a channel (x, y, z) of the case; air becomes what 0 scales to."""
-    if bounds[0] < 0:
+def _fill(channel: np.ndarray, block: Block, box: Box, bounds: tuple[float, float] | None) -> None:
+    """Put a block where it belongs in a channel (x, y, z) of the case, scaled; bounds None: as it is.
+
+    Air becomes what 0 scales to.
+    """
+    if bounds is not None and bounds[0] < 0:
         channel[...] = float(scale(torch.zeros(1, 1, 1), *bounds))
     inside = tuple(slice(b.start - s.start, b.stop - s.start) for b, s in zip(block.box(), box, strict=True))
-    source, target = scale(block.data, *bounds).cpu(), torch.from_numpy(channel[inside])
+    # Never minus zero: it would not survive the store.
+    values = block.data.float().add(0.0) if bounds is None else scale(block.data, *bounds)
+    source, target = values.cpu(), torch.from_numpy(channel[inside])
     # The axis that is fast in a file is slow in the store: plane by plane, both stay in the cache.
     for plane in range(target.shape[1]):
         target[:, plane].copy_(source[:, plane])
@@ -250,6 +315,14 @@ def _image_quality(
         qc.update(drift_measure(channel, base, modality))
         qc.update({f"{flag}_{modality}": value for flag, value in scans[modality].flags.items()})
     return qc
+
+
+def _grey_quality(channel: np.ndarray, target: Grid, box: Box) -> dict[str, Any]:
+    from tasks.anatomy import grey_measures  # nilearn's templates: 2 s, for maps of grey matter alone
+
+    whole = np.zeros(target.shape, channel.dtype)
+    whole[box] = channel
+    return grey_measures(whole, target)
 
 
 def _label_quality(label: Source, stored: np.ndarray) -> dict[str, Any]:

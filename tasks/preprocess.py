@@ -16,6 +16,7 @@ from prefect.cache_policies import NO_CACHE
 
 from infra.storage import StorageError
 from models.records import PlannedCase, PreprocessSpec, Reason, Receipt
+from models.store_descriptors import table_bytes
 from models.store_layout import limit_threads
 from models.store_writer import StoreWriter, case_digest, open_writer
 from tasks import nifti, receipts
@@ -55,7 +56,12 @@ def preprocess_case(
         spec_digest=digest,
         status="stored",
         digest=case_digest(
-            prepared.image, prepared.label, np.array(prepared.present), affine, prepared.geometry.origin
+            prepared.image,
+            prepared.label,
+            np.array(prepared.present),
+            affine,
+            prepared.geometry.origin,
+            table_bytes(prepared.descriptors),
         ),
         modalities=tuple(m for m, there in zip(spec.modalities, prepared.present, strict=True) if there),
         has_label=prepared.label is not None,
@@ -63,6 +69,7 @@ def preprocess_case(
         qc=prepared.qc,
         fingerprint=prepared.fingerprint,
         geometry=prepared.geometry,
+        descriptors=prepared.descriptors,
         seconds=round(time.monotonic() - began, 4),
     )
 
@@ -100,7 +107,7 @@ def preprocess_batch(
             continue
         last = None
         if receipt is not None:
-            lines.append(receipt.model_dump(mode="json", exclude={"fingerprint", "geometry", "files"}))
+            lines.append(receipt.model_dump(mode="json", exclude={"fingerprint", "geometry", "files", "descriptors"}))
     _raise_failure(failed, len(cases))
     return lines
 

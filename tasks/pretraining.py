@@ -13,9 +13,10 @@ import pandas as pd
 
 from infra.storage import write_bytes
 from models.config import TrainingConfig, deciding
-from models.records import SelectedCase
+from models.records import OLDEST, SelectedCase
 from models.schedule import plan_steps
-from models.selection import read_selection, selection_digest, write_selection
+from models.selection import SelectionError, read_selection, selection_digest, write_selection
+from tasks.folds import fold_of
 
 _log = logging.getLogger(__name__)
 RUN = "run.json"
@@ -32,6 +33,8 @@ class PreparedTraining:
     folder: Path
     config: TrainingConfig
     selection: list[SelectedCase]
+    ranks: int
+    """Processes that run it now: those of its config, or another number when it is continued."""
 
     @property
     def total_steps(self) -> int:
@@ -63,21 +66,25 @@ class PreparedTraining:
 def prepare_training(folder: Path, config: TrainingConfig, cases: Sequence[SelectedCase]) -> PreparedTraining:
     """Write selection.parquet, then run.json; a folder that has both is taken as it is.
 
-    The selection is frozen: cases that came into the store later are not trained on, and a log line says so. What
-    decides no weight (loader processes, `running`) is taken from the new config. Raises TrainingExistsError naming
-    the first other setting in which an existing training differs.
+    The selection is frozen, and so are the digests of what it was made from: cases that came into the store later are
+    not trained on, and a log line says so. What else decides no weight (loader processes, `running`) is taken from the
+    new config, and its `world_size` runs the training from now on, while a step keeps the cases that it had. Raises
+    TrainingExistsError naming the first other setting in which an existing training differs, ValueError for ranks to
+    which the cases of a step cannot be dealt.
     """
     selection, run = folder / "selection.parquet", folder / RUN
-    written = (config.model_dump_json(indent=1) + "\n").encode()
     if not run.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_selection(selection, cases)
+        write_bytes(str(run), _as_file(config))
+        return PreparedTraining(folder, config, read_selection(selection), config.world_size)
+    before, ranks = json.loads(run.read_text(encoding="utf-8")), config.world_size
+    config = config.replace(world_size=before.get("world_size", ranks))
+    _check_same(folder, before, config)
+    config, frozen = config.replace(made_from=before.get("made_from", {})), read_selection(selection)
+    plan_steps(config, sum(case.role == "train" for case in frozen), ranks)
+    if run.read_bytes() != (written := _as_file(config)):
         write_bytes(str(run), written)
-        return PreparedTraining(folder, config, read_selection(selection))
-    _check_same(folder, json.loads(run.read_text(encoding="utf-8")), config)
-    if run.read_bytes() != written:
-        write_bytes(str(run), written)
-    frozen = read_selection(selection)
     if selection_digest(frozen) != selection_digest(cases):
         _log.warning(
             "training %s keeps its frozen selection of %d cases; the store and split would now give %d",
@@ -85,7 +92,11 @@ def prepare_training(folder: Path, config: TrainingConfig, cases: Sequence[Selec
             len(frozen),
             len(cases),
         )
-    return PreparedTraining(folder, config, frozen)
+    return PreparedTraining(folder, config, frozen, ranks)
+
+
+def _as_file(config: TrainingConfig) -> bytes:
+    return (config.model_dump_json(indent=1) + "\n").encode()
 
 
 def _check_same(folder: Path, existing: dict[str, Any], config: TrainingConfig) -> None:
@@ -109,6 +120,46 @@ def metrics_rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for line in records
         if line["kind"] == "val"
     ]
+
+
+def hold_out(cases: Sequence[SelectedCase], folds: pd.DataFrame, fold: int) -> list[SelectedCase]:
+    """Return the cases with the roles of a cross-validation: those of one fold validate, all others train.
+
+    folds: columns dataset, subject, fold. A case whose subject is in no fold is left out. Raises SelectionError when
+    no case trains, or none is held out.
+    """
+    of = fold_of(folds)
+    known = [case for case in cases if (case.dataset, case.subject) in of]
+    held = [case.replace(role="val" if of[case.dataset, case.subject] == fold else "train") for case in known]
+    for role, what in (("val", "is held out"), ("train", "is left to train")):
+        if not any(case.role == role for case in held):
+            raise SelectionError(
+                f"no case of the {len(cases)} that may be used {what} with fold {fold}; ask for other folds, or widen "
+                "the datasets"
+            )
+    return held
+
+
+def with_ages(cases: Sequence[SelectedCase], people: pd.DataFrame) -> list[SelectedCase]:
+    """Return the cases with the age in years of their line in the phenotypes; None where it is not known.
+
+    people: a line a case (columns dataset, case). Raises ValueError naming a case whose age is none of a human.
+    """
+    if "age" not in people:
+        return list(cases)
+    ages = {(line["dataset"], line["case"]): line["age"] for line in people.to_dict("records")}
+    return [_with_age(case, ages.get((case.dataset, case.case))) for case in cases]
+
+
+def _with_age(case: SelectedCase, age: Any) -> SelectedCase:
+    if age is None or pd.isna(age):
+        return case
+    if not 0 <= age <= OLDEST:
+        raise ValueError(
+            f"case {case.dataset}/{case.case} has age {age:g} in the phenotypes, in years from 0 to {OLDEST} are "
+            "possible; correct it there (months, days?)"
+        )
+    return case.replace(age=float(age))
 
 
 def with_targets(cases: Sequence[SelectedCase], people: pd.DataFrame, column: str) -> list[SelectedCase]:

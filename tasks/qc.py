@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra import storage
-from models.records import Scan
+from models.records import GREY, PreprocessSpec, Scan
 from models.store import Store, StoredDataset, open_store, read_lines
 from models.store_layout import CASES
 from tasks.catalog import read_catalog
@@ -20,6 +20,9 @@ from tasks.faces import frame_of
 from tasks.mosaic import mosaic
 from tasks.qc_measures import read_measures
 from tasks.qc_outliers import Ranking, rank
+
+MEAN_CASES = 50
+"""Of a mean map; each takes some hundredths of a second at 1.5 mm."""
 
 
 def qc_cases(store_url: str, per_dataset: int = 3) -> list[tuple[str, int]]:
@@ -34,8 +37,7 @@ def worst_rows(ranking: Ranking, dataset: str, count: int) -> list[int]:
     rows = [int(row) for row in cases["row"]]
     if cases["score"].notna().any():
         return rows[:count]
-    places = np.linspace(0, len(rows) - 1, min(count, len(rows)))
-    return [rows[round(place)] for place in places]
+    return evenly(rows, count)
 
 
 def mosaic_of(store: Store, dataset: str, row: int) -> bytes:
@@ -56,7 +58,55 @@ def _draw(store: Store, data: StoredDataset, row: int) -> bytes:
     info = data.case_info(row)
     image, label = data.read_case(row)
     title, spec = f"{data.name}  {info.case}", store.spec
-    return mosaic(image, info.affine, label, modalities=spec.modalities, title=title, frame=frame_of(spec))
+    names: dict[int, str] = {}
+    if label is None and shows_grey(spec):
+        label, names = _lobes(spec)
+        label = label[tuple(slice(o, o + n) for o, n in zip(info.origin, info.extent, strict=True))]
+    return mosaic(
+        image, info.affine, label, modalities=spec.modalities, title=title, frame=frame_of(spec), label_names=names
+    )
+
+
+def shows_grey(spec: PreprocessSpec) -> bool:
+    """Say whether a store's cases are maps of grey matter, which lie in MNI space."""
+    return GREY in spec.modalities and spec.frame == "template"
+
+
+def mean_map(store: Store, dataset: str, rows: Sequence[int]) -> tuple[bytes, int] | None:
+    """Return the mosaic of the mean map of grey matter of at most MEAN_CASES cases, and of how many; None without any.
+
+    What a wrong orientation, a shift or another tissue in a part of the cases does to it is seen at a glance.
+    """
+    data, spec = store.dataset(dataset), store.spec
+    channel = spec.modalities.index(GREY)
+    total, count = np.zeros(spec.grid, np.float32), 0
+    for row in evenly(rows, MEAN_CASES):
+        info = data.case_info(row)
+        if info.present[channel]:
+            box = tuple(slice(o, o + n) for o, n in zip(info.origin, info.extent, strict=True))
+            total[box] += data.read_case(row)[0][channel]
+            count += 1
+    if not count:
+        return None
+    label, names = _lobes(spec)
+    title = f"{dataset}  mean of {count} cases"
+    affine = np.asarray(spec.grid_affine)
+    mean = total[None] / count
+    return mosaic(mean, affine, label, modalities=[GREY], title=title, frame="none", label_names=names), count
+
+
+def evenly(rows: Sequence[int], count: int) -> list[int]:
+    """Return at most so many rows, evenly spread."""
+    places = np.linspace(0, len(rows) - 1, min(count, len(rows)))
+    return [rows[round(place)] for place in places]
+
+
+def _lobes(spec: PreprocessSpec) -> tuple[np.ndarray, dict[int, str]]:
+    """Return the lobes on the grid of a spec and their names."""
+    from tasks.atlas import LOBES, lobes_on  # here: not every report needs the atlas
+    from tasks.volumes import template_grid
+
+    return lobes_on(template_grid(spec)), dict(enumerate(LOBES, start=1))
 
 
 def quarantine_table(store: str | pa.Table | None, catalog: str | Sequence[Scan] | None = None) -> list[dict[str, str]]:

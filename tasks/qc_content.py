@@ -13,7 +13,7 @@ import pandas as pd
 
 from models.store import Store, open_store, read_cases, store_digest
 from tasks.duplicates import THRESHOLD, read_duplicates
-from tasks.qc import mosaics_of, worst_rows
+from tasks.qc import mean_map, mosaics_of, shows_grey, worst_rows
 from tasks.qc_chart import Strip, strips
 from tasks.qc_measures import read_measures
 from tasks.qc_outliers import OUTLIER_Z, Ranking, rank
@@ -21,6 +21,8 @@ from tasks.report import Picture
 
 MOSAICS = 3
 """Per dataset, as the flow and the UI show them; a full-size case takes most of a second."""
+SHOWN = frozenset({"snr", "foreground_share", "foreground_ml", "label_ml", "grey_ml", "grey_prior"})
+"""Measures in the table of cases; the CSV has all."""
 STATUSES = ("stored", "quarantined", "retired")
 
 
@@ -103,6 +105,10 @@ def _pictures(store: Store, ranking: Ranking, count: int) -> dict[str, list[Pict
     chosen = [(dataset, row) for dataset in ranking.datasets for row in worst_rows(ranking, dataset, count)]
     lines = {(case.dataset, case.row): case for case in ranking.cases.itertuples()}
     found: dict[str, list[Picture]] = {}
+    if count and shows_grey(store.spec):
+        for dataset in ranking.datasets:
+            if mean := mean_map(store, dataset, [int(row) for row in ranking.of(dataset)["row"]]):
+                found[dataset] = [Picture(mean[0], f"{dataset} mean map", f"mean grey matter of {mean[1]} cases")]
     for dataset, row, png in mosaics_of(store, chosen):
         case: Any = lines[dataset, row]
         usual = "does not stand out" if np.isfinite(case.score) else "not ranked"
@@ -144,11 +150,7 @@ def _by_modality(ranking: Ranking, cases: pd.DataFrame, values: pd.DataFrame) ->
 
 
 def _lines(ranking: Ranking, cases: pd.DataFrame, values: pd.DataFrame) -> list[dict[str, Any]]:
-    shown = [
-        column
-        for column in ranking.columns.values()
-        if column.name in values and column.measure.name in {"snr", "foreground_share", "foreground_ml", "label_ml"}
-    ]
+    shown = [column for column in ranking.columns.values() if column.name in values and column.measure.name in SHOWN]
     numbers = values[[column.name for column in shown]].to_numpy()
     lines = []
     for place, case in enumerate(cases.to_dict("records")):

@@ -69,6 +69,10 @@ MEASURES: tuple[Measure, ...] = (
         "tissue in the outermost plane of one face as a share of the largest plane along that axis: a cut-off brain.",
     ),
     Measure(
+        "outside_grid", "tissue of {} outside the grid", "high", 0.01,
+        "share of the file's tissue that lies outside the spec's fixed grid and was cut off; for frame `template`.",
+    ),
+    Measure(
         "range", "source intensity range of {}", "either", 0.1,
         "distance of the intensities of the file that became 0 and 1: drift of gain between scans.",
         by_ratio=True,
@@ -103,6 +107,20 @@ MEASURES: tuple[Measure, ...] = (
         by_ratio=True, unit=" ml",
     ),
     Measure(
+        "grey_ml", "grey-matter volume", "either", 0.05,
+        "integral of a map of grey matter: the person's volume where the map is modulated.",
+        by_ratio=True, unit=" ml",
+    ),
+    Measure(
+        "grey_share", "grey-matter share", "either", 0.03,
+        "voxels of a map of grey matter above 0.2 as a share of the MNI152 brain: a map on another scale, or smoothed.",
+        by_ratio=True,
+    ),
+    Measure(
+        "grey_prior", "correlation with MNI152 grey matter", "low", 0.02,
+        "of a map of grey matter over the brain: a map that is turned, shifted or of another tissue has a low one.",
+    ),
+    Measure(
         "registration_correlation", "registration", "low", 0.02,
         "correlation with the template after registration.",
     ),
@@ -110,6 +128,9 @@ MEASURES: tuple[Measure, ...] = (
 
 FLAGS: dict[str, str] = {
     "nan_replaced": "{name}: {value} voxels were not finite and became 0",
+    "negative_replaced": "{name}: {value} negative voxels became 0",
+    "tissue": "{name}: {value} map, made here from a t1 (docs/anatomy.md)",
+    "modulation": "{name}: modulation {value}",
     "affine_from": "{name}: affine from the {value}",
     "affine_defect": "{name}: {value}",
     "affine_conflict_mm": "{name}: sform and qform are up to {value} mm apart",

@@ -1,12 +1,15 @@
-"""What quality control wants to know of the voxels of one scan: slow drift of its intensities, and flat ends.
+"""What quality control wants to know of the voxels of one scan: drift of its intensities, flat ends, and what is cut.
 
-Both look at a lattice of the voxels, so they cost about a millisecond.
+All look at a lattice of the voxels, so they cost about a millisecond.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+
+from tasks.resampling import EDGE
+from tasks.volumes import Block, Grid, voxel_map
 
 TISSUE = 0.1
 """Voxels above this share of the intensity range count as tissue."""
@@ -33,8 +36,19 @@ def drift_measure(channel: np.ndarray, base: float, modality: str) -> dict[str, 
 
 def end_measures(source: torch.Tensor, bounds: tuple[float, float], modality: str) -> dict[str, float | str]:
     """Return the entries flat_end_* and flat_face_* of a receipt's `qc`; empty without tissue."""
-    share, face = flat_end(source, max(0.0, bounds[0] + TISSUE * (bounds[1] - bounds[0])))
+    share, face = flat_end(source, _tissue_level(bounds))
     return {f"flat_end_{modality}": round(share, 4), f"flat_face_{modality}": face} if face else {}
+
+
+def grid_measure(source: Block, target: Grid, bounds: tuple[float, float], modality: str) -> dict[str, float]:
+    """Return the entry outside_grid_* of a receipt's `qc`; empty without tissue."""
+    found = outside_share(source, target, _tissue_level(bounds))
+    return {} if found is None else {f"outside_grid_{modality}": round(found, 4)}
+
+
+def _tissue_level(bounds: tuple[float, float]) -> float:
+    """Return the intensity of the file above which a voxel counts as tissue."""
+    return max(0.0, bounds[0] + TISSUE * (bounds[1] - bounds[0]))
 
 
 def drift(channel: np.ndarray, base: float = 0.0) -> float | None:
@@ -75,6 +89,26 @@ def flat_end(source: torch.Tensor, level: float) -> tuple[float, str]:
         for plane, face in zip((planes[0], planes[-1]), faces, strict=True):
             best = max(best, (float(areas[plane] / areas.max()), face))
     return best
+
+
+def outside_share(source: Block, target: Grid, level: float) -> float | None:
+    """Return the share of a scan's tissue that lies outside the field of view of a grid, 0..1; None without tissue.
+
+    source: on its own grid; tissue: above `level`. A fixed template grid cuts that part off.
+    """
+    steps = _steps(tuple(source.data.shape))
+    lattice = source.data[tuple(slice(None, None, step) for step in steps)].cpu().numpy()
+    places = np.nonzero(lattice > level)
+    if not len(places[0]):
+        return None
+    voxels = np.stack(
+        [np.multiply(p, step) + start for p, step, start in zip(places, steps, source.start, strict=True)]
+    )
+    matrix = voxel_map(target, source.grid)
+    reached = matrix[:3, :3] @ voxels + matrix[:3, 3:]
+    ends = np.array(target.shape)[:, None] - 0.5
+    inside = ((reached >= -0.5 - EDGE) & (reached <= ends + EDGE)).all(axis=0)
+    return float(1 - inside.mean())
 
 
 def _steps(shape: tuple[int, ...]) -> list[int]:

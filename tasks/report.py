@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from infra.storage import write_bytes
 from tasks.missing import MissingTable
-from tasks.tables import BenchmarkTable, grid, statements
+from tasks.tables import BenchmarkTable, Grid, grids, statements
 
 if TYPE_CHECKING:
+    import pandas as pd
     from jinja2 import Template
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -42,28 +43,18 @@ class TableSection:
     table: BenchmarkTable
     pictures: Sequence[Picture] = ()
     missing: MissingTable | None = None
+    reliability: pd.DataFrame | None = None
+    """Reliability curves of a classification, for a file beside the table."""
 
     @property
-    def header(self) -> list[str]:
-        """Printed column names."""
-        return grid(self.table)[0]
-
-    @property
-    def body(self) -> list[dict[str, Any]]:
-        """Printed rows with their kind, for colouring."""
-        _, rows = grid(self.table)
-        return [{"cells": row, "kind": _kind(row[0])} for row in rows]
+    def grids(self) -> list[Grid]:
+        """The printed parts of the table."""
+        return grids(self.table)
 
     @property
     def statements(self) -> list[str]:
         """Sentences under the table."""
         return statements(self.table)
-
-
-def _kind(row: str) -> str:
-    if "(published:" in row:
-        return "published"
-    return "absent" if row == "no data" else "ours"
 
 
 @dataclass(frozen=True)

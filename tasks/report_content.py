@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from models.config import MadeFrom
 from models.store import store_digest
 from tasks.finetune import Finetuning, read_json
 from tasks.qc import mosaic_of, qc_cases, quarantine_table
@@ -30,7 +31,8 @@ class Made:
     store: Store
     cases: pd.DataFrame
     split: pd.DataFrame
-    split_digest: str
+    tables: MadeFrom
+    """Versions of the split and of the phenotypes."""
     pretrained: str
     """Name of the pre-training."""
 
@@ -103,7 +105,8 @@ def provenance(made: Made, trainings: Sequence[Finetuning] = ()) -> list[tuple[s
     found = [
         ("store digest", store_digest(made.store.url)),
         ("preprocessing spec", f"{made.store.spec.name} {made.store.spec.content_digest()}"),
-        ("split digest", made.split_digest),
+        ("split digest", made.tables.split_digest),
+        ("phenotypes digest", made.tables.phenotypes_digest or "no phenotypes"),
     ]
     done = read_json(made.workspace / "trainings" / made.pretrained / "done.json") or {}
     found += [

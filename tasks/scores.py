@@ -1,15 +1,6 @@
-"""Scores of predictions: Dice and HD95 by region (MONAI), classification metrics (scikit-learn), kept in long form.
+"""Scores of predictions in long form: masks by region and case, probabilities by class and case.
 
-Rules for empty masks, per region of a case:
-
-| target | prediction | Dice | HD95 |
-|---|---|---|---|
-| empty | empty | 1 | undefined, `both empty` |
-| empty | not empty | 0 | undefined, `target empty` |
-| not empty | empty | 0 | undefined, `prediction empty` |
-
-An undefined HD95 is NaN with its note: left out of means and counted beside them. HD95 is the larger of the two
-directed 95th percentiles of surface distances in millimetres, as MONAI defines it.
+The rules for empty masks stand in tasks.metrics_masks, all definitions in docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -17,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +22,15 @@ import pyarrow.parquet as pq
 from infra.storage import write_bytes
 from models.config import Region
 from models.records import SelectedCase, digest_of
-from models.scoring import auroc, dice
+from models.scoring import dice
 from tasks.benchmarks import Benchmark, scheme_labels
+from tasks.metrics_masks import region_scores
+from tasks.metrics_surface import union_box
 
 COLUMNS: tuple[str, ...] = (
     "benchmark", "row", "seed", "dataset", "case", "subject", "region", "metric", "value", "target", "note",
 )  # fmt: skip
-RULES_VERSION = 1
+RULES_VERSION = 2
 """Raised when a rule above changes, so that kept scores are computed again."""
 
 
@@ -68,43 +60,26 @@ def region_masks(
     return np.stack([np.isin(label, region.labels) for region in regions])
 
 
-def hd95(prediction: npt.NDArray[np.bool_], target: npt.NDArray[np.bool_], spacing_mm: float) -> tuple[float, str]:
-    """Return the HD95 of one region (X, Y, Z) in mm and a note; NaN with the reason when a mask is empty."""
-    empty = (not target.any(), not prediction.any())
-    if any(empty):
-        return float("nan"), {(True, True): "both empty", (True, False): "target empty"}.get(empty, "prediction empty")
-    import torch
-    from monai.metrics import compute_hausdorff_distance
-
-    # Voxels outside the union's box (plus a margin for its surface) cannot change a surface distance.
-    box = tuple(_span(prediction | target, axis) for axis in range(3))
-    tensors = [torch.from_numpy(np.pad(mask[box], 1).astype(np.float32))[None, None] for mask in (prediction, target)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.6 warns about its own call of get_mask_edges
-        distance = compute_hausdorff_distance(
-            *tensors, include_background=True, percentile=95, spacing=[spacing_mm] * 3
-        )
-    return float(distance[0, 0]), ""
+Truth = tuple[npt.NDArray[Any], Sequence[float]]
+"""Label (X, Y, Z) of a case and the edges of its voxels in mm."""
 
 
-def _span(mask: npt.NDArray[np.bool_], axis: int) -> slice:
-    hit = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-    return slice(int(hit[0]), int(hit[-1]) + 1)
+def score_case(prediction: npt.NDArray[Any], truth: Truth, benchmark: Benchmark, case: str) -> list[dict[str, Any]]:
+    """Return the entries of one case: region, metric, value, note, for the metrics of the benchmark.
 
-
-def score_case(
-    prediction: npt.NDArray[Any], label: npt.NDArray[Any], benchmark: Benchmark, spacing_mm: float, case: str
-) -> list[dict[str, Any]]:
-    """Return the Dice and HD95 entries of one case: region, metric, value, note.
-
-    `prediction` is (R, X, Y, Z) with 0 and 1 in the order of the benchmark's regions, `label` (X, Y, Z).
+    `prediction` is (R, X, Y, Z) with 0 and 1 in the order of the benchmark's regions, on the grid of the label.
     """
+    label, spacing_mm = truth
     wanted = (len(benchmark.regions), *label.shape)
     if prediction.shape != wanted:
         raise ScoreError(
-            f"case {case}: the prediction has shape {prediction.shape}, the stored label needs {wanted} "
-            "(regions, x, y, z on the stored extent); predict again from this store"
+            f"case {case}: the prediction has shape {prediction.shape}, the label needs {wanted} "
+            "(regions, x, y, z on the grid of the label); predict again from this store"
         )
+    # Whatever is not 0 lies in this box; dilated lesions must not be cut off by it.
+    margin = benchmark.lesions.dilation + 1 if benchmark.lesions else 0
+    box = union_box([label != 0, (prediction != 0).any(axis=0)], margin) or (slice(0, 1),) * label.ndim
+    label, prediction = label[box], prediction[(slice(None), *box)]
     if prediction.dtype.kind == "f" and not np.isfinite(prediction).all():
         raise ScoreError(f"case {case}: the prediction has NaN or infinite values; masks of 0 and 1 are needed")
     if not np.isin(prediction, (0, 1)).all():
@@ -112,9 +87,14 @@ def score_case(
     masks, predicted = region_masks(label, benchmark.regions, benchmark.scheme, case), prediction.astype(bool)
     entries: list[dict[str, Any]] = []
     for index, (region, overlap) in enumerate(zip(benchmark.regions, dice(predicted, masks), strict=True)):
-        distance, note = hd95(predicted[index], masks[index], spacing_mm)
-        entries.append({"region": region.name, "metric": "dice", "value": overlap, "note": ""})
-        entries.append({"region": region.name, "metric": "hd95", "value": distance, "note": note})
+        others = region_scores(
+            predicted[index], masks[index], spacing_mm, benchmark.surface_tolerance_mm, benchmark.lesions
+        )
+        entries += [
+            {"region": region.name, "metric": metric, "value": value, "note": note}
+            for metric, value, note in (("dice", overlap, ""), *others)
+            if metric in benchmark.metrics
+        ]
     return entries
 
 
@@ -123,14 +103,13 @@ def segmentation_scores(
     benchmark: Benchmark,
     cases: Iterable[SelectedCase],
     predict: Callable[[SelectedCase], npt.NDArray[Any]],
-    label: Callable[[SelectedCase], npt.NDArray[Any]],
-    spacing_mm: float,
+    truth: Callable[[SelectedCase], Truth],
 ) -> pd.DataFrame:
-    """Return the long-form scores of all cases; `predict` and `label` read one case each."""
+    """Return the long-form scores of all cases; `predict` and `truth` read one case each, on one grid."""
     rows = [
         {**_identity(key, case), "target": "", **entry}
         for case in cases
-        for entry in score_case(predict(case), label(case), benchmark, spacing_mm, case.case)
+        for entry in score_case(predict(case), truth(case), benchmark, case.case)
     ]
     return _frame(rows)
 
@@ -162,25 +141,6 @@ def probability_scores(
             for name, p in zip(benchmark.classes, line, strict=True)
         ]
     )
-
-
-def classification_metrics(target: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float64]) -> dict[str, float]:
-    """Return accuracy, balanced accuracy, AUROC (last class positive; macro one-vs-rest for more) and macro F1.
-
-    `target` (N,) holds class indices, `probabilities` is (N, K). AUROC and balanced accuracy are NaN when a class is
-    absent from the targets.
-    """
-    from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
-
-    predicted = probabilities.argmax(axis=1)
-    labels = list(range(probabilities.shape[1]))
-    complete = set(target.tolist()) == set(labels)
-    return {
-        "accuracy": float(accuracy_score(target, predicted)),
-        "balanced_accuracy": float(balanced_accuracy_score(target, predicted)) if complete else float("nan"),
-        "auroc": auroc(target, probabilities),
-        "f1": float(f1_score(target, predicted, labels=labels, average="macro", zero_division=0)),
-    }
 
 
 def _identity(key: RowKey, case: SelectedCase) -> dict[str, Any]:
@@ -216,7 +176,7 @@ def inputs_digest(key: RowKey, benchmark: Benchmark, cases: Sequence[SelectedCas
 
 def score_path(folder: Path, key: RowKey) -> Path:
     """Return the file that keeps the scores of one row and seed."""
-    return folder / f"{re.sub(r'[^a-z0-9]+', '-', f'{key.benchmark} {key.row} seed{key.seed}')}.parquet"
+    return folder / f"{re.sub(r'[^a-z0-9]+', '-', f'{key.benchmark} {key.row} seed{key.seed}'.lower())}.parquet"
 
 
 def kept_scores(path: Path, inputs: str, compute: Callable[[], pd.DataFrame]) -> tuple[pd.DataFrame, bool]:

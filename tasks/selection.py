@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 
-from models.records import SelectedCase
+from models.records import SelectedCase, digest_of
 from models.selection import SelectionError, write_selection
+from tasks.splits import Subject, link_groups
 
 ROLES: tuple[str, ...] = ("train", "val", "test")
 
@@ -20,19 +21,21 @@ def select_cases(
     datasets: Collection[str] | None = None,
     targets: Mapping[tuple[str, str], str] | None = None,
     drop_test: bool = False,
+    links: Iterable[tuple[Subject, Subject]] = (),
 ) -> list[SelectedCase]:
     """Return the stored cases with their roles.
 
     cases: cases.parquet of a store. split: columns dataset, subject, split; a stored case whose subject is not in it
     is left out. Without a split all cases train. datasets: keep these only. targets: class by (dataset, case); cases
-    without one are left out. drop_test: leave out test subjects instead of giving them the role `test`.
+    without one are left out. drop_test: leave out test subjects instead of giving them the role `test`. links: pairs of
+    subjects that are one person (tasks.duplicates); their cases get the same `person`.
     Raises SelectionError for unknown datasets or roles, a subject with two roles, or when no training case is left.
     """
     table = cases.to_pandas()
     if datasets is not None and (unknown := set(datasets) - set(table["dataset"])):
         known = ", ".join(sorted(set(table["dataset"])))
         raise SelectionError(f"datasets {sorted(unknown)} are not in the store, which has: {known}")
-    roles = _roles(split)
+    roles, people = _roles(split), link_groups(links)
     selected = [
         SelectedCase(
             dataset=line["dataset"],
@@ -42,6 +45,7 @@ def select_cases(
             digest=line["digest"],
             role=role,
             target=targets[(line["dataset"], line["case"])] if targets is not None else "",
+            person=_person(people.get((line["dataset"], line["subject"]))),
         )
         for line in table[table["status"] == "stored"].to_dict("records")
         if (datasets is None or line["dataset"] in datasets)
@@ -67,6 +71,11 @@ def freeze_selection(
 ) -> str:
     """Write selection.parquet (see `select_cases`) and return its digest."""
     return write_selection(out, select_cases(cases, split, datasets, targets, drop_test))
+
+
+def _person(group: Subject | None) -> str:
+    """Return a name for a group of linked subjects that does not repeat the id of any: one may be forgotten later."""
+    return "" if group is None else digest_of(list(group))[:16]
 
 
 def _roles(split: pd.DataFrame | None) -> dict[tuple[str, str], str] | None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from infra import storage
 from models.records import LABEL, PlannedCase, PreprocessSpec, Reason, Receipt
 from models.store import digest_of_cases, read_cases
+from models.store_descriptors import Layout, layout_of
 from models.store_writer import StoreWriter, open_writer, read_attributes
 from tasks import plan as plans
 from tasks import receipts
@@ -67,7 +68,7 @@ def published(url: str, columns: Sequence[str] = ("dataset", "row", "status")) -
 
 def line_of(receipt: Receipt) -> dict[str, Any]:
     """Return the line of cases.parquet that a receipt becomes, without its fingerprint."""
-    body = receipt.model_dump(mode="json", exclude={"spec_digest", "geometry", "fingerprint"})
+    body = receipt.model_dump(mode="json", exclude={"spec_digest", "geometry", "fingerprint", "descriptors"})
     return {
         **body,
         "qc": json.dumps(receipt.qc, sort_keys=True, allow_nan=False),
@@ -178,6 +179,27 @@ def _mislabelled(
             yield receipts.empty_receipt(case, spec_digest, Reason.LABEL_VALUES, f"{name}: {conflict}")
 
 
+def _of_another_atlas(
+    url: str, fresh: Sequence[Receipt], planned: Sequence[PlannedCase], spec_digest: str
+) -> Iterator[Receipt]:
+    """Yield a receipt of quarantine for every case whose descriptors have another atlas or basis than its dataset's."""
+    layouts: dict[str, Layout] = {}
+    cases = {(case.dataset, case.row): case for case in planned}
+    for receipt in sorted(fresh, key=lambda r: (r.dataset, r.row)):
+        if (table := receipt.descriptors) is None:
+            continue
+        mine = (table.atlas, table.basis)
+        if receipt.dataset not in layouts:
+            layouts[receipt.dataset] = layout_of(url, receipt.dataset) or mine
+        if mine != (held := layouts[receipt.dataset]):
+            detail = (
+                f"its descriptors are of atlas {mine[0]} by {mine[1]}, dataset {receipt.dataset} holds those of "
+                f"{held[0]} by {held[1]}; ingest it as another dataset"
+            )
+            case = cases[receipt.dataset, receipt.row]
+            yield receipts.empty_receipt(case, spec_digest, Reason.DESCRIPTOR_ATLAS, detail)
+
+
 def finalise(url: str, current: Sequence[PlannedCase], repaired: Collection[Row] = ()) -> str:
     """Publish every row that has a receipt and return the store digest; writes nothing when nothing changed.
 
@@ -193,6 +215,7 @@ def finalise(url: str, current: Sequence[PlannedCase], repaired: Collection[Row]
     fresh = _unfolded(url, again, before, writer.spec, prints)
     lines = {**before, **{(r.dataset, r.row): line_of(r) for r in fresh}}
     refused = list(_mislabelled(lines, current, writer.spec.content_digest()))
+    refused += _of_another_atlas(url, fresh, again, writer.spec.content_digest())
     lines |= {(r.dataset, r.row): line_of(r) for r in refused}
     prints |= {(r.dataset, r.row): np.zeros(0, dtype=np.float32) for r in refused}
     folded = fold(lines.values(), current)
@@ -201,9 +224,11 @@ def finalise(url: str, current: Sequence[PlannedCase], repaired: Collection[Row]
     finalised = read_attributes(url)["finalised"]
     if finalised is None or fresh or folded != list(before.values()) or finalised["digest"] != digest:
         published = {row for row, line in before.items() if line["status"] in ("stored", "retired")}
-        _write_small(writer, fresh, known, {row for row, line in lines.items() if line["status"] in GONE}, published)
+        bad = {(receipt.dataset, receipt.row) for receipt in refused}
+        taken = [receipt for receipt in fresh if (receipt.dataset, receipt.row) not in bad]
+        _write_small(writer, taken, known, {row for row, line in lines.items() if line["status"] in GONE}, published)
         _mark_stored(writer, table)
-        del before, prints, fresh, lines, folded  # the search needs their memory: the table holds all there is
+        del before, prints, fresh, taken, lines, folded  # the search needs their memory: the table holds all there is
         search_duplicates(url, table, writer.spec)
         writer.publish(table, digest)
     for receipt in refused:

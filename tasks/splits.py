@@ -17,8 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.storage import write_bytes
+from models.config import MadeFrom
 from models.records import digest_of
 from tasks.duplicates import links as near_duplicates
+from tasks.phenotypes import PHENOTYPES_FILE, phenotypes_digest
+from tasks.versions import keep_version
 
 ROLES: tuple[str, str, str] = ("train", "val", "test")
 STRATIFY: tuple[str, ...] = ("dataset", "has_label", "lesion", "diagnosis", "control_group", "site")
@@ -130,22 +133,30 @@ def split_digest(split: pd.DataFrame) -> str:
 
 
 def write_split(split: pd.DataFrame, path: Path, provenance: dict[str, Any] | None = None) -> str:
-    """Write `<path>` (Parquet) with its digest, counts and provenance in its metadata; return the digest.
+    """Write a split (see `write_recorded`) with its digest, counts and provenance; return the digest.
 
-    The table is one atomic write. `<path>.json` is a copy of that metadata for people, which nothing depends on.
+    What was there before stays as a version of it (tasks.versions).
     """
     check_split(split, (1, 0, 0))
-    path.parent.mkdir(parents=True, exist_ok=True)
     digest = split_digest(split)
     counts = {role: int((split["split"] == role).sum()) for role in ROLES}
-    record = {**(provenance or {}), "digest": digest, "subjects": counts}
-    table = pa.Table.from_pandas(split, preserve_index=False)
-    metadata = {**(table.schema.metadata or {}), METADATA_KEY: json.dumps(record, sort_keys=True).encode()}
+    write_recorded(split, path, {**(provenance or {}), "digest": digest, "subjects": counts})
+    keep_version(str(path), digest)
+    return digest
+
+
+def write_recorded(table: pd.DataFrame, path: Path, record: dict[str, Any]) -> None:
+    """Write a Parquet table with a record (digest, counts, provenance) in its metadata, in one atomic write.
+
+    `<path>.json` is a copy of the record for people, which nothing depends on.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = pa.Table.from_pandas(table, preserve_index=False)
+    metadata = {**(content.schema.metadata or {}), METADATA_KEY: json.dumps(record, sort_keys=True).encode()}
     buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(metadata), buffer)
+    pq.write_table(content.replace_schema_metadata(metadata), buffer)
     write_bytes(str(path), buffer.getvalue())
     _write_copy(path, record)
-    return digest
 
 
 def _write_copy(path: Path, record: dict[str, Any]) -> None:
@@ -205,8 +216,18 @@ def with_phenotypes(cases: pd.DataFrame, phenotypes: pd.DataFrame) -> pd.DataFra
 
 def people_of(cases: pd.DataFrame, workspace: Path) -> pd.DataFrame:
     """Return the cases with the phenotypes of a workspace, when it has any."""
-    phenotypes = workspace / "phenotypes.parquet"
+    phenotypes = workspace / PHENOTYPES_FILE
     return with_phenotypes(cases, pd.read_parquet(phenotypes)) if phenotypes.exists() else cases
+
+
+def made_from(workspace: Path, split: str, digest: str) -> MadeFrom:
+    """Name the split (of this digest) and the phenotypes of a workspace, and keep these versions of them."""
+    keep_version(str(workspace / "splits" / f"{split}.parquet"), digest)
+    phenotypes, of_phenotypes = workspace / PHENOTYPES_FILE, ""
+    if phenotypes.exists():
+        of_phenotypes = phenotypes_digest(pd.read_parquet(phenotypes))
+        keep_version(str(phenotypes), of_phenotypes)
+    return MadeFrom(split=split, split_digest=digest, phenotypes_digest=of_phenotypes)
 
 
 def workspace_split(

@@ -1,10 +1,10 @@
-"""How sure one can be: bootstrap intervals over subjects with seeds nested, paired tests, Holm's correction.
+"""How sure one can be: bootstrap intervals over subjects with seeds nested, paired tests, Holm's correction, ranks.
 
 A bootstrap replicate draws subjects with replacement and is written as weights: W[b, s] counts how often subject s was
 drawn. Every metric is a closed form in those weights, so a replicate costs a matrix product, and rows that are compared
 share their draws. Seeds are nested in subjects: a replicate computes the metric of each seed and averages over seeds.
 
-Legend: B replicates, S subjects, N cases, K classes, E seeds.
+Legend: B replicates, S subjects, E seeds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 MetricFunction = Callable[[Floats], Floats]
 """Weights (B, S) of the subjects -> the metric of each replicate (B,), seeds averaged; NaN where undefined."""
 
-INTERVAL_METHOD = "95 % expanded percentile bootstrap over subjects, seeds averaged inside each replicate"
+INTERVAL_METHOD = "95 % BCa bootstrap over subjects, widened for few of them, seeds averaged inside each replicate"
 REPLICATES = 2000
 UNDEFINED_SHARE_MAX = 0.05
 
@@ -35,6 +35,16 @@ class Interval:
     n: int
     """Subjects."""
     note: str = ""
+    error: float = float("nan")
+    """Standard error: the standard deviation of the replicates."""
+
+    @property
+    def standardised(self) -> float:
+        """The estimate in standard deviations of one subject: of a mean paired difference, Cohen's d_z.
+
+        estimate / (sqrt(n) * error). It says for any metric how large a difference is against what subjects vary.
+        """
+        return self.estimate / (np.sqrt(self.n) * self.error) if self.error > 0 else float("nan")
 
 
 def draw_subjects(n_subjects: int, replicates: int = REPLICATES, seed: int = 0) -> Floats:
@@ -44,7 +54,7 @@ def draw_subjects(n_subjects: int, replicates: int = REPLICATES, seed: int = 0) 
 
 
 def expanded_alpha(n: int, alpha: float = 0.05) -> float:
-    """Return the nominal alpha that widens a percentile interval for small n.
+    """Return the nominal alpha that widens a bootstrap interval for small n.
 
     alpha' / 2 = Phi(-sqrt(n / (n - 1)) t_{n-1, 1 - alpha/2}). Source: Hesterberg, What Teachers Should Know About
     the Bootstrap, The American Statistician 69 (2015), section 3.2.
@@ -52,13 +62,33 @@ def expanded_alpha(n: int, alpha: float = 0.05) -> float:
     return float(2 * stats.norm.cdf(-np.sqrt(n / (n - 1)) * stats.t.ppf(1 - alpha / 2, n - 1)))
 
 
+def bca_tails(estimate: float, replicates: Floats, left_out: Floats, tail: float) -> tuple[float, float]:
+    """Return the shares of the replicates at which a BCa interval ends, lower and upper.
+
+    `replicates` (B,) are finite, `left_out` (S,) is the metric without each subject. Bias: where the estimate lies
+    among the replicates, ties by half; acceleration: from the skewness of the values without one subject. Percentiles
+    alone miss skewed scores, such as an AUROC near 1 (docs/metrics.md has the coverage of both). Source: Efron and
+    Tibshirani, An Introduction to the Bootstrap (1993), section 14.3; `scipy.stats.bootstrap`, with which a test
+    compares it, cannot share draws between rows.
+    """
+    below = float((replicates < estimate).mean() + 0.5 * (replicates == estimate).mean())
+    bias = stats.norm.ppf(np.clip(below, 1 / (replicates.size + 1), replicates.size / (replicates.size + 1)))
+    spread = np.nanmean(left_out) - left_out[np.isfinite(left_out)]
+    scale = float((spread**2).sum())
+    acceleration = float((spread**3).sum()) / (6 * scale**1.5) if scale > 0 else 0.0
+    shifted = bias + np.array([stats.norm.ppf(tail), -stats.norm.ppf(tail)])
+    low, high = stats.norm.cdf(bias + shifted / np.maximum(1 - acceleration * shifted, 1e-3))
+    return float(low), float(high)
+
+
 def bootstrap_interval(metric: MetricFunction, weights: Floats, alpha: float = 0.05, at_bounds: int = 0) -> Interval:
     """Return the estimate and the bootstrap interval of a metric over subjects.
 
-    Rules: with one subject there is no interval. Replicates in which the metric is undefined (a class was not drawn)
-    are left out; if they are more than 5 %, there is no interval. No spread at all would claim certainty: at exactly
-    0 or 1 the exact binomial (Clopper-Pearson) bound for `at_bounds` subjects is given instead (conservative: pass the
-    size of the smallest class); elsewhere, or with `at_bounds` 0, there is no interval.
+    Bias-corrected and accelerated (`bca_tails`), with `expanded_alpha`; studies/coverage.py measures how often it holds
+    the truth. Rules: with one subject there is no interval. Replicates in which the metric is undefined (a class was
+    not drawn) are left out; if they are more than 5 %, there is no interval. No spread at all would claim certainty: at
+    exactly 0 or 1 the exact binomial (Clopper-Pearson) bound for `at_bounds` subjects is given instead (conservative:
+    pass the size of the smallest class); elsewhere, or with `at_bounds` 0, there is no interval.
     """
     n = weights.shape[1]
     estimate = float(metric(np.ones((1, n)))[0])
@@ -71,11 +101,11 @@ def bootstrap_interval(metric: MetricFunction, weights: Floats, alpha: float = 0
     if finite.size < (1 - UNDEFINED_SHARE_MAX) * replicates.size:
         share = 100 * (1 - finite.size / replicates.size)
         return Interval(estimate, np.nan, np.nan, n, f"undefined in {share:.0f} % of the replicates: no interval")
-    tail = expanded_alpha(n, alpha) / 2
-    low, high = np.quantile(finite, [tail, 1 - tail])
-    if high - low < 1e-12:
+    if np.ptp(finite) < 1e-12:
         return _without_spread(estimate, n, alpha, at_bounds)
-    return Interval(estimate, float(low), float(high), n)
+    left_out = metric(np.ones((n, n)) - np.eye(n))
+    low, high = np.quantile(finite, bca_tails(estimate, finite, left_out, expanded_alpha(n, alpha) / 2))
+    return Interval(estimate, float(low), float(high), n, error=float(finite.std(ddof=1)))
 
 
 def _without_spread(estimate: float, n: int, alpha: float, at_bounds: int) -> Interval:
@@ -131,6 +161,34 @@ def one_subject_points(n: int) -> float:
     return 100 / n
 
 
+@dataclass(frozen=True)
+class Rank:
+    """Where a row stands among those that it is compared with, 1 being the best; ties share the mean place."""
+
+    place: float
+    low: float
+    high: float
+    """95 % of the replicates lie from low to high."""
+    first: float
+    """Share of the replicates in which it is the best, ties shared."""
+
+
+def rank_rows(metrics: Sequence[MetricFunction], weights: Floats) -> list[Rank]:
+    """Return the rank of each row by a metric of which more is better, and how stable it is over drawn subjects.
+
+    All rows see the same draws. Replicates in which a row is undefined are left out. Source: Wiesenfarth et al.,
+    Scientific Reports 11 (2021) 2369 (challengeR): ranks of bootstrap samples of the test cases.
+    """
+    values = np.stack([metric(np.vstack([np.ones((1, weights.shape[1])), weights])) for metric in metrics], axis=1)
+    places = stats.rankdata(-values[np.isfinite(values).all(axis=1)], axis=1)
+    if not np.isfinite(values[0]).all() or len(places) < 2:
+        return [Rank(float("nan"), float("nan"), float("nan"), float("nan")) for _ in metrics]
+    best = places[1:] == places[1:].min(axis=1, keepdims=True)
+    first = (best / best.sum(axis=1, keepdims=True)).mean(axis=0)
+    low, high = np.quantile(places[1:], [0.025, 0.975], axis=0)
+    return [Rank(*(float(value) for value in one)) for one in zip(places[0], low, high, first, strict=True)]
+
+
 def mean_metric(values: Floats) -> MetricFunction:
     """Return the mean over subjects of values (E, S); NaN marks a subject without a value (undefined HD95).
 
@@ -145,82 +203,3 @@ def mean_metric(values: Floats) -> MetricFunction:
         return np.asarray(per_seed.mean(axis=1))
 
     return metric
-
-
-def classification_metric(
-    name: str, subject: npt.NDArray[np.int64], target: npt.NDArray[np.int64], probabilities: Floats
-) -> MetricFunction:
-    """Return a classification metric as a function of subject weights.
-
-    `subject` (N,) maps cases to 0..S-1, `target` (E, N) to 0..K-1, `probabilities` is (E, N, K). The weighted forms
-    equal scikit-learn's on the repeated cases. Raises KeyError for an unknown metric.
-    """
-    try:
-        form = CLASSIFICATION_FORMS[name]
-    except KeyError:
-        raise KeyError(f"unknown classification metric {name!r}; known: {', '.join(CLASSIFICATION_FORMS)}") from None
-    forms = [form(own, seed) for own, seed in zip(target, probabilities, strict=True)]
-
-    def metric(weights: Floats) -> Floats:
-        cases = weights[:, subject]
-        return np.asarray(np.mean([one(cases) for one in forms], axis=0))
-
-    return metric
-
-
-def _accuracy(target: npt.NDArray[np.int64], probabilities: Floats) -> MetricFunction:
-    right = (probabilities.argmax(axis=1) == target).astype(np.float64)
-    return lambda w: (w @ right) / w.sum(axis=1)
-
-
-def _balanced_accuracy(target: npt.NDArray[np.int64], probabilities: Floats) -> MetricFunction:
-    right = (probabilities.argmax(axis=1) == target).astype(np.float64)
-    members = np.eye(probabilities.shape[1])[target]
-
-    def metric(w: Floats) -> Floats:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray(((w @ (members * right[:, None])) / (w @ members)).mean(axis=1))
-
-    return metric
-
-
-def _f1(target: npt.NDArray[np.int64], probabilities: Floats) -> MetricFunction:
-    classes = np.eye(probabilities.shape[1])
-    true, predicted = classes[target], classes[probabilities.argmax(axis=1)]
-
-    def metric(w: Floats) -> Floats:
-        # 2 TP / (targets + predictions); a class neither present nor predicted counts 0, as scikit-learn's macro F1.
-        both = w @ true + w @ predicted
-        scores = np.divide(2 * (w @ (true * predicted)), both, out=np.zeros_like(both), where=both > 0)
-        return np.asarray(scores.mean(axis=1))
-
-    return metric
-
-
-def _auroc(target: npt.NDArray[np.int64], probabilities: Floats) -> MetricFunction:
-    n_classes = probabilities.shape[1]
-    # Two classes: the last is the positive one; more: one against the rest, macro average.
-    positives = [1] if n_classes == 2 else list(range(n_classes))
-    parts = []
-    for k in positives:
-        inside, outside = np.flatnonzero(target == k), np.flatnonzero(target != k)
-        a, b = probabilities[inside, k][:, None], probabilities[outside, k][None, :]
-        parts.append((inside, outside, (a > b) + 0.5 * (a == b)))
-
-    def metric(w: Floats) -> Floats:
-        scores = []
-        for inside, outside, wins in parts:
-            u, v = w[:, inside], w[:, outside]
-            with np.errstate(invalid="ignore", divide="ignore"):
-                scores.append(((u @ wins) * v).sum(axis=1) / (u.sum(axis=1) * v.sum(axis=1)))
-        return np.asarray(np.mean(scores, axis=0))
-
-    return metric
-
-
-CLASSIFICATION_FORMS: dict[str, Callable[[npt.NDArray[np.int64], Floats], MetricFunction]] = {
-    "accuracy": _accuracy,
-    "balanced_accuracy": _balanced_accuracy,
-    "auroc": _auroc,
-    "f1": _f1,
-}

@@ -1,8 +1,8 @@
-"""From long-form scores to the lines of a table: estimate, interval, paired tests and Holm's correction."""
+"""From long-form scores to the lines of a table: estimate, interval, paired tests, Holm's correction and ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,17 +12,20 @@ import pandas as pd
 
 from models.records import Record
 from tasks.benchmarks import Benchmark
+from tasks.metrics_masks import UNDEFINED
+from tasks.metrics_weighted import classification_metric, reliability
 from tasks.scores import ScoreError
 from tasks.statistics import (
     REPLICATES,
     Floats,
+    Interval,
     MetricFunction,
     bootstrap_interval,
-    classification_metric,
     draw_subjects,
     holm,
     mean_metric,
     paired_test,
+    rank_rows,
 )
 
 PRETRAINED = "pre-trained"
@@ -31,6 +34,8 @@ MIXED = "pre-trained+mix"
 """Pre-trained, with learned templates mixed into the channels."""
 MEAN = "mean"
 """Region name of the mean over regions."""
+BIASED = {"ece": "no interval: few cases make it too large, and drawing from them again still larger"}
+"""Metrics without an interval, and why."""
 
 
 class Line(Record):
@@ -41,7 +46,7 @@ class Line(Record):
     metric: str
     region: str = ""
     kind: str = "ours"
-    """`ours`, `baseline`, `ceiling`, `published` or `no data`."""
+    """`ours`, `baseline`, `ceiling`, `published`, `absent` (without a number; `note` says why) or `no data`."""
     estimate: float | None = None
     low: float | None = None
     high: float | None = None
@@ -51,14 +56,23 @@ class Line(Record):
     """Subjects."""
     seeds: int = 0
     undefined: int = 0
-    """Cases (over all seeds) whose HD95 is undefined because a mask is empty."""
+    """Cases (over all seeds) whose score is undefined because a mask is empty."""
     difference: float | None = None
-    """Pre-trained minus this row."""
+    """Pre-trained (of probes: the first row) minus this row."""
     difference_low: float | None = None
     difference_high: float | None = None
+    effect: float | None = None
+    """The difference in standard deviations of one subject (of a mean: Cohen's d_z)."""
     p: float | None = None
     p_holm: float | None = None
     """Corrected over all compared rows; of the primary metric alone, on which a benchmark is decided."""
+    rank: float | None = None
+    """Place among the rows of the table but ceilings, by the primary metric; 1 is the best."""
+    rank_low: float | None = None
+    rank_high: float | None = None
+    """95 % of the bootstrap replicates lie between them."""
+    first: float | None = None
+    """Share of the replicates in which this row is the best."""
     source: str = ""
     basis: str = ""
     note: str = ""
@@ -73,21 +87,21 @@ def summarise(
     Without scores the result is one `no data` line and the published ones. Raises ScoreError when rows were scored on
     different subjects, or when a score that must be finite is not.
     """
-    published = _published(benchmark)
+    published = published_lines(benchmark)
     if scores.empty:
         return [Line(benchmark=benchmark.name, row="no data", metric="", kind="no data"), *published]
     subjects = _common_subjects(scores)
     weights = draw_subjects(len(subjects), replicates, seed)
     lines: list[Line] = []
+    readers = {row: _reader(part, benchmark, subjects) for row, part in _by_row(scores)}
     for metric, region in _columns(benchmark):
-        functions = {row: _functions(part, benchmark, metric, region, subjects) for row, part in _by_row(scores)}
+        functions = {row: read(metric, region) for row, read in readers.items()}
         column = _lines_of_column(benchmark, metric, region, functions, weights, kinds)
-        lines += _corrected(column) if (metric, region) == primary_metric(benchmark) else column
+        if (metric, region) == primary_metric(benchmark):
+            column = _ranked(corrected(column), functions, weights)
+        lines += column
     counts = {row: _undefined(part) for row, part in _by_row(scores)}
-    lines = [
-        line.replace(undefined=counts[line.row].get(line.region, 0)) if line.metric == "hd95" else line
-        for line in lines
-    ]
+    lines = [line.replace(undefined=counts[line.row].get((line.metric, line.region), 0)) for line in lines]
     return [*lines, *published]
 
 
@@ -131,40 +145,57 @@ class _Functions:
     """Subjects that an exact bound counts: those of the smallest class; 0 where there is none."""
 
 
-def _functions(
-    part: pd.DataFrame, benchmark: Benchmark, metric: str, region: str, subjects: list[tuple[str, str]]
-) -> _Functions:
+Reader = Callable[[str, str], _Functions]
+"""Metric and region -> what a row scores."""
+
+
+def _reader(part: pd.DataFrame, benchmark: Benchmark, subjects: list[tuple[str, str]]) -> Reader:
+    """Return how the scores of one row are read; what all its metrics share is gathered once."""
     if benchmark.kind == "segmentation":
-        values = _subject_values(part, metric, region, subjects)
-        return _Functions(mean_metric(values), [mean_metric(one[None]) for one in values])
+        values = _subject_values(part, subjects)
+        return lambda metric, region: _of_values(values(metric, region))
     subject, target, probabilities = _probabilities(part, benchmark, subjects)
     smallest = min(len(set(subject[own == k].tolist())) for own in target for k in range(len(benchmark.classes)))
-    return _Functions(
-        classification_metric(metric, subject, target, probabilities),
-        [
+
+    def read(metric: str, _: str) -> _Functions:
+        each = [
             classification_metric(metric, subject, own[None], one[None])
             for own, one in zip(target, probabilities, strict=True)
-        ],
-        len(subjects) if metric == "accuracy" else smallest,
-    )
-
-
-def _subject_values(part: pd.DataFrame, metric: str, region: str, subjects: list[tuple[str, str]]) -> Floats:
-    """Return the values (E, S): means over a subject's cases (and regions for `mean`), undefined ones left out."""
-    chosen = part[part["metric"] == metric]
-    if region != MEAN or MEAN in set(chosen["region"]):
-        chosen = chosen[chosen["region"] == region]
-    if metric != "hd95" and not np.isfinite(chosen["value"]).all():
-        bad = chosen[~np.isfinite(chosen["value"])].iloc[0]
-        raise ScoreError(f"row {bad['row']!r}, case {bad['case']}: {metric} is {bad['value']}; it must be finite")
-    index = pd.MultiIndex.from_tuples(subjects)
-    seeds = sorted(chosen["seed"].unique())
-    return np.stack(
-        [
-            chosen[chosen["seed"] == seed].groupby(["dataset", "subject"])["value"].mean().reindex(index).to_numpy()
-            for seed in seeds
         ]
-    ).astype(np.float64)
+        together = classification_metric(metric, subject, target, probabilities)
+        return _Functions(together, each, len(subjects) if metric == "accuracy" else smallest)
+
+    return read
+
+
+def _of_values(values: Floats) -> _Functions:
+    return _Functions(mean_metric(values), [mean_metric(one[None]) for one in values])
+
+
+def _subject_values(part: pd.DataFrame, subjects: list[tuple[str, str]]) -> Callable[[str, str], Floats]:
+    """Return metric and region -> values (E, S): means over a subject's cases (and regions for `mean`).
+
+    Undefined values are left out; NaN where nothing is left.
+    """
+    bad = part[~np.isfinite(part["value"]) & ~part["metric"].isin(UNDEFINED)]
+    if len(bad):
+        first = bad.iloc[0]
+        raise ScoreError(
+            f"row {first['row']!r}, case {first['case']}: {first['metric']} is {first['value']}; it must be finite"
+        )
+    seeds = sorted(part["seed"].unique())
+    index = pd.MultiIndex.from_tuples([(seed, *pair) for seed in seeds for pair in subjects])
+    keys = ["seed", "dataset", "subject", "metric"]
+    whole = part.groupby(keys)["value"].mean().unstack("metric").reindex(index)
+    by_region = part.groupby([*keys, "region"])["value"].mean().unstack(["metric", "region"]).reindex(index)
+
+    def read(metric: str, region: str) -> Floats:
+        if metric not in whole:
+            raise ScoreError(f"row {part['row'].iloc[0]!r} has no score of {metric}; score it again")
+        column = whole[metric] if region == MEAN else by_region[metric, region]
+        return column.to_numpy(dtype=np.float64).reshape(len(seeds), len(subjects))
+
+    return read
 
 
 def _probabilities(
@@ -192,6 +223,18 @@ def _probabilities(
     return subject, target, stacked
 
 
+def reliability_curves(scores: pd.DataFrame, benchmark: Benchmark) -> pd.DataFrame:
+    """Return the reliability curve of every row and seed of a classification: row, seed and `reliability`'s columns."""
+    subjects = _common_subjects(scores)
+    found = []
+    for row, part in _by_row(scores):
+        _, target, probabilities = _probabilities(part, benchmark, subjects)
+        for seed, own, one in zip(sorted(part["seed"].unique()), target, probabilities, strict=True):
+            found.append(reliability(own, one).assign(row=row, seed=int(seed)))
+    curves = pd.concat(found, ignore_index=True)
+    return curves[["row", "seed", *(name for name in curves.columns if name not in ("row", "seed"))]]
+
+
 def _lines_of_column(
     benchmark: Benchmark,
     metric: str,
@@ -204,15 +247,18 @@ def _lines_of_column(
     ours = functions.get(PRETRAINED)
     for row, function in functions.items():
         interval = bootstrap_interval(function.together, weights, at_bounds=function.at_bounds)
+        if metric in BIASED:
+            interval = Interval(interval.estimate, np.nan, np.nan, interval.n, BIASED[metric])
         alone = [float(one(np.ones((1, weights.shape[1])))[0]) for one in function.each]
         values = {
             "estimate": interval.estimate, "low": interval.low, "high": interval.high,
             "seed_sd": float(np.std(alone, ddof=1)) if len(alone) > 1 else np.nan,
         }  # fmt: skip
         kind = kinds.get(row, "ours")
-        if ours is not None and row != PRETRAINED and kind != "ceiling":
+        if ours is not None and row != PRETRAINED and kind != "ceiling" and metric not in BIASED:
             gap, p = paired_test(ours.together, function.together, weights)
             values |= {"difference": gap.estimate, "difference_low": gap.low, "difference_high": gap.high, "p": p}
+            values["effect"] = gap.standardised
         finite = {name: value for name, value in values.items() if np.isfinite(value)}
         lines.append(
             Line(
@@ -223,7 +269,8 @@ def _lines_of_column(
     return lines
 
 
-def _corrected(lines: list[Line]) -> list[Line]:
+def corrected(lines: Sequence[Line]) -> list[Line]:
+    """Return the lines with Holm's correction over all of them that have a p."""
     # Once a table: statsmodels collects all garbage of the process in every call, 0.15 s beside Prefect and torch.
     adjusted = holm([np.nan if line.p is None else line.p for line in lines])
     return [
@@ -231,13 +278,32 @@ def _corrected(lines: list[Line]) -> list[Line]:
     ]
 
 
-def _undefined(part: pd.DataFrame) -> dict[str, int]:
-    missing = part[(part["metric"] == "hd95") & ~np.isfinite(part["value"])]
-    counts = {str(region): int(count) for region, count in missing["region"].value_counts().items()}
-    return {MEAN: sum(counts.values()), **counts}
+def _ranked(column: list[Line], functions: dict[str, _Functions], weights: Floats) -> list[Line]:
+    """Return the lines of the primary metric with the ranks of all rows but ceilings; of one row there is none."""
+    rows = [line.row for line in column if line.kind != "ceiling"]
+    if len(rows) < 2:
+        return column
+    ranks = dict(zip(rows, rank_rows([functions[row].together for row in rows], weights), strict=True))
+    return [
+        line.replace(rank=rank.place, rank_low=rank.low, rank_high=rank.high, first=rank.first)
+        if (rank := ranks.get(line.row)) and np.isfinite(rank.place)
+        else line
+        for line in column
+    ]
 
 
-def _published(benchmark: Benchmark) -> list[Line]:
+def _undefined(part: pd.DataFrame) -> dict[tuple[str, str], int]:
+    """Return how many scores are undefined, by metric and region; a mean over regions counts all of them."""
+    missing = part[part["metric"].isin(UNDEFINED) & ~np.isfinite(part["value"])]
+    by_region = {
+        (str(metric), str(region)): len(some) for (metric, region), some in missing.groupby(["metric", "region"])
+    }
+    totals = {(str(metric), MEAN): len(some) for metric, some in missing.groupby("metric")}
+    return {**totals, **by_region}
+
+
+def published_lines(benchmark: Benchmark) -> list[Line]:
+    """Return a line for every published number of a benchmark."""
     return [
         Line(
             benchmark=benchmark.name, row=entry.method, metric=entry.metric, region=entry.region, kind="published",
@@ -248,7 +314,9 @@ def _published(benchmark: Benchmark) -> list[Line]:
 
 
 def primary_metric(benchmark: Benchmark) -> tuple[str, str]:
-    """Return the metric and region by which rows are drawn in the forest plot: mean Dice, or AUROC."""
+    """Return the metric and region by which rows are drawn in the forest plot: mean Dice, AUROC, or a probe's first."""
+    if benchmark.protocol == "probe":
+        return (benchmark.metrics[0], "")
     if benchmark.kind == "classification":
         return ("auroc", "")
     names: Sequence[str] = [region.name for region in benchmark.regions]

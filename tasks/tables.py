@@ -9,20 +9,51 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from models.records import Record, digest_of
-from tasks.benchmarks import Benchmark
+from tasks.benchmarks import LESION_METRICS, SEGMENTATION_METRICS, Benchmark
 from tasks.statistics import INTERVAL_METHOD, one_subject_points
 from tasks.summary import MEAN, PRETRAINED, Line, primary_metric
 
 METRIC_NAMES: dict[str, str] = {
     "dice": "Dice",
     "hd95": "HD95",
+    "hd95_pooled": "pooled HD95",
+    "nsd": "NSD",
+    "volume_error_ml": "volume error",
+    "volume_error": "relative volume error",
+    "lesion_dice": "lesion Dice",
+    "lesion_f1": "lesion F1",
+    "lesion_sensitivity": "lesion sensitivity",
+    "false_lesions": "false lesions",
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "auroc": "AUROC",
     "f1": "macro F1",
+    "auprc": "AUPRC",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "brier": "Brier score",
+    "ece": "ECE",
+    "mae": "MAE",
+    "r": "r",
 }
+UNITS: dict[str, str] = {"hd95": "mm", "hd95_pooled": "mm", "volume_error_ml": "ml", "mae": "years"}
+"""Of metrics that are no shares, counts or correlations."""
+DECIMALS: dict[str, int] = {
+    "hd95": 1, "hd95_pooled": 1, "volume_error_ml": 2, "false_lesions": 2, "mae": 2, "effect": 2,
+}  # fmt: skip
+"""Printed, where not three."""
+FURTHER: tuple[frozenset[str], ...] = (
+    *(frozenset({metric}) for metric in (*SEGMENTATION_METRICS[1:], *LESION_METRICS)),
+    frozenset({"auprc", "sensitivity", "specificity", "brier", "ece"}),
+)
+"""Metrics that have a grid of their own below the first, which holds all others: a page has a width."""
+SHORT = frozenset(
+    {"dice", "hd95", "nsd", "lesion_f1", "accuracy", "balanced_accuracy", "auroc", "f1", "brier", "mae", "r"}
+)
+"""Metrics that a Prefect table artifact shows; the files have all."""
 
 
 class BenchmarkTable(Record):
@@ -47,7 +78,7 @@ class BenchmarkTable(Record):
     @property
     def has_scores(self) -> bool:
         """Whether any number of ours is in it."""
-        return any(line.kind not in {"no data", "published"} for line in self.lines)
+        return any(line.kind not in {"no data", "published", "absent"} for line in self.lines)
 
 
 def _rounded(value: object) -> object:
@@ -73,15 +104,15 @@ def columns_of(table: BenchmarkTable) -> list[tuple[str, str]]:
 def heading(metric: str, region: str) -> str:
     """Return the words above a column, e.g. `Dice ET` or `mean Dice`."""
     name = METRIC_NAMES.get(metric, metric)
-    unit = " (mm)" if metric == "hd95" else ""
+    unit = f" ({UNITS[metric]})" if metric in UNITS else ""
     return (f"mean {name}" if region == MEAN else f"{name} {region}".strip()) + unit
 
 
 def number(value: float | None, metric: str) -> str:
-    """Return a value as printed: three decimals for shares, one for millimetres, an en dash for none."""
+    """Return a value as printed: three decimals for shares, fewer for mm and years, an en dash for none."""
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{value:z.1f}" if metric == "hd95" else f"{value:z.3f}"
+    return f"{value:z.{DECIMALS.get(metric, 3)}f}"
 
 
 def cell(line: Line | None) -> str:
@@ -111,24 +142,74 @@ def _rows(table: BenchmarkTable) -> list[tuple[tuple[str, str, str], list[Line]]
     return list(grouped.items())
 
 
-def grid(table: BenchmarkTable) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the printed cells of a table. Every cell is a string; no NaN can appear."""
+@dataclass(frozen=True)
+class Grid:
+    """Printed cells: every one is a string, no NaN can appear."""
+
+    header: list[str]
+    rows: list[list[str]]
+    kinds: list[str]
+    """Of each row, as in its lines; `no data` without any."""
+
+
+def grids(table: BenchmarkTable, basis: bool = True) -> list[Grid]:
+    """Return the table in parts that fit a page: the first with the tests and all rows, then those of FURTHER.
+
+    Rows without a number are left out of the further ones. basis: a last column of the first grid says how sure a
+    published number is.
+    """
     columns = columns_of(table)
-    main = primary_metric(table.benchmark)
-    header = ["row", "n", "seeds", *(heading(*column) for column in columns), f"p (Holm), {heading(*main)}", "basis"]
-    body: list[list[str]] = []
-    if not table.has_scores:
-        body.append(["no data", "–", "–", *(["–"] * len(columns)), "–", table.benchmark.basis])
-    for (row, kind, source), lines in _rows(table):
+    further = frozenset().union(*FURTHER)
+    found = [_with_tests(table, _grid(table, [column for column in columns if column[0] not in further]), basis)]
+    for metrics in FURTHER:
+        full = _grid(table, [column for column in columns if column[0] in metrics])
+        kept = [k for k, row in enumerate(full.rows) if any(text != "–" for text in row[3:])]
+        if kept:
+            found.append(Grid(full.header, [full.rows[k] for k in kept], [full.kinds[k] for k in kept]))
+    return found
+
+
+def _grid(table: BenchmarkTable, columns: Sequence[tuple[str, str]]) -> Grid:
+    header = ["row", "n", "seeds", *(heading(*column) for column in columns)]
+    rows: list[list[str]] = [] if table.has_scores else [["no data", *(["–"] * (len(header) - 1))]]
+    kinds = [] if table.has_scores else ["no data"]
+    for (row, kind, _), lines in _rows(table):
         by_column = {(line.metric, line.region): line for line in lines}
-        name = f"{row} (published: {source})" if kind == "published" else row
-        test = by_column.get(main)
         seeds = str(lines[0].seeds) if lines[0].seeds else "–"
         cells = [cell(by_column.get(column)) for column in columns]
-        body.append(
-            [name, str(lines[0].n or "–"), seeds, *cells, p_text(test.p_holm if test else None), lines[0].basis or "–"]
-        )
-    return header, body
+        rows.append([_printed_name(row, kind, lines[0]), str(lines[0].n or "–"), seeds, *cells])
+        kinds.append(kind)
+    return Grid(header, rows, kinds)
+
+
+def _with_tests(table: BenchmarkTable, grid: Grid, basis: bool) -> Grid:
+    """Return a grid of all rows with the columns of the paired tests of the primary metric, and of the basis."""
+    main = primary_metric(table.benchmark)
+    compared = any(line.difference is not None for line in table.lines)
+    effects = any(line.effect is not None for line in table.lines)
+    words = [f"difference in {heading(*main)}"] if compared else []
+    words += ["effect"] if effects else []
+    words += [f"p (Holm), {heading(*main)}", *(["basis"] if basis else [])]
+    found = [] if table.has_scores else [[*(["–"] * (len(words) - basis)), *([table.benchmark.basis] if basis else [])]]
+    for _, lines in _rows(table):
+        test = next((line for line in lines if (line.metric, line.region) == main), None)
+        cells = [_difference(test)] if compared else []
+        cells += [number(test.effect if test else None, "effect")] if effects else []
+        cells += [p_text(test.p_holm if test else None), *([lines[0].basis or "–"] if basis else [])]
+        found.append(cells)
+    return Grid([*grid.header, *words], [a + b for a, b in zip(grid.rows, found, strict=True)], grid.kinds)
+
+
+def _difference(line: Line | None) -> str:
+    if line is None or line.difference is None:
+        return "–"
+    return cell(line.replace(estimate=line.difference, low=line.difference_low, high=line.difference_high))
+
+
+def _printed_name(row: str, kind: str, line: Line) -> str:
+    if kind == "published":
+        return f"{row} (published: {line.source})"
+    return f"{row} ({line.note})" if kind == "absent" else row
 
 
 def statements(table: BenchmarkTable) -> list[str]:
@@ -136,14 +217,20 @@ def statements(table: BenchmarkTable) -> list[str]:
     found = [f"Basis of the protocol: {table.benchmark.basis}."]
     if table.benchmark.note:
         found.append(f"About the data: {table.benchmark.note}.")
-    if table.has_scores:
+    if table.has_scores and table.benchmark.protocol == "probe":
+        found += [*_seed_statements(table), *_interval_statements(table)]
+    elif table.has_scores:
         n = max(line.n for line in table.lines if line.kind != "published")
         found += [
             f"n = {n} test subjects; one subject is worth {one_subject_points(n):.2f} points of a mean or an accuracy.",
             f"Brackets: {INTERVAL_METHOD}.",
+            f"Difference: {PRETRAINED} minus the row; effect: the difference in standard deviations of one subject (of "
+            "a mean, Cohen's d_z).",
             f"p: paired bootstrap of {PRETRAINED} against the row, over subjects, Holm-corrected over all such rows.",
             f"Budget of every trained row: {table.budget or 'none trained'}.",
+            *_rank_statements(table),
             *_seed_statements(table),
+            *_rules(table.benchmark),
             *_undefined_statements(table),
             *_interval_statements(table),
         ]
@@ -158,21 +245,56 @@ def statements(table: BenchmarkTable) -> list[str]:
     return [*found, *table.notes]
 
 
-def _undefined_statements(table: BenchmarkTable) -> list[str]:
-    counts = [
-        f"{line.row} {line.region}: {line.undefined}"
+def _rank_statements(table: BenchmarkTable) -> list[str]:
+    """Return how stable the order of the rows is."""
+    places = [
+        f"{line.row} {line.rank:g} [{line.rank_low:g}, {line.rank_high:g}] ({100 * (line.first or 0):.0f} %)"
         for line in table.lines
-        if line.metric == "hd95" and line.undefined and line.region != MEAN
+        if line.rank is not None
     ]
-    rule = "HD95 is undefined where a mask is empty; such cases (counted over all seeds) are left out of its mean"
-    return [f"{rule}: {', '.join(counts)}."] if counts else []
+    words = (
+        f"Rank by {heading(*primary_metric(table.benchmark))}, its 95 % over drawn subjects, and how often it is first"
+    )
+    return [f"{words}: {', '.join(places)}."] if places else []
+
+
+def _rules(benchmark: Benchmark) -> list[str]:
+    """Return the rules without which the numbers of a segmentation cannot be read."""
+    if benchmark.kind != "segmentation":
+        return []
+    found = [
+        "Two empty masks count 1 for Dice, NSD and lesion scores, one empty mask 0; HD95, relative volume error and "
+        "lesion sensitivity are undefined where a mask that they need is empty.",
+        f"NSD: surfaces at most {benchmark.surface_tolerance_mm:g} mm apart agree.",
+    ]
+    if rule := benchmark.lesions:
+        found.append(
+            f"Lesions: 26 neighbours; true ones that touch after {rule.dilation} steps of dilation are one; true ones "
+            f"of at most {rule.min_volume_mm3:g} mm³ do not count, false ones always do."
+        )
+    return found
+
+
+def _undefined_statements(table: BenchmarkTable) -> list[str]:
+    """Return how many scores are undefined; metrics with the same counts share a sentence."""
+    counts: dict[str, list[str]] = {}
+    for line in table.lines:
+        if line.undefined and line.region != MEAN:
+            counts.setdefault(METRIC_NAMES[line.metric], []).append(f"{line.row} {line.region} {line.undefined}")
+    metrics: dict[str, list[str]] = {}
+    for name, cases in counts.items():
+        metrics.setdefault(", ".join(cases), []).append(name)
+    return [
+        f"Undefined and left out of means, counted over all seeds: {', '.join(names)}: {cases}."
+        for cases, names in metrics.items()
+    ]
 
 
 def _interval_statements(table: BenchmarkTable) -> list[str]:
     """Return one sentence a note, naming the rows and columns that it is about."""
     found: dict[str, dict[str, list[str]]] = {}
     for line in table.lines:
-        if line.note:
+        if line.note and line.kind != "absent":
             found.setdefault(line.note, {}).setdefault(line.row, []).append(heading(line.metric, line.region))
     about = {
         note: "; ".join(f"{row} ({', '.join(names)})" for row, names in rows.items()) for note, rows in found.items()
@@ -195,27 +317,12 @@ def _seed_statements(table: BenchmarkTable) -> list[str]:
 def to_markdown(table: BenchmarkTable, title_level: int = 2) -> str:
     """Return the table as Markdown with its statements."""
     lines = [f"{'#' * title_level} {table.benchmark.title}", ""]
-    for header, body in _narrow_grids(table):
-        lines += [*markdown_rows(header, body), ""]
+    for grid in grids(table, basis=False):
+        lines += [*markdown_rows(grid.header, grid.rows), ""]
     lines += [f"- {sentence}" for sentence in statements(table)]
     lines += [f"- {name}: `{digest}`" for name, digest in (*table.provenance, ("table digest", table.digest[:16]))]
     lines += [f"- Written on {table.date}."] if table.date else []
     return "\n".join(lines) + "\n"
-
-
-def _narrow_grids(table: BenchmarkTable) -> list[tuple[list[str], list[list[str]]]]:
-    """Return the grid as one of Dice and one of HD95, for pages of limited width; one grid for a classification.
-
-    The basis is left out: a sentence under the table says it. Rows without a number in the second grid are left out.
-    """
-    header, body = grid(table)
-    millimetres = [k for k, name in enumerate(header) if name.endswith("(mm)")]
-    first = [k for k in range(len(header) - 1) if k not in millimetres]
-    found = [([header[k] for k in first], [[row[k] for k in first] for row in body])]
-    if rows := [row for row in body if any(row[k] != "–" for k in millimetres)]:
-        second = [0, 1, 2, *millimetres]
-        found.append(([header[k] for k in second], [[row[k] for k in second] for row in rows]))
-    return found
 
 
 def markdown_rows(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
@@ -250,20 +357,26 @@ def latex_text(text: str) -> str:
 
 
 def to_latex(table: BenchmarkTable) -> str:
-    """Return the table as a LaTeX `table` with booktabs rules; published rows follow a rule of their own."""
-    header, body = grid(table)
-    kinds = (["no data"] if not table.has_scores else []) + [kind for (_, kind, _), _ in _rows(table)]
-    rows: list[str] = []
-    for k, (cells, kind) in enumerate(zip(body, kinds, strict=True)):
-        if kind == "published" and k and kinds[k - 1] != "published":
-            rows.append(r"\midrule")
-        rows.append(" & ".join(map(latex_text, cells)) + r" \\")
+    """Return the table as a LaTeX `table` with a tabular (booktabs) for each grid, a rule above published rows."""
     caption = " ".join([f"{table.benchmark.title}.", *statements(table)])
     return "\n".join(
         [
-            r"\begin{table}", r"\centering\small", rf"\begin{{tabular}}{{l{'r' * (len(header) - 2)}l}}", r"\toprule",
-            " & ".join(map(latex_text, header)) + r" \\", r"\midrule", *rows, r"\bottomrule", r"\end{tabular}",
+            r"\begin{table}", r"\centering\small", "\n\\par\\medskip\n".join(map(_tabular, grids(table))),
             rf"\caption{{{latex_text(caption)}}}", rf"\label{{tab:{table.benchmark.name}}}", r"\end{table}", "",
+        ]
+    )  # fmt: skip
+
+
+def _tabular(grid: Grid) -> str:
+    rows: list[str] = []
+    for k, (cells, kind) in enumerate(zip(grid.rows, grid.kinds, strict=True)):
+        if kind == "published" and k and grid.kinds[k - 1] != "published":
+            rows.append(r"\midrule")
+        rows.append(" & ".join(map(latex_text, cells)) + r" \\")
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{l{'r' * (len(grid.header) - 1)}}}", r"\toprule",
+            " & ".join(map(latex_text, grid.header)) + r" \\", r"\midrule", *rows, r"\bottomrule", r"\end{tabular}",
         ]
     )  # fmt: skip
 
@@ -271,10 +384,9 @@ def to_latex(table: BenchmarkTable) -> str:
 def artifact_rows(table: BenchmarkTable) -> list[dict[str, str]]:
     """Return the printed cells as rows for a Prefect table artifact: strings only, so nothing in it is infinite.
 
-    The artifact's page is narrow: of several regions only the mean is shown, and the basis is left out.
+    The artifact's page is narrow: of several regions only the mean is shown, of the metrics those of SHORT.
     """
-    header, body = grid(table)
-    columns = columns_of(table)
-    means = {metric for metric, region in columns if region == MEAN}
-    hidden = {heading(*column) for column in columns if column[0] in means and column[1] != MEAN} | {"basis"}
-    return [{name: text for name, text in zip(header, row, strict=True) if name not in hidden} for row in body]
+    means = {metric for metric, region in columns_of(table) if region == MEAN}
+    columns = [(m, r) for m, r in columns_of(table) if m in SHORT and (r == MEAN or m not in means)]
+    grid = _with_tests(table, _grid(table, columns), basis=False)
+    return [dict(zip(grid.header, row, strict=True)) for row in grid.rows]

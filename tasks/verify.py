@@ -15,7 +15,16 @@ import numpy as np
 
 from infra import storage
 from models.records import Receipt
-from models.store import Store, StoredCase, StoredDataset, case_digest, has_label_shard, open_store, store_digest
+from models.store import (
+    Store,
+    StoredCase,
+    StoredDataset,
+    case_digest,
+    has_label_shard,
+    open_store,
+    store_digest,
+)
+from models.store_descriptors import Descriptors, descriptor_count, digest_bytes, raw_descriptors
 from models.store_layout import SMALL_ARRAYS, has_array, open_array, shard_shape
 from models.store_writer import read_attributes
 from tasks import plan as plans
@@ -80,8 +89,10 @@ def _of_dataset(store: Store, name: str, lines: Sequence[Line], deep: bool) -> I
     yield from _names_and_flags(data, lines)
     small, problems = _small_arrays(data)
     yield from map(Problem, problems)
+    table, problems = _descriptors(store.url, name)
+    yield from map(Problem, problems)
     for line in stored:
-        for problem in _guarded(lambda line=line: _of_case(store, data, line, small, deep)):  # type: ignore[misc]
+        for problem in _guarded(lambda line=line: _of_case(store, data, line, small, table, deep)):  # type: ignore[misc]
             yield _in_row(line, problem)
 
 
@@ -127,6 +138,15 @@ def _small_arrays(data: StoredDataset) -> tuple[dict[str, np.ndarray], list[str]
         except Exception as error:  # noqa: BLE001 - decoders raise what they like
             problems.append(f"{data.name}: structure: {key} cannot be read: {error}")
     return found, problems
+
+
+def _descriptors(url: str, name: str) -> tuple[Descriptors | None, list[str]]:
+    """Return the descriptors as they are, to be checked row by row, and why they cannot be read."""
+    try:
+        return raw_descriptors(url, name), []
+    except Exception as error:  # noqa: BLE001 - decoders raise what they like
+        what = f"{name}: structure: descriptors cannot be read: {error}"
+        return None, [f"{what}; delete the folder {name}/descriptors/c and run preprocess with repair: true"]
 
 
 def _receipts(url: str, name: str, lines: Sequence[Line]) -> Iterator[Problem]:
@@ -196,7 +216,12 @@ def _names_and_flags(data: StoredDataset, lines: Sequence[Line]) -> Iterator[Pro
 
 
 def _of_case(
-    store: Store, data: StoredDataset, line: Line, small: Mapping[str, np.ndarray], deep: bool
+    store: Store,
+    data: StoredDataset,
+    line: Line,
+    small: Mapping[str, np.ndarray],
+    table: Descriptors | None,
+    deep: bool,
 ) -> Iterator[str]:
     row, modalities, extent = line["row"], list(line["modalities"]), tuple(line["extent"])
     if "present" in small:
@@ -210,17 +235,21 @@ def _of_case(
     case = data.case_info(row)
     if not np.isfinite(case.affine).all() or abs(np.linalg.det(case.affine)) < 1e-9:
         yield f"affine: it cannot be inverted: {case.affine.tolist()}"
+    descriptors = None if table is None else table.values[row]
+    there = 0 if descriptors is None else int(np.count_nonzero(~np.isnan(descriptors)))
+    if there != (count := descriptor_count(line)):
+        yield f"descriptors: the array holds {there} values, cases.parquet says {count}"
     if deep:
-        yield from _voxels(data, case)
+        yield from _voxels(data, case, b"" if table is None else digest_bytes(descriptors, table.atlas, table.basis))
 
 
-def _voxels(data: StoredDataset, case: StoredCase) -> Iterator[str]:
+def _voxels(data: StoredDataset, case: StoredCase, descriptors: bytes) -> Iterator[str]:
     image = np.asarray(data.image[case.row])
     label = np.asarray(data.label[case.row]) if case.has_label and data.label is not None else None
     x, y, z = case.extent
     inside = image[:, :x, :y, :z]
     cut = None if label is None else label[:x, :y, :z]
-    found = case_digest(inside, cut, np.array(case.present), case.affine, case.origin)
+    found = case_digest(inside, cut, np.array(case.present), case.affine, case.origin, descriptors)
     if found != case.digest:
         yield f"digest of the voxels is {found}, receipt says {case.digest}"
     outside = np.count_nonzero(image) - np.count_nonzero(inside[list(np.flatnonzero(case.present))])

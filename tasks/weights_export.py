@@ -1,4 +1,4 @@
-"""Export a finished training: BrainMVP's released layout, a portable folder of safetensors, or a MONAI bundle."""
+"""Export a finished training: in a released layout, as a portable folder of safetensors, or as a MONAI bundle."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,23 +36,29 @@ def export_weights(training: Path, out: Path, form: str) -> Path:
     if out.exists():
         raise FileExistsError(f"{out} exists; give another --out, or move it away")
     finished = read_training(training)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    unfinished = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
-    FORMATS[form](finished, partial)
-    partial.rename(out)
+    FORMATS[form](finished, unfinished)
+    unfinished.rename(out)
     return out
 
 
 def formats_of(finished: FinishedTraining) -> dict[str, str]:
     """Return each format with an empty string, or why it cannot hold the training."""
-    return {form: _why_not_released(finished) if form == "brainmvp" else "" for form in FORMATS}
+    return {form: _why_not_released(finished, form) if form in RELEASED else "" for form in FORMATS}
 
 
-def _write_released(finished: FinishedTraining, path: Path) -> None:
-    if why := _why_not_released(finished):
-        raise WeightsError(f"training {finished.folder} cannot be written in BrainMVP's released layout: {why}")
-    layout = layout_of(finished.config.network, finished.spec.grid)
+RELEASED = {"brainmvp": "BrainMVP", "anatcl": "AnatCL"}
+"""Methods by the format and the kind of their objective."""
+LEFT_OUT = ("descriptor_mean", "descriptor_std")
+"""What our trainings keep and the released files of AnatCL do not: the scale of the descriptors."""
+
+
+def _write_released(finished: FinishedTraining, path: Path, form: str) -> None:
+    if why := _why_not_released(finished, form):
+        raise WeightsError(f"training {finished.folder} cannot be written in {RELEASED[form]}'s released layout: {why}")
+    layout = _layout(finished)
     unused = _unused(finished, layout)
     origin = finished.done.get("origin", {})
     prefix = origin.get("prefix", "")
@@ -59,16 +66,27 @@ def _write_released(finished: FinishedTraining, path: Path) -> None:
         prefix + name: finished.tensors[layout.ours[name]] if name in layout.ours else unused[name]
         for name in layout.tensors
     }
-    others = origin["kept"] if origin else {"current_epoch": finished.config.epochs - 1}
-    torch.save({**others, STATE: state} if origin.get("wrapped", True) else state, path)
+    own, epoch = (STATE, "current_epoch") if form == "brainmvp" else ("model", "epoch")
+    others = origin["kept"] if origin else {epoch: finished.config.epochs - 1}
+    key = origin.get("key", own) if origin.get("wrapped", True) else ""
+    torch.save({**others, key: state} if key else state, path)
 
 
-def _why_not_released(finished: FinishedTraining) -> str:
-    if finished.config.objective.kind != "brainmvp":
-        return f"it is a {finished.config.objective.kind}, not a pre-training"
-    layout = layout_of(finished.config.network, finished.spec.grid)
+def _layout(finished: FinishedTraining) -> Layout:
+    settings = finished.config.objective
+    head = settings.head_dim if settings.kind == "anatcl" else 0
+    return layout_of(finished.config.network, finished.spec.grid, head)
+
+
+def _why_not_released(finished: FinishedTraining, form: str) -> str:
+    kind = finished.config.objective.kind
+    if kind != form:
+        if kind in RELEASED:
+            return f"it was pre-trained with {RELEASED[kind]}"
+        return f"it is a {kind.replace('age_', '')}, not a pre-training"
+    layout = _layout(finished)
     shapes = {mine: layout.tensors[name].shape for name, mine in layout.ours.items()}
-    others = [name for name, value in finished.tensors.items() if shapes.get(name) != value.shape]
+    others = [n for n, value in finished.tensors.items() if shapes.get(n) != value.shape and n not in LEFT_OUT]
     if not others:
         return ""
     return (
@@ -116,8 +134,9 @@ def _portable(config: TrainingConfig) -> TrainingConfig:
 
 
 FORMATS: dict[str, Callable[[FinishedTraining, Path], None]] = {
-    "brainmvp": _write_released,
+    "brainmvp": partial(_write_released, form="brainmvp"),
+    "anatcl": partial(_write_released, form="anatcl"),
     "safetensors": _write_folder,
     "monai-bundle": write_bundle,
 }
-"""How to write a training: to a file `.pt` (brainmvp) or into a new folder."""
+"""How to write a training: to a file `.pt` (brainmvp, anatcl) or into a new folder."""

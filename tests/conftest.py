@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 KEPT = ("BRAINLOOM_EXPECT_NO_SKIPS", "BRAINLOOM_SCREENSHOTS")
 """Variables of ours that are meant for the tests."""
+DEMO_FILES = ("test_end_to_end.py", "test_browser.py")
+"""Fast tests that use `tiny_demo`."""
 ALLOWED_SKIPS = ("needs a CUDA device",)
 """Starts of skip reasons that do not fail a run with BRAINLOOM_EXPECT_NO_SKIPS=1."""
 
@@ -39,6 +41,28 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.update(private_environment())
     os.environ.update(dict.fromkeys(THREAD_LIMITS, "1"))
     os.environ.update({"PREFECT_HOME": home, "MPLBACKEND": "Agg", "BRAINLOOM_STATE_DIR": f"{home}/state"})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests of the demo, the longest work of one process when two share the tests."""
+    items.sort(key=lambda item: item.path.name not in DEMO_FILES)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep a file's tests in one process, and all that share the demo.
+
+    That is what `--dist loadgroup` is for; pytest 9.2 no longer lets xdist 3.8 mark the groups.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "demo" if Path(file).name in DEMO_FILES else file
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
 
 
 def _is_foreign_free(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from bench import crops, layouts, nnunet, preprocess, suite
 from bench.inputs import DATASET, MODALITIES, centred, contrasts, tight, workplace, write_scans
+from bench.kills import Started, kill_after_cases, kill_points, kill_table
 from bench.timing import Ratio, Rounds, Target, race, target_table, time_table
 from models.records import PreprocessSpec
 from models.store_layout import open_array
@@ -70,6 +72,7 @@ def test_report_names_every_measure_and_ours_agrees_with_the_chain(tmp_path: Pat
         "two workers / one worker",
         "load",
         "catalog of 2",
+        "HD95 of three regions, MONAI / ours, poor prediction",
     ):
         assert words in text
     agreements = [line for line in text.splitlines() if line.startswith("Largest difference to the chain")]
@@ -136,3 +139,26 @@ def test_the_table_of_layouts(tmp_path: Path) -> None:
     lines = list(layouts.table(tmp_path, image, spec, crop=8, rounds=1))
     assert len(lines) == 2 + len(layouts.EDGES) * len(layouts.CODECS)
     assert all(line.endswith(" ms |") for line in lines[2:])
+
+
+def test_kills_are_spread_over_a_run_and_repeatable() -> None:
+    points = kill_points(5, 5000, seed=0)
+    assert [point // 1000 for point in points] == [0, 1, 2, 3, 4]
+    assert points == kill_points(5, 5000, seed=0)
+    assert points != kill_points(5, 5000, seed=1)
+
+
+def test_a_kill_that_changed_the_store_stands_out() -> None:
+    starts = [Started(12.34, 700), Started(50.0, 3755)]
+    *_, killed, last = kill_table(starts, 3755, equal=True).splitlines()
+    assert killed == "| 1 | 12.3 | 700 of 3,755 |"
+    assert last == "| 2 | not killed: done after 50.0 | 3,755 of 3,755, digest equal to the undisturbed run's |"
+    assert "**another digest than the undisturbed run's**" in kill_table(starts, 3755, equal=False)
+
+
+def test_what_ends_before_it_can_be_killed_is_an_error(tmp_path: Path) -> None:
+    with (
+        subprocess.Popen(["/bin/true"]) as process,
+        pytest.raises(RuntimeError, match=r"it ended with 0 before 3 cases of .*s\.zarr were done"),
+    ):
+        kill_after_cases(process, tmp_path / "s.zarr", 3)

@@ -64,7 +64,7 @@ def test_the_quarantine_table_names_file_and_reason(browser: Browser, tiny_demo:
 def test_the_benchmark_page_shows_table_and_pictures(browser: Browser, tiny_demo: DemoRun) -> None:
     open_artifact(browser, tiny_demo, "benchmark-phantom-tumour")
     shown = browser.wait_for("Phantom tumour", "pre-trained", "scratch", "template overlap")
-    assert "95 % expanded percentile bootstrap over subjects" in shown
+    assert "95 % BCa bootstrap over subjects" in shown
     assert browser.pictures("phantom-tumour")
     browser.screenshot("benchmark-phantom-tumour")
 

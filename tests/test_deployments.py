@@ -16,6 +16,7 @@ from demo_runs import environment, run
 from nifti_files import write_case
 
 from flows.ingest import IngestParams
+from flows.pretrain import PretrainParams
 from infra.server import ServerInfo, child_environment, request_json, server_status
 from infra.settings import Settings
 from models.store import open_store
@@ -28,6 +29,12 @@ pytestmark = pytest.mark.timeout(600)
 def nightly() -> dict[str, Any]:
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     return next(deployment for deployment in deployments if deployment["name"] == "nightly-ingest")
+
+
+def test_the_deployment_of_anatcl_has_all_parameters_it_needs() -> None:
+    deployments = {one["name"]: one for one in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
+    params = PretrainParams.model_validate(deployments["pretrain-anatcl"]["parameters"]["params"])
+    assert (params.recipe, params.probe_target, params.preset) == ("anatcl_tiny", "age", "recommended")
 
 
 def test_the_scheduled_deployment_has_all_parameters_it_needs() -> None:
@@ -47,7 +54,9 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert re.findall(r"^deployment: (\S+)$", done.stdout, re.MULTILINE) == [
             *(f"{name}/{name}" for name in ("benchmark", "catalog", "evaluate")),
             "ingest/nightly-ingest",
-            *(f"{name}/{name}" for name in ("preprocess", "pretrain")),
+            "preprocess/preprocess",
+            *("pretrain/pretrain", "pretrain/pretrain-anatcl"),
+            "probe/probe",
         ]
         assert "worker: running" in done.stdout
         yield folder / "state"

@@ -4,28 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.config import AnyNetwork, UNet3DConfig
+from models.config import AnyNetwork, ResNet3DConfig, UNet3DConfig
 from models.networks.decoder import PretrainingDecoder
+from models.networks.resnet import ResNet3D
 from models.networks.unet3d import UNet3D, UNet3DPretrainingDecoder
 from models.networks.uniformer import UniFormer
 
-Encoder = UniFormer | UNet3D
+Encoder = UniFormer | UNet3D | ResNet3D
 
 
 def build_encoder(config: AnyNetwork) -> Encoder:
     """Return the encoder; it takes (B, C, X, Y, Z) and returns the input and four stages, fine to coarse."""
+    if isinstance(config, ResNet3DConfig):
+        return ResNet3D(config)
     return UNet3D(config) if isinstance(config, UNet3DConfig) else UniFormer(config)
 
 
 def build_pretraining_decoder(
     config: AnyNetwork, outputs: int = 1, skips: bool = False
 ) -> PretrainingDecoder | UNet3DPretrainingDecoder:
-    """Return the decoder that makes images (B, outputs, X, Y, Z) of the encoder's features."""
+    """Return the decoder that makes images (B, outputs, X, Y, Z) of the encoder's features.
+
+    Raises ValueError for a 3D ResNet, which has none.
+    """
+    if isinstance(config, ResNet3DConfig):
+        raise ValueError(f"network {config.kind!r} has no decoder; use 'uniformer' or 'unet3d'")
     if isinstance(config, UNet3DConfig):
         return UNet3DPretrainingDecoder(config, outputs, skips)
     return PretrainingDecoder(config, outputs, skips)
+
+
+def projection_head(dim: int, out: int) -> nn.Sequential:
+    """Return the head that a contrast compares: linear, ReLU, linear; the names are those of AnatCL's files."""
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, out))
 
 
 def pool(stages: Sequence[Tensor]) -> Tensor:

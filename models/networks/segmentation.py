@@ -63,8 +63,10 @@ class SegmentationNet(nn.Module):
         self.decoder: nn.Module
         if isinstance(config, UNet3DConfig):
             self.decoder = UNet3DSegmentationDecoder(config, regions)
-        else:
+        elif isinstance(config, NetworkConfig):
             self.decoder = SkipDecoder(config, regions)
+        else:
+            raise ValueError(f"network {config.kind!r} has no decoder; use 'uniformer' or 'unet3d'")
 
     def forward(self, x_BCXYZ: Tensor) -> list[Tensor]:
         """See `segment`."""

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.config import TrainingConfig
+from models.objectives.age_regression import AgeRegression
+from models.objectives.anatcl import AnatCL
 from models.objectives.base import Objective
 from models.objectives.brainmvp import BrainMVP
 from models.objectives.classification import Classification
@@ -14,6 +16,8 @@ from models.records import PreprocessSpec
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "brainmvp": BrainMVP,
+    "anatcl": AnatCL,
+    "age_regression": AgeRegression,
     "segmentation": Segmentation,
     "classification": Classification,
 }

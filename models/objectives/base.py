@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.config import OptimiserConfig
+from models.records import SelectedCase
 
 LOG = logging.getLogger(__name__)
 
@@ -41,6 +42,10 @@ class CaseInfo:
     """Index of voxel 0 in the template grid."""
     target: str = ""
     """Class name for classification."""
+    person: str = ""
+    """Shared by the subjects that are one person; empty: the subject stands alone."""
+    age: float | None = None
+    """In years."""
 
 
 class Reader(Protocol):
@@ -52,6 +57,10 @@ class Reader(Protocol):
 
     def read_label(self, start: Sequence[int], size: Sequence[int]) -> NDArray[np.uint8]:
         """Return (x, y, z); zero outside the extent."""
+        ...
+
+    def read_descriptors(self, measures: Sequence[str], regions: Sequence[str]) -> NDArray[np.float32]:
+        """Return (measures, regions) by name, in their own units; NaN where unknown."""
         ...
 
 
@@ -91,6 +100,10 @@ class Objective(nn.Module, ABC):
     transfer: Transfer | None = None
     """Set by `load_pretrained`."""
 
+    def fit(self, store: Any, train: Sequence[SelectedCase]) -> None:
+        """Learn what is counted, not trained, from the training cases (`SelectedCase`) of a store, before the first
+        sampler is made. What is kept belongs into buffers. Raises ValueError for cases that cannot be used."""
+
     @abstractmethod
     def sampler(self) -> Sampler:
         """Return what makes samples of cases."""
@@ -106,6 +119,10 @@ class Objective(nn.Module, ABC):
     def pictures(self, batch: Batch, clock: Clock) -> dict[str, NDArray[np.uint8]]:
         """Return grey pictures (H, W) or colour ones (H, W, 3) by name."""
         return {}
+
+    def idle_terms(self, cases: Sequence[CaseInfo]) -> list[str]:
+        """Say which loss terms these training cases can never give."""
+        return []
 
     def parameter_groups(self, optimiser: OptimiserConfig) -> list[dict[str, Any]]:
         """Return the optimiser's parameter groups."""
@@ -125,8 +142,8 @@ class Objective(nn.Module, ABC):
     def load_pretrained(self, tensors: Mapping[str, Tensor]) -> list[str]:
         """Copy what fits from a finished training's tensors and return the names loaded.
 
-        The rest is logged and kept in `transfer.left_out` with the reason. Raises ValueError when no encoder
-        tensor fits.
+        The rest is logged and kept in `transfer.left_out` with the reason. Raises ValueError for an encoder of
+        another architecture.
         """
         self.transfer = transfer_tensors(self, tensors)
         return self.transfer.loaded
@@ -143,17 +160,18 @@ class Objective(nn.Module, ABC):
         return next(self.parameters()).device
 
 
-STEMS = ("encoder.patch_embed1.proj.weight", "encoder.stem.weight")
+STEMS = ("encoder.patch_embed1.proj.weight", "encoder.stem.weight", "encoder.conv1.weight")
 """Weights that read the image, by network."""
 
 
 def transfer_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> Transfer:
-    """Copy tensors of equal name and shape into a module.
+    """Copy tensors of equal name and shape into a module; its encoder must be that of the tensors.
 
     A first stem trained on one channel is repeated over the module's C channels and divided by C, which keeps the
-    scale of its response (our choice; the reference drops it).
+    scale of its response (our choice; the reference drops it). Decoders, heads and templates may differ (`Transfer`).
     """
     own, result = module.state_dict(), Transfer()
+    fitting: dict[str, Tensor] = {}
     for name, value in tensors.items():
         if name not in own:
             result.left_out[name] = "no such tensor here"
@@ -164,18 +182,28 @@ def transfer_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> Transf
         if value.shape != own[name].shape:
             result.left_out[name] = f"shape {tuple(value.shape)} is not {tuple(own[name].shape)}"
             continue
-        with torch.no_grad():
+        fitting[name] = value
+    _check_encoder(own, fitting, result.left_out)
+    with torch.no_grad():
+        for name, value in fitting.items():
             own[name].copy_(value)
-        result.loaded.append(name)
-    if not any(name.startswith("encoder.") for name in result.loaded):
-        reasons = "; ".join(f"{name}: {why}" for name, why in list(result.left_out.items())[:3])
-        raise ValueError(
-            f"no encoder tensor of the pre-training fits this network ({reasons or 'the file is empty'}); "
-            "use the NetworkConfig of the pre-training"
-        )
+    result.loaded = list(fitting)
     for name, why in result.left_out.items():
         LOG.info("pre-trained tensor not loaded: %s: %s", name, why)
     return result
+
+
+def _check_encoder(own: Mapping[str, Tensor], fitting: Mapping[str, Tensor], left_out: Mapping[str, str]) -> None:
+    """Refuse an encoder of another architecture: half of it would be random without a word."""
+    mine = [name for name in own if name.startswith("encoder.")]
+    wrong = {name: why for name, why in left_out.items() if name.startswith("encoder.") and name not in STEMS}
+    absent = {name: "absent from the pre-training" for name in mine if name not in fitting and name not in left_out}
+    if wrong or absent:
+        name, why = next(iter({**wrong, **absent}.items()))
+        raise ValueError(
+            f"the pre-training has another encoder: {name}: {why} ({len(wrong) + len(absent)} such tensors, "
+            f"{len(mine)} are expected); use the NetworkConfig of the pre-training"
+        )
 
 
 def draw_start(extent: Sequence[int], crop: Sequence[int], rng: np.random.Generator) -> list[int]:
@@ -189,6 +217,11 @@ def draw_start(extent: Sequence[int], crop: Sequence[int], rng: np.random.Genera
 def centred_start(grid: Sequence[int], crop: Sequence[int], origin: Sequence[int]) -> list[int]:
     """Return the start of a crop in the middle of the template grid, in voxels of the case at `origin`."""
     return [(whole - want) // 2 - corner for whole, want, corner in zip(grid, crop, origin, strict=True)]
+
+
+def read_size(crop: tuple[int, int, int], grid: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return the voxels that a training reads: its crop, or the whole grid for a crop of (0, 0, 0)."""
+    return crop if any(crop) else grid
 
 
 def sum_and_count(values: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,8 @@ One encoder-decoder pass over both; the target of both is the unmasked x_m, mean
 InfoNCE pulls the two views' stage-4 features together, from `contrast_from_epoch` on.
 
 Unlike the reference: m and n are drawn per sample, not per batch; a case with one modality takes part in distillation
-and contrast (its view 2 uses the template) and not in cross-modal reconstruction; images of one subject are not each
-other's negatives.
+and contrast (its view 2 uses the template) and not in cross-modal reconstruction; images of one person (other sessions,
+other datasets) are not each other's negatives.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from models.config import BrainMVPConfig, OptimiserConfig, TrainingConfig
 from models.masking import block_grid, draw_mask, to_voxels
 from models.networks.build import build_encoder, build_pretraining_decoder
 from models.objectives.base import Batch, CaseInfo, Clock, Metrics, Objective, Reader, draw_start, sum_and_count
-from models.objectives.brainmvp_checks import check_candidates, check_config, phases_out_of_reach
+from models.objectives.brainmvp_checks import check_candidates, check_config, idle_terms, phases_out_of_reach
 from models.objectives.contrast import collapse_metrics, identity_of, info_nce
 from models.objectives.pictures import middle_slice, montage
 from models.records import MODALITIES, PreprocessSpec
@@ -113,7 +113,7 @@ class BrainMVPSampler:
             "template": MODALITIES.index(self.modalities[target]),
             "template_start": np.add(case.origin, draw["start"]).astype(np.int64),
             "cross": int(other != target),
-            "identity": identity_of(case.dataset, case.subject),
+            "identity": identity_of(case.dataset, case.subject, case.person),
         }
 
 
@@ -185,6 +185,10 @@ class BrainMVP(Objective):
     def sampler(self) -> BrainMVPSampler:
         """Return what draws crops, modalities and masks."""
         return BrainMVPSampler(self.modalities, self.crop, self.settings.mask_block, self.settings.mask_rate)
+
+    def idle_terms(self, cases: Sequence[CaseInfo]) -> list[str]:
+        """Say so when no case has two modalities, or all are of one person."""
+        return idle_terms(self.settings, self.modalities, cases)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         """Return the weighted sum `loss` and its terms.

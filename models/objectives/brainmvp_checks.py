@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from models.config import BrainMVPConfig, TrainingConfig
 from models.masking import block_grid, kept_blocks
-from models.objectives.contrast import ranks
+from models.objectives.base import CaseInfo
+from models.objectives.contrast import identity_of, ranks
+from models.records import MODALITIES
 
 
 def check_config(config: TrainingConfig, settings: BrainMVPConfig, has_means: bool) -> None:
@@ -51,4 +54,21 @@ def phases_out_of_reach(settings: BrainMVPConfig, epochs: int) -> list[str]:
     if settings.weight_reconstruction and settings.template_view2_epochs >= epochs:
         first = settings.template_view2_epochs
         found.append(f"view 2 takes the template in the first {first}, so no other modality is ever mixed in")
+    return found
+
+
+def idle_terms(settings: BrainMVPConfig, modalities: Sequence[str], cases: Sequence[CaseInfo]) -> list[str]:
+    """Say which loss terms are 0 in every step of a training on these cases. modalities: of the store, in order."""
+    found = []
+    counts = [
+        sum(here and name in MODALITIES for name, here in zip(modalities, case.present, strict=True)) for case in cases
+    ]
+    if settings.weight_reconstruction and max(counts, default=0) < 2:
+        found.append(
+            f"none of its {len(cases)} cases has two modalities, so the cross-modal reconstruction is always 0; "
+            "select datasets with several modalities per case"
+        )
+    people = {identity_of(case.dataset, case.subject, case.person) for case in cases}
+    if settings.weight_contrast and len(people) < 2:
+        found.append("all of its cases are of one person, so the contrast is always 0")
     return found

@@ -44,9 +44,12 @@ def gather(local: Tensor) -> Tensor:
     return _Gather.apply(local) if ranks() > 1 else local[None]
 
 
-def identity_of(dataset: str, subject: str) -> int:
-    """Return a number in 0..2^63-1 that is equal for, and practically only for, images of one subject."""
-    digest = hashlib.sha256(f"{dataset}\n{subject}".encode()).digest()
+def identity_of(dataset: str, subject: str, person: str = "") -> int:
+    """Return a number in 0..2^63-1 that is equal for, and practically only for, images of one person.
+
+    person: what all subjects of a person share, over datasets; empty for a subject that stands alone.
+    """
+    digest = hashlib.sha256((person or f"{dataset}\n{subject}").encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
@@ -55,7 +58,7 @@ def info_nce(
 ) -> Tensor:
     """Return the mean symmetric InfoNCE loss of B pairs of L2-normalised embeddings.
 
-    Other samples with the same identity are the same subject, so they are no negatives. The loss of a single case
+    Other samples with the same identity are the same person, so they are no negatives. The loss of a single case
     is 0: use two or more. `across_ranks` takes the other views of all ranks as candidates. Similarities keep the
     precision of the embeddings under autocast: in bf16 a logit of 10 would be known to 0.03 only.
     """

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from models.config import DataConfig, SupervisedConfig, TrainingConfig
 from models.filling import Templates
-from models.objectives.base import Batch, CaseInfo, Objective, Reader
+from models.objectives.base import Batch, CaseInfo, Objective, Reader, read_size
 from models.records import PreprocessSpec
 
 LEFT_RIGHT = 0
@@ -149,7 +149,7 @@ class Supervised(Objective):
         super().__init__()
         check_input_channels(config, settings.modalities)
         self.settings = settings
-        self.data = config.data
+        self.data = config.data.replace(crop=read_size(config.data.crop, spec.grid))
         self.indices = channel_indices(settings.modalities, spec)
         self.templates: Templates | None = None
 

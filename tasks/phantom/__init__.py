@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from tasks.phantom.cohort import DifferentCohortError, write_cohort
+from tasks.phantom.cohort import write_cohort
 from tasks.phantom.config import DEMO, PRESETS, TINY, LesionShares, PhantomConfig
+from tasks.phantom.folder import DifferentCohortError
 from tasks.phantom.layout import CohortPaths, cohort_paths
 
 __all__ = [

@@ -8,24 +8,18 @@ second call changes nothing.
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from infra import storage
 from tasks.phantom import tables
 from tasks.phantom.config import PhantomConfig
 from tasks.phantom.faults import LABEL, Fault, list_faults
+from tasks.phantom.folder import Progress, claim_folder, write_all, write_changed, write_new
 from tasks.phantom.layout import CohortPaths, Place, bids_place, cohort_paths, datalist_place
 from tasks.phantom.subject import Subject, draw_subject_traits, make_subject
-
-Progress = Callable[[int, int], None]
-CONFIG_FILE = ".phantom/config.json"
 
 
 @dataclass(frozen=True)
@@ -37,10 +31,6 @@ class Job:
     """Name of its fault, or empty."""
 
 
-class DifferentCohortError(ValueError):
-    """The folder holds a cohort of another config."""
-
-
 def write_cohort(
     config: PhantomConfig, root: str | Path, progress: Progress | None = None, processes: int = 1
 ) -> CohortPaths:
@@ -49,18 +39,10 @@ def write_cohort(
     progress(done, total) counts subjects. The files do not depend on `processes`. Raises DifferentCohortError when the
     folder holds a cohort of another config, ValueError for processes < 1.
     """
-    if processes < 1:
-        raise ValueError(f"processes must be 1 or more, got {processes}")
-    folder = Path(root).absolute()
-    _claim(config, folder)
-    for leftover in folder.rglob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+    folder = claim_folder(config, root)
     jobs = list_jobs(config)
     todo = [job for job in jobs if not _is_written(folder, job.place)]
-    report = progress or _silent
-    report(len(jobs) - len(todo), len(jobs))
-    for count, _ in enumerate(_write_all(config, folder, todo, processes), start=len(jobs) - len(todo) + 1):
-        report(count, len(jobs))
+    write_all(partial(write_subject, config, folder), todo, processes, len(jobs), progress)
     _write_tables(config, folder, jobs)
     return cohort_paths(config, folder)
 
@@ -90,8 +72,8 @@ def write_subject(config: PhantomConfig, root: Path, job: Job) -> None:
         if data is None:
             absent.append(path)
         else:
-            _write_new(root / path, data)
-    _write_new(root / job.place.marker, tables.as_json(marker_of(subject, job, absent)))
+            write_new(root / path, data)
+    write_new(root / job.place.marker, tables.as_json(marker_of(subject, job, absent)))
 
 
 def encode(subject: Subject, fault: Fault | None = None) -> Iterator[tuple[str, bytes | None]]:
@@ -128,25 +110,6 @@ def read_marker(root: Path, place: Place) -> dict[str, Any]:
     return content
 
 
-def _claim(config: PhantomConfig, root: Path) -> None:
-    """Write the config of a new cohort, or refuse the folder of another one."""
-    mine = config.model_dump(mode="json")
-    claim = root / CONFIG_FILE
-    if not claim.exists():
-        storage.write_bytes(claim, tables.as_json(mine))
-        return
-    theirs = json.loads(claim.read_bytes())
-    differs = [
-        f"{name}: {theirs.get(name)!r} there, {mine.get(name)!r} wanted"
-        for name in sorted({*mine, *theirs})
-        if theirs.get(name) != mine.get(name)
-    ]
-    if differs:
-        raise DifferentCohortError(
-            f"{root} holds a cohort of another config ({'; '.join(differs)}); choose another folder or remove this one"
-        )
-
-
 def _forced(fault: Fault | None) -> dict[str, Any]:
     return {"lesion": fault.lesion or "none"} if fault else {}
 
@@ -160,48 +123,13 @@ def _is_written(root: Path, place: Place) -> bool:
     return all((root / path).exists() for path in files.difference(marker["absent"]))
 
 
-def _write_new(path: Path, data: bytes) -> None:
-    if not path.exists():
-        storage.write_bytes(path, data)
-
-
-def _write_all(config: PhantomConfig, root: Path, todo: list[Job], processes: int) -> Iterator[None]:
-    workers = min(processes, len(todo))
-    if workers <= 1:
-        for job in todo:
-            write_subject(config, root, job)
-            yield
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent) as pool:
-        futures = [pool.submit(write_subject, config, root, job) for job in todo]
-        try:
-            for future in as_completed(futures):
-                future.result()
-                yield
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _die_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _write_tables(config: PhantomConfig, root: Path, jobs: list[Job]) -> None:
     paths = cohort_paths(config, root)
     faults = list_faults(config)
     files: dict[Path, bytes] = {
-        paths.bids / "dataset_description.json": tables.dataset_description(config),
+        paths.bids / "dataset_description.json": tables.dataset_description(config.bids_name, config.seed),
         paths.bids / "README": tables.README.encode(),
-        paths.bids / "participants.json": tables.participants_sidecar(),
+        paths.bids / "participants.json": tables.participants_sidecar(tables.PHENOTYPES),
         paths.bids / "derivatives/masks/dataset_description.json": tables.masks_description(),
         paths.datalist_root / "README": tables.README.encode(),
         paths.broken: tables.broken(faults),
@@ -221,10 +149,4 @@ def _write_tables(config: PhantomConfig, root: Path, jobs: list[Job]) -> None:
             "broken": [fault.file for fault in faults],
         }
     )
-    for path, data in files.items():
-        if not path.exists() or path.read_bytes() != data:
-            storage.write_bytes(path, data)
-
-
-def _silent(done: int, total: int) -> None:
-    """Nobody watches."""
+    write_changed(files)

@@ -71,14 +71,20 @@ def draw_warp(traits: Traits, rng: np.random.Generator) -> Warp:
     affine = np.eye(4)
     affine[:3, :3] = linear
     affine[:3, 3] = BRAIN_CENTRE_MM - linear @ BRAIN_CENTRE_MM + np.clip(rng.normal(0, 2.0, 3), -4, 4)
+    waves = draw_waves(rng, DISPLACEMENT_MM)
+    return Warp(affine, *waves, float(np.interp(traits.ventricle_log, *FLOW_TABLE)))
+
+
+def draw_waves(rng: np.random.Generator, displacement_mm: float) -> tuple[Array, Array, Array]:
+    """Return wave vectors, phases and amplitudes of a displacement of this root mean square, or less if it folded."""
     directions = rng.normal(size=(WAVES, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     waves = directions * (2 * math.pi / rng.uniform(*WAVELENGTH_MM, size=(WAVES, 1)))
     phases = rng.uniform(0, 2 * math.pi, (WAVES, 3))
     amplitudes = rng.normal(size=(WAVES, 3))
-    amplitudes *= DISPLACEMENT_MM / math.sqrt((amplitudes**2).sum() / 6)
+    amplitudes *= displacement_mm / math.sqrt((amplitudes**2).sum() / 6)
     amplitudes *= min(1.0, GRADIENT_MAX / _steepest(waves, phases, amplitudes))
-    return Warp(affine, waves, phases, amplitudes, float(np.interp(traits.ventricle_log, *FLOW_TABLE)))
+    return waves, phases, amplitudes
 
 
 def _steepest(waves: Array, phases: Array, amplitudes: Array) -> float:

@@ -29,6 +29,7 @@ Control group: large lateral ventricles, as in normal pressure hydrocephalus
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -124,10 +125,15 @@ def _bounded(z: float) -> float:
     return float(np.clip(z, -2.5, 2.5))
 
 
+def in_permuted_block(block: Sequence[str], subject: int, seed: Sequence[int], variable: int) -> str:
+    """Return a subject's value of a variable: each run of subjects as long as the block has all of its values."""
+    rng = np.random.default_rng([*seed, subject // len(block), variable, 1])
+    return block[int(rng.permutation(len(block))[subject % len(block)])]
+
+
 def _categories(config: PhantomConfig, dataset: int, subject: int) -> tuple[str, str, str, str, str]:
     def draw(variable: int, block: list[str]) -> str:
-        rng = np.random.default_rng([config.seed, dataset, subject // len(block), variable, 1])
-        return block[int(rng.permutation(len(block))[subject % len(block)])]
+        return in_permuted_block(block, subject, [config.seed, dataset], variable)
 
     shares = config.datalist_lesions if dataset else config.lesions
     return (

@@ -1,4 +1,4 @@
-"""A phantom cohort as the catalog and the tables see it: its two sources, and the truth behind its subjects."""
+"""Phantom cohorts as the catalog and the tables see them: their sources, and the truth behind their subjects."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from tasks.phantom.anatomical import AnatomicalConfig, anatomical_paths
 from tasks.phantom.config import PhantomConfig
 from tasks.phantom.layout import cohort_paths
-from tasks.sources import BidsSource, DatalistSource, SourceConfig
+from tasks.sources import BidsSource, Cat12Source, DatalistSource, FreeSurferSource, SourceConfig
 
 LATENTS_FILE = "latents.parquet"
 
@@ -26,6 +27,22 @@ def phantom_sources(cohort: PhantomConfig, root: Path) -> list[SourceConfig]:
             label_scheme="brats2021",
         ),
     ]
+
+
+def anatomical_sources(cohort: AnatomicalConfig, folder: Path) -> list[SourceConfig]:
+    """Return the sources of an anatomical cohort that was written below a folder.
+
+    Its maps and tables are one dataset. The T1s, if there are any, are another, `<name>-t1`, for the approximate path:
+    a dataset has one basis of its descriptors.
+    """
+    paths = anatomical_paths(cohort, folder)
+    sources: list[SourceConfig] = [
+        Cat12Source(dataset=cohort.name, root=str(paths.root)),
+        FreeSurferSource(dataset=cohort.name, root=str(paths.freesurfer)),
+    ]
+    if cohort.t1_spacing_mm is not None:
+        sources.append(BidsSource(dataset=f"{cohort.name}-t1", root=str(paths.root)))
+    return sources
 
 
 def read_latents(root: Path, datasets: Iterable[str]) -> pd.DataFrame | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from tasks.phantom.config import PhantomConfig
 from tasks.phantom.faults import Fault
 from tasks.phantom.layout import Place
 
@@ -80,15 +80,15 @@ def broken(faults: tuple[Fault, ...]) -> bytes:
     return as_json(rows)
 
 
-def dataset_description(config: PhantomConfig) -> bytes:
-    """Return the BIDS dataset_description.json."""
+def dataset_description(name: str, seed: int) -> bytes:
+    """Return the dataset_description.json of a BIDS tree."""
     return as_json(
         {
-            "Name": config.bids_name,
+            "Name": name,
             "BIDSVersion": "1.10.0",
             "DatasetType": "raw",
             "License": "Apache-2.0",
-            "GeneratedBy": [{"Name": "brainloom phantom", "Description": f"seed {config.seed}"}],
+            "GeneratedBy": [{"Name": "brainloom phantom", "Description": f"seed {seed}"}],
         }
     )
 
@@ -105,10 +105,10 @@ def masks_description() -> bytes:
     )
 
 
-def participants_sidecar() -> bytes:
-    """Return participants.json: what the columns mean."""
+def participants_sidecar(phenotypes: Mapping[str, tuple[str, str]]) -> bytes:
+    """Return participants.json: what the columns mean. phenotypes: description and unit by column."""
     return as_json(
-        {name: {"Description": text, **({"Units": unit} if unit else {})} for name, (text, unit) in PHENOTYPES.items()}
+        {name: {"Description": text, **({"Units": unit} if unit else {})} for name, (text, unit) in phenotypes.items()}
     )
 
 

@@ -22,7 +22,7 @@ from brainloom.cli import FLOWS, app, main
 from brainloom.cli_server import _foreign_packages
 from models.store import create_or_open, store_digest
 
-VERBS = (*FLOWS, "demo", "phantom", "store", "weights", "up", "down", "deploy", "doctor", "version")
+VERBS = (*FLOWS, "demo", "phantom", "phantom-anat", "store", "weights", "up", "down", "deploy", "doctor", "version")
 
 
 @pytest.fixture
@@ -138,6 +138,40 @@ def test_a_good_config_reaches_the_flow(
     assert '{ "digest": "abc" }' in text
     ((verb, params, deployment),) = asked
     assert (verb, params.workers, deployment) == ("preprocess", 3, "preprocess/preprocess")
+
+
+SERVED = (*FLOWS, "demo", "up", "down", "deploy")
+"""Verbs that talk to a server."""
+
+
+@pytest.fixture
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Let the command set what it sets; the session's environment comes back after the test."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    return monkeypatch
+
+
+@pytest.mark.parametrize("verb", SERVED)
+def test_every_verb_that_talks_to_a_server_takes_its_address(
+    verb: str, own_environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, text = shell(own_environment, capsys, verb, "--api-url", "http://host:4200")
+    assert code == 2
+    assert "Invalid value for '--api-url'" in text
+    assert "the API URL must look like http://host:4200/api, got 'http://host:4200'" in text.replace("│ ", "")
+    assert "BRAINLOOM_API_URL" not in os.environ
+
+
+def test_a_given_server_is_the_one_that_is_asked(
+    own_environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "c.yaml").write_text("catalog: c.parquet\nstore: s.zarr\n")
+    own_environment.setattr(cli, "prepare_prefect", lambda settings: None)
+    arguments = ("preprocess", "-c", str(tmp_path / "c.yaml"), "--api-url", "http://127.0.0.1:9/api")
+    code, text = shell(own_environment, capsys, *arguments)
+    assert code == 2
+    assert "error: no Prefect server answers at http://127.0.0.1:9/api" in text
+    assert os.environ["BRAINLOOM_API_URL"] == "http://127.0.0.1:9/api"
 
 
 @pytest.mark.parametrize(

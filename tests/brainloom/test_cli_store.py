@@ -12,6 +12,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from brainloom.cli import app
+from brainloom.cli_forget import _listed
 from brainloom.cli_store import store_app
 from infra import storage
 from models.store import open_store, store_digest
@@ -39,6 +40,7 @@ def test_verify_and_its_exit_code(url: str) -> None:
     code, text = run("verify", url, "--deep")
     assert code == 1
     assert text.startswith("toy/b (row 1): cannot be decoded: ")
+    assert text.endswith("\n1 problems; `brainloom preprocess` with repair: true mends those of stored cases\n")
     code, text = run("verify", url, "--deep", "--json")
     assert code == 1
     assert [p[:16] for p in json.loads(text)["problems"]] == ["toy/b (row 1): c"]
@@ -122,11 +124,37 @@ def test_forget_asks_first_and_says_what_it_does_not_reach(url: str) -> None:
     code, text = run("forget", url, "toy/b", "--yes")
     assert code == 0
     assert re.search(r"toy/b is forgotten \(rows 1\); digest [0-9a-f]{64}", text)
-    assert "Not reached: source files, catalog" in text
+    assert "- source files elsewhere, pictures and checkpoints, QC pages in Prefect's database, backups" in text
+    assert "- staged copies in any folder: name it with --stage-dir" in text
+    assert "- any workspace: name it with --workspace" in text
     assert open_store(url).dataset("toy").rows == [0, 2]
     assert run("forget", url, "toy/b", "--lift") == (0, f"{url}: the next ingest may bring toy/b back\n")
     assert run("forget", url, "toy/b", "--lift")[1].endswith("subject 'b' of 'toy' was never forgotten")
     assert "name the subject as DATASET/SUBJECT" in run("forget", url, "b", "-y")[1]
+
+
+def test_forget_names_what_else_holds_the_subject(url: str, tmp_path: Path) -> None:
+    stage, notes = tmp_path / "stage", Path(url).parent / "splits" / "notes.md"
+    stage.mkdir()
+    notes.parent.mkdir()
+    notes.write_text("toy: b was scanned twice")
+    code, text = run("forget", url, "toy/b", "--yes", "--stage-dir", str(tmp_path / "none"))
+    assert code == 2
+    assert "none is not a folder; nothing was erased" in text
+    assert len(open_store(url).dataset("toy").rows) == 3
+    code, text = run("forget", url, "toy/b", "--yes", "--stage-dir", str(stage))
+    assert code == 0
+    assert f"{stage}: 0 staged copies erased" in text
+    assert f"{notes.parent.parent}: 0 files name it, 0 trainings saw it; none was changed" in text
+    assert "ids of fewer than 4 characters were looked for in tables only" in text
+    assert "- staged copies in other folders" in text
+    assert "- other workspaces" in text
+
+
+def test_forget_lists_twenty_of_a_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    _listed("names it:", [f"file-{n}" for n in range(23)])
+    lines = capsys.readouterr().out.splitlines()
+    assert (lines[0], lines[-1], len(lines)) == ("  names it: file-0", "  names it: ... and 3 more", 21)
 
 
 def test_the_page_names_every_command_and_option() -> None:

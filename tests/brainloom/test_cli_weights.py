@@ -56,7 +56,10 @@ def test_import_info_export(tmp_path: Path) -> None:
         (("import", "text.pt", "--to", "a"), "error: text.pt is not a whole zip archive as torch.save writes it"),
         (("export", ".", "--out", "b"), "has no done.json: it is not finished; run it to its end before using it"),
         (("info", "."), "has no done.json: it is not finished"),
-        (("export", ".", "--out", "b", "--format", "onnx"), "'onnx' is not one of 'brainmvp', 'safetensors', "),
+        (
+            ("export", ".", "--out", "b", "--format", "onnx"),
+            "'onnx' is not one of 'brainmvp', 'anatcl', 'safetensors', ",
+        ),
     ],
 )
 def test_errors_are_one_line(

@@ -2,23 +2,20 @@
 
 import contextlib
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import yaml
 from nifti_files import SMALL, write_dataset
 from store_builds import ingest
 
 from bench.catalog import write_cohort
-from bench.scale import SPEC, write_brain
-from infra.server import server_status, stop_server
+from bench.kills import kill_after_cases, kill_server, preprocess_command
+from bench.scale import SPEC, report_kills, write_brain
+from infra.server import stop_server
 from infra.settings import Settings
 from models.records import Scan
 from models.store import create_or_open, store_digest
@@ -31,7 +28,6 @@ from tasks.verify import verify
 
 CASES = 6
 SHARE, KILLS = 1 / 20, 5
-POLL_S, END_S = 0.02, 30
 
 
 def write(url, sources):
@@ -136,12 +132,11 @@ def test_everything_killed_five_times_with_hundreds_of_scans(tmp_path):
     try:
         for number in range(KILLS):
             fresh = int(rng.integers(1, (cases - done[-1]) // KILLS))
-            kill_everything_after(done[-1] + fresh, rng.uniform(0, 0.05), url, config, state)
-            done.append(receipts_in(url))
-            server = server_status(Settings(state_dir=state))
-            if number % 2 and server is not None:
-                os.killpg(server.pid, signal.SIGKILL)
-        assert command(config, state).wait() == 0
+            process = preprocess_command(config, BRAINLOOM_STATE_DIR=str(state))
+            done.append(kill_after_cases(process, Path(url), done[-1] + fresh, rng.uniform(0, 0.05)).cases)
+            if number % 2:
+                kill_server(Settings(state_dir=state))
+        assert preprocess_command(config, BRAINLOOM_STATE_DIR=str(state)).wait() == 0
     finally:
         stop_server(Settings(state_dir=state))
     assert done == sorted(set(done))
@@ -151,41 +146,11 @@ def test_everything_killed_five_times_with_hundreds_of_scans(tmp_path):
     assert len(plans.read_plans(url)) == cases
 
 
-def receipts_in(url):
-    return sum(1 for _ in Path(url, "_build", "receipts").rglob("*.json"))
-
-
-def command(config, state):
-    """Start `brainloom preprocess` as the leader of a process group, its workers in it."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    return subprocess.Popen(
-        [Path(sys.executable).with_name("brainloom"), "preprocess", "--config", config],
-        env=environment | {"BRAINLOOM_STATE_DIR": str(state)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def kill_everything_after(done, seconds, url, config, state):
-    """Kill the command and its workers some time after there are so many receipts, and wait until they are gone."""
-    with command(config, state) as process:
-        while receipts_in(url) < done:
-            assert process.poll() is None, "it ended before it could be killed"
-            time.sleep(POLL_S)
-        time.sleep(seconds)
-        # The Prefect server is a child as well, in a group of its own.
-        below = psutil.Process(process.pid).children(recursive=True)
-        workers = [child for child in below if os.getpgid(child.pid) == process.pid]
-        os.killpg(process.pid, signal.SIGKILL)
-    for worker in workers:
-        await_end(worker)
-
-
-def await_end(process):
-    """Wait until a killed process is gone or a zombie: not every init reaps orphans, then waiting never ends."""
-    deadline = time.monotonic() + END_S
-    with contextlib.suppress(psutil.NoSuchProcess):
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            assert time.monotonic() < deadline, f"{process} lives {END_S} s after SIGKILL"
-            time.sleep(POLL_S)
+@pytest.mark.full
+def test_the_bench_kills_at_random_moments_and_ends_with_the_same_digest(tmp_path):
+    *_, table, _ = report_kills(tmp_path, kills=1, share=1 / 300)
+    killed, last = (line.split("|")[1:4] for line in table.strip().splitlines()[2:])
+    assert float(killed[1]) > 0
+    assert 6 <= int(killed[2].split(" of ")[0]) <= 10
+    assert "not killed" in last[1]
+    assert last[2] == " 10 of 10, digest equal to the undisturbed run's "

@@ -32,6 +32,8 @@ NODE = (
     "launch([Path(folder)], 2, restarts=0, rendezvous=meeting)\n"
 )
 TIMEOUT_S = 150
+TORCHRUN = "-m torch.distributed.run --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint"
+"""As docs/training.md says, for the second node of a test."""
 
 
 @pytest.fixture(scope="module")
@@ -48,25 +50,26 @@ def on_one_node(blobs: Blobs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start_nodes(folder: Path) -> list[subprocess.Popen[bytes]]:
+def start_nodes(folder: Path, by_hand: bool = False) -> list[subprocess.Popen[bytes]]:
+    """Start both nodes; by_hand: the second one without our launcher."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
     environment = {**os.environ, **private_environment()}
-    return [
-        subprocess.Popen([sys.executable, "-c", NODE, str(folder), endpoint, str(node)], env=environment)
-        for node in range(2)
-    ]
+    launched = [["-c", NODE, str(folder), endpoint, str(node)] for node in range(2)]
+    plain = [*TORCHRUN.split(), endpoint, "--rdzv-id", "brainloom", "--local-addr", "127.0.0.1", "-m", "models.train"]
+    if by_hand:
+        launched[1] = [*plain, "--config", str(folder / "run.json")]
+    return [subprocess.Popen([sys.executable, *arguments], env=environment) for arguments in launched]
 
 
 def test_two_nodes_give_the_bits_of_one(blobs: Blobs, on_one_node: Path, tmp_path: Path) -> None:
     folder = tmp_path / "a"
     make_training(folder, *blobs, world_size=2, epochs=12)
-    assert [node.wait(TIMEOUT_S) for node in start_nodes(folder)] == [0, 0]
+    assert [node.wait(TIMEOUT_S) for node in start_nodes(folder, by_hand=True)] == [0, 0]
     assert done(folder)["weights_digest"] == done(on_one_node)["weights_digest"]
     assert losses(folder) == losses(on_one_node)
     assert {beat["rank"] for beat in read_beats(folder)} == {0, 1}
-    assert (folder / "train-node1.log").exists()
 
 
 def test_a_node_that_dies_ends_the_other_and_both_continue(blobs: Blobs, on_one_node: Path, tmp_path: Path) -> None:
@@ -84,5 +87,6 @@ def test_a_node_that_dies_ends_the_other_and_both_continue(blobs: Blobs, on_one_
     assert not alive
     assert not ranks()
     assert list_checkpoints(folder)
+    assert (folder / "train-node1.log").exists()
     assert [node.wait(TIMEOUT_S) for node in start_nodes(folder)] == [0, 0]
     assert done(folder)["weights_digest"] == done(on_one_node)["weights_digest"]

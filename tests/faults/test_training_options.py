@@ -40,4 +40,5 @@ def test_all_options_on_two_ranks_survive_a_kill_and_change_no_bit(tmp_path: Pat
     assert [event.step for event in events.Scalars("probe/probe_knn")] == [6, 12, 18]
     receipts = list((tmp_path / "cache").glob("*/.staged/blobs/*.json"))
     assert {json.loads(path.read_text())["digest"] for path in receipts} == {case.digest for case in cases}
+    assert not list((tmp_path / "cache").glob(".claims/*.json")), "nobody trains any more"
     assert [beat["rank"] for beat in read_beats(full)] == [0, 1]

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from brainloom.cli_demo import Preset
 from flows import benchmark as module
 from flows.benchmark import PRESETS, BenchmarkParams, benchmark, demo_params, tiny_params
+from flows.evaluate import EvaluateParams
 from models.records import SPECS
 from tasks.benchmarks import BENCHMARKS
 from tasks.sources.bids import BidsSource
@@ -47,6 +48,8 @@ def test_the_links_run_in_order_and_hand_on_the_workspace(links: list[tuple[str,
     assert given["preprocess"].store == str(tmp_path / "store.zarr")
     assert (given["pretrain"].workspace, given["pretrain"].epochs) == (str(tmp_path), 4)
     assert (given["evaluate"].pretrained, given["evaluate"].seeds, given["evaluate"].lanes) == ("mvp", 1, 2)
+    assert not given["evaluate"].template_mix
+    assert not given["evaluate"].missing_modalities
     assert result == {
         "store": str(tmp_path / "store.zarr"),
         "store_digest": "d1",
@@ -56,6 +59,12 @@ def test_the_links_run_in_order_and_hand_on_the_workspace(links: list[tuple[str,
         "tables": [str(tmp_path / "tables" / "phantom-tumour.md")],
         "report": "/w/report/index.html",
     }
+
+
+def test_templates_downstream_can_be_asked_for(links: list[tuple[str, Any]], tmp_path: Path) -> None:
+    asked = {"template_mix": True, "missing_modalities": True}
+    benchmark.fn(tiny_params(tmp_path).model_copy(update=asked))
+    assert asked.items() <= dict(links)["evaluate"].model_dump().items()
 
 
 def test_without_phantoms_only_the_sources_are_read(links: list[tuple[str, Any]], tmp_path: Path) -> None:
@@ -107,6 +116,8 @@ def test_the_flow_run_is_named_after_the_parameters(monkeypatch: pytest.MonkeyPa
 def test_parameters_make_a_form() -> None:
     schema = BenchmarkParams.model_json_schema()
     assert schema["additionalProperties"] is False
+    for params in (BenchmarkParams, EvaluateParams):
+        assert params.model_json_schema()["properties"]["benchmarks"]["items"]["enum"] == list(BENCHMARKS)
     for name, field in schema["properties"].items():
         assert field["title"], name
         assert field["description"].endswith("."), name

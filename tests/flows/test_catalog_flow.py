@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from flows import artifacts as artifacts_module
 from flows.catalog import CatalogParams, StrictCatalogError, catalog, refuse_left_out, run_name
-from tasks.catalog import CatalogResult, build_catalog, read_catalog
+from tasks.catalog import CatalogResult, build_catalog, read_catalog, read_phenotypes, rows_digest
 from tasks.phenotype_join import PhenotypeIssue
+from tasks.phenotypes import phenotypes_digest
 from tasks.sources import BidsSource, DatalistSource, DicomSource, PhenotypeTable, TableSource, TreeSource
 from tasks.sources.dicom import Crosswalk
 
@@ -43,11 +44,14 @@ def test_the_flow_writes_once_and_publishes_what_it_found(params):
         "labels": 0,
         "left_out": 1,
         "digest": first["digest"],
+        "rows_digest": rows_digest(read_catalog(params.workspace)),
+        "phenotypes_digest": phenotypes_digest(read_phenotypes(params.workspace)),
     }
     assert [scan.status for scan in read_catalog(params.workspace)] == ["ok", "ok", "left out"]
     assert catalog(params) == first | {"written": False}
     found = artifacts()
     assert "**2 cases, 2 scans, 0 labels**" in found["catalog"].data
+    assert f"kept as `versions/phenotypes-{first['phenotypes_digest'][:12]}.parquet`." in found["catalog"].data
     (row,) = json.loads(found["catalog-left-out"].data)
     assert (row["file"], row["reason"]) == ("sub-2_T2w.nii.gz", "not 3D")
     assert found["progress-catalog"].data == 100

@@ -20,6 +20,7 @@ from flows import preprocess_params
 from flows.catalog import CatalogParams
 from flows.ingest import IngestParams
 from flows.preprocess import PreprocessParams
+from infra import storage
 from models import records
 from models.store import StoreError, create_or_open
 from tasks import dry_run, estimate, receipts, shards
@@ -104,6 +105,17 @@ def test_a_store_that_has_some_cases(configs: dict[str, Path]) -> None:
     assert "2 to preprocess of 3: 3 files" in module.dry_run(again)
     with pytest.raises(StoreError, match="was built with another preprocessing spec"):
         module.dry_run(params.model_copy(update={"spec": "brainmvp"}))
+
+
+def test_a_store_that_is_to_be_repaired_is_read_once(configs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    params = catalogued(configs).model_copy(update={"repair": True})
+    read: list[str] = []
+    damaged = {("demo", 1), ("gone", 0)}
+    monkeypatch.setattr(preprocess_params, "rows_to_repair", lambda url, repair: read.append(url) or damaged)
+    # Even where the disk seems too small for all, so that what is left to do must be known before.
+    monkeypatch.setattr(preprocess_params, "bare_bytes", lambda cases, spec: 1 << 62)
+    assert "3 to preprocess of 3, 1 of them damaged rows: 7 files" in module.dry_run(params)
+    assert read == [str(storage.local_path(params.store))]
 
 
 def refused(configs: dict[str, Path], verb: str, capsys: pytest.CaptureFixture[str]) -> str:

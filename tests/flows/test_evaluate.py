@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -17,12 +18,13 @@ from training_phantoms import DATASET, EXTENT, write_blobs
 from flows.evaluate import EvaluateParams, evaluate, run_name
 from infra.server import ServerInfo
 from models.config import TrainingConfig
-from models.records import SelectedCase
+from models.records import SelectedCase, SourceFile
 from models.selection import read_selection, write_selection
 from models.store import open_store, open_writer
 from tasks.benchmarks import BENCHMARKS
 from tasks.evaluation import Cohort
 from tasks.finetune import Finetuning
+from tasks.native_truth import SourceLabels
 from tasks.scores import ScoreError, region_masks
 from tasks.splits import read_split, write_split
 
@@ -130,6 +132,8 @@ def test_tables_report_and_resume(
     }  # fmt: skip
     for suffix in ("md", "csv", "tex", "0.png"):
         assert (workspace / "tables" / f"blobs-tumour.{suffix}").stat().st_size > 100
+    curves = pd.read_csv(workspace / "tables" / "blobs-diagnosis.reliability.csv")
+    assert curves.groupby(["row", "seed"])["n"].sum().eq(10).all()
     assert "| no data |" in (workspace / "tables" / "adni.md").read_text()
     page = Path(first["report"]).read_text()
     for words in (
@@ -246,6 +250,39 @@ def test_a_third_row_with_template_mix_and_a_table_without_single_modalities(
     assert without["trained"] == 0
     assert not (workspace / "tables" / "blobs-tumour.missing.md").exists()
     assert "without one modality" not in Path(without["report"]).read_text()
+
+
+def test_native_scores_are_a_table_of_their_own(
+    workspace: Path, prefect_server: ServerInfo, registered: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """The label files lie on the stored grid here, so both tables must hold the same numbers."""
+    data = open_store(str(workspace / "store.zarr")).dataset(DATASET)
+
+    def file(_: SourceLabels, case: SelectedCase) -> SourceFile:
+        path = tmp_path / f"{case.case}.nii.gz"
+        if not path.exists():
+            nib.save(
+                nib.Nifti1Image(data.read_label(case.row, (0, 0, 0), EXTENT), data.case_info(case.row).affine), path
+            )
+        return SourceFile(modality="label", path=str(path), size_bytes=path.stat().st_size, etag="")
+
+    only = {"benchmarks": ["blobs-tumour"], "seeds": 1}
+    with pytest.raises(ScoreError, match=r"names no label file of it, so it has no native grid; evaluate without na"):
+        evaluate(params(workspace, native_scores=True, **only))
+    monkeypatch.setattr(SourceLabels, "file", file)
+    found = evaluate(params(workspace, native_scores=True, **only))
+    assert set(found["tables"]) == {"blobs-tumour", "blobs-tumour-native"}
+    scores = pd.read_parquet(workspace / "scores.parquet").set_index(["row", "case", "region", "metric"])["value"]
+    names = pd.read_parquet(workspace / "scores.parquet")["benchmark"].to_numpy()
+    stored, native = (scores[names == name].sort_index() for name in ("blobs-tumour", "blobs-tumour-native"))
+    assert len(stored) == len(native) > 0
+    np.testing.assert_allclose(native, stored.reindex(native.index))
+    text = (workspace / "tables" / "blobs-tumour-native.md").read_text()
+    assert "Scored on the grid of each label file, against the label as it was drawn" in text
+    assert "on the grids of the label files" in Path(found["report"]).read_text()
+    evaluate(params(workspace, **only))
+    assert not list((workspace / "tables").glob("blobs-tumour-native.*"))
 
 
 def test_the_example_of_the_documentation_is_valid() -> None:

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 from nifti_files import SMALL, write_dataset
 
-from flows.preprocess import plan_work
+from flows.preprocess import _refuse, plan_work
 from flows.preprocess_params import PreprocessParams, pending
 from infra import storage
 from models.store import create_or_open, open_store
 from tasks import receipts, shards
+from tasks.catalog import rows_digest, summarise
+from tasks.phenotypes import combine
 from tasks.preprocess import preprocess_batch
 from tasks.verify import verify
 
@@ -66,7 +68,7 @@ def lose_receipt(url):
 
 
 @pytest.mark.parametrize("damage", [lose_image, flip_bits, lose_receipt])
-def test_repair_makes_damaged_rows_again_in_their_place(tmp_path, store_url, damage):
+def test_repair_makes_damaged_rows_again_in_their_place(tmp_path, store_url, damage, caplog):
     scans = write_dataset(tmp_path / "src", 3)
     writer = create_or_open(store_url, SMALL)
     first = plan_work(writer, scans, {}, PLAIN.model_copy(update={"repair": True}))
@@ -77,8 +79,12 @@ def test_repair_makes_damaged_rows_again_in_their_place(tmp_path, store_url, dam
     assert verify(store_url, deep=True) != []
     assert plan_work(writer, scans, {}, PLAIN).todo == ()
 
+    others = [scan for scan in scans if scan.case != "s1"]
+    assert plan_work(writer, others, {}, PLAIN.model_copy(update={"repair": True})).todo == ()
+    assert "0 stored rows are damaged and are made again; 1 others are damaged too and not in the" in caplog.text
     again = plan_work(writer, scans, {}, PLAIN.model_copy(update={"repair": True}))
     assert [case.row for case in again.todo] == [1]
+    assert caplog.messages[-1] == "1 stored rows are damaged and are made again"
     preprocess_batch(store_url, [case.model_dump(mode="json") for case in again.todo], "again")
     assert shards.finalise(store_url, again.current, again.repaired) == digest
     assert verify(store_url, deep=True) == []
@@ -114,3 +120,39 @@ def test_a_finalise_that_was_killed_among_the_per_case_arrays_is_done_again(tmp_
     writer.mark_stored("toy", [0, 1])
     shards.finalise(store_url, work.current)
     assert verify(store_url, deep=True) == []
+
+
+def test_a_plan_names_the_catalog_that_it_was_made_from(tmp_path):
+    scans = write_dataset(tmp_path / "src", 2)
+    catalog = [*scans, scans[0].replace(dataset="other", status="left out", reason="constant image")]
+    url = str(tmp_path / "s.zarr")
+    plan_work(create_or_open(url, SMALL), scans, {}, PLAIN, catalog)
+    plan = storage.read_json(f"{url}/_build/plan-1.json")
+    assert plan["catalog_digest"] == rows_digest(catalog) != rows_digest(scans)
+    assert summarise(catalog, combine([]))["rows_digest"] == plan["catalog_digest"]
+    assert plan["spec_digest"] == SMALL.content_digest()
+
+
+def test_a_case_during_which_flow_after_flow_died_is_set_aside_until_it_is_asked_for_again(tmp_path, store_url):
+    scans = write_dataset(tmp_path / "src", 2)
+    writer = create_or_open(store_url, SMALL)
+    work = plan_work(writer, scans, {}, PLAIN)
+    bad, _ = work.todo
+    for number in range(receipts.MAX_INTERRUPTED):
+        assert [case.row for case in _refuse(writer, work)] == [0, 1], f"after {number} dead flows"
+        assert receipts.claim_attempt(store_url, f"flow-{number}", bad)
+    assert [case.row for case in _refuse(writer, work)] == [1]
+    receipt = receipts.read_receipt(store_url, bad, SMALL.content_digest())
+    assert (receipt.status, receipt.reason) == ("quarantined", "killed the worker")
+    assert receipt.detail == "8 flow runs died while it was being preprocessed"
+
+    # The flow that sees it through forgets the attempts: who tries the quarantine again gives the case a new chance.
+    preprocess_batch(store_url, [work.todo[1].model_dump(mode="json")], "through")
+    shards.finalise(store_url, work.current)
+    receipts.clear_attempts(store_url)
+    assert plan_work(writer, scans, {}, PLAIN).todo == ()
+    again = plan_work(writer, scans, {}, PLAIN.model_copy(update={"retry_quarantined": True}))
+    assert [case.row for case in _refuse(writer, again)] == [0]
+    preprocess_batch(store_url, [bad.model_dump(mode="json")], "again")
+    shards.finalise(store_url, again.current)
+    assert open_store(store_url).dataset("toy").rows == [0, 1]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -12,7 +14,7 @@ from pydantic import ValidationError
 from released_files import TINY_UNET, write_untrained
 from training_phantoms import write_blobs
 
-from flows.pretrain import PretrainParams, prepare, pretrain, publish, run_name, store_url
+from flows.pretrain import PretrainParams, prepare, pretrain, publish, run_name, store_url, train_encoder
 from infra.server import ServerInfo
 from models.metrics import append_metrics
 from models.selection import read_selection
@@ -43,6 +45,31 @@ def test_test_subjects_are_not_in_the_selection(workspace: Path) -> None:
     assert prepared.config.world_size == 2
     assert Path(prepared.config.data.store).is_absolute()
     assert prepared.total_steps == 2
+
+
+def test_the_cases_of_a_step_and_the_precision_can_be_chosen(workspace: Path) -> None:
+    asked = {"ranks": 1, "batch_size": 2, "accumulation": 3, "precision": "fp16"}
+    config = prepare(params(workspace, name="chosen", **asked)).config
+    assert (config.world_size, config.data.batch_size, config.accumulation, config.precision) == (1, 2, 3, "fp16")
+
+
+def test_a_training_is_continued_on_other_ranks(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[int] = []
+    monkeypatch.setattr("flows.pretrain.launch", lambda folders, ranks, *_, **__: launched.append(ranks))
+    monkeypatch.setattr(
+        "flows.pretrain.Progress", lambda *_: nullcontext(SimpleNamespace(update=lambda *_, **__: None))
+    )
+    for ranks in (2, 1):
+        train_encoder.fn(prepare(params(workspace, name="ranks", ranks=ranks)))
+    assert launched == [2, 1]
+
+
+def test_near_duplicates_of_the_store_are_one_person(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = (("blobs", "sub-0"), ("blobs", "sub-3"))
+    monkeypatch.setattr("flows.pretrain.near_duplicates", lambda url: [pair])
+    people = {case.subject: case.person for case in prepare(params(workspace, name="people")).selection}
+    assert people["sub-0"] == people["sub-3"] != ""
+    assert {people[f"sub-{i}"] for i in (1, 2, 4, 5)} == {""}
 
 
 def test_the_same_parameters_find_the_training_and_others_are_refused_with_what_differs(workspace: Path) -> None:
@@ -100,7 +127,7 @@ def test_the_form_says_bounds_in_words_and_refuses_the_rest() -> None:
     for name, field in schema["properties"].items():
         assert field["title"], name
         assert field["description"].endswith("."), name
-    assert schema["properties"]["recipe"]["enum"] == [
+    assert schema["properties"]["recipe"]["enum"][:4] == [
         "brainmvp_tiny",
         "brainmvp",
         "brainmvp_unet_tiny",

@@ -245,8 +245,9 @@ def test_dice_of_empty_masks_follows_the_scores() -> None:
 
 
 def test_the_auroc_is_that_of_the_scores(blobs: tuple[str, list[SelectedCase]], tmp_path: Path) -> None:
+    from classifications import sklearn_metrics
+
     from models.objectives import build_objective
-    from tasks.scores import classification_metrics
 
     rng = np.random.default_rng(0)
     for classes in (("a", "b"), ("a", "b", "c")):
@@ -255,7 +256,7 @@ def test_the_auroc_is_that_of_the_scores(blobs: tuple[str, list[SelectedCase]], 
         assert isinstance(objective, Classification)
         target, probabilities = rng.integers(0, len(classes), 30), rng.dirichlet(np.ones(len(classes)), 30)
         assessed = [[float(t), *p] for t, p in zip(target, probabilities.tolist(), strict=True)]
-        expected = classification_metrics(target, probabilities)["auroc"]
+        expected = sklearn_metrics(target, probabilities)["auroc"]
         assert objective.summarise(assessed) == pytest.approx(expected)
         assert objective.summarise(assessed[:0]) is None
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import pickle
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from objective_cases import NETWORK, RECOMMENDED, SPEC, make_batch, make_case, make_config, make_means
 
-from models.config import BrainMVPConfig, OptimiserConfig
+from models.config import BrainMVPConfig, ObjectiveConfig, OptimiserConfig
 from models.masking import to_voxels
 from models.objectives import OBJECTIVES, build_objective
 from models.objectives.base import Clock
@@ -90,6 +92,33 @@ def test_template_start_is_origin_plus_crop_start_also_for_small_cases() -> None
     assert sample["image"][:, :6].any() == sample["image"][:, 26:].any() == np.False_
 
 
+def test_sessions_and_datasets_of_one_person_have_one_identity() -> None:
+    sampler = _build().sampler()
+    info, reader = make_case(0)
+    draw = sampler.draw(info, np.random.default_rng(0), True)
+
+    def identity(**changes: object) -> int:
+        return sampler.load(replace(info, **changes), reader, draw)["identity"]
+
+    assert identity(case="the second session", row=7) == identity()
+    assert len({identity(), identity(subject="other"), identity(dataset="other")}) == 3
+    known = {"person": "test/subject0"}
+    assert identity(**known) == identity(**known, subject="UCSF-1", dataset="ucsf-pdgm") != identity(dataset="ixi")
+
+
+def test_terms_that_the_cases_can_never_give_are_named() -> None:
+    objective = _build()
+    single = [make_case(number, present=("t1",))[0] for number in range(3)]
+    assert objective.idle_terms([make_case(0)[0], *single]) == []
+    assert objective.idle_terms(single) == [
+        "none of its 3 cases has two modalities, so the cross-modal reconstruction is always 0; select datasets with "
+        "several modalities per case"
+    ]
+    assert objective.idle_terms([replace(case, person="a") for case in (make_case(0)[0], make_case(1)[0])]) == [
+        "all of its cases are of one person, so the contrast is always 0"
+    ]
+
+
 def test_case_without_a_usable_modality_is_refused_by_name() -> None:
     info, _ = make_case(3, present=())
     with pytest.raises(ValueError, match="case test/case3 has no modality with a template"):
@@ -164,10 +193,14 @@ def test_phases(
     )
 
 
-def test_presets_mask_as_published() -> None:
-    assert {name: settings.mask_rate for name, settings in PRESETS.items()} == {
-        "paper": 0.875, "code": 0.8, "recommended": 0.875,
-    }  # fmt: skip
+def test_presets_are_as_published_and_as_documented() -> None:
+    paper, code, ours = (PRESETS[name] for name in ("paper", "code", "recommended"))
+    published = {"temperature": 1.0, "projector_dim": 0, "template_init": "zero", "contrast_from_epoch": 1000}
+    assert {name: getattr(paper, name) for name in published} == published
+    assert {name: getattr(code, name) for name in published} == published
+    assert (paper.mask_rate, code.mask_rate, ours.mask_rate) == (0.875, 0.8, 0.875)
+    assert (paper.gather_negatives, code.gather_negatives, ours.gather_negatives) == (True, False, True)
+    assert (ours.temperature, ours.projector_dim, ours.template_init) == (0.1, 128, "mean")
 
 
 def test_case_with_one_modality_is_not_in_the_cross_modal_term() -> None:
@@ -400,4 +433,5 @@ def test_wrong_channels_or_missing_means_are_refused() -> None:
 
 
 def test_registry_names_are_the_config_kinds() -> None:
-    assert set(OBJECTIVES) == {"brainmvp", "segmentation", "classification"}
+    kinds = get_args(get_args(ObjectiveConfig)[0])
+    assert set(OBJECTIVES) == {kind.model_fields["kind"].default for kind in kinds}

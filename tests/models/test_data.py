@@ -51,6 +51,23 @@ def test_batches_do_not_depend_on_the_number_of_loader_processes(
     assert all(equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
+def test_on_a_gpu_batches_wait_in_pinned_memory_and_are_copied_without_waiting(
+    blobs: tuple[str, list[SelectedCase]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What can be said of it without one."""
+    loader = make_loader(dataset(blobs, tmp_path), [], 2, pin_memory=True)
+    assert loader.pin_memory
+    assert loader.persistent_workers
+    assert loader.prefetch_factor == 2, "torch's default: two batches of each process are ready"
+    assert loader.multiprocessing_context.get_start_method() == "forkserver"
+    copied: list[bool] = []
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda self, device, non_blocking=False: copied.append(non_blocking) or self
+    )
+    to_device({"image": torch.zeros(2), "case": ["a", "b"]}, torch.device("cuda"))
+    assert copied == [True]
+
+
 def test_a_sample_depends_on_epoch_and_place_and_can_be_replayed(
     blobs: tuple[str, list[SelectedCase]], tmp_path: Path
 ) -> None:

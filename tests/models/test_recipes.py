@@ -8,14 +8,17 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from anat_phantoms import write_anat
 from training_phantoms import write_blobs
 
 from models.distributed import World
 from models.objectives.brainmvp import PRESETS
 from models.recipes import RECIPES, find_recipe
+from models.recipes_anatcl import ANATCL_RECIPES
 from models.records import SelectedCase
 from models.selection import write_selection
 from models.state import start_training
@@ -27,10 +30,18 @@ WORLD = World(0, 1, torch.device("cpu"))
 STEPS = 10
 
 
+Stored = tuple[str, list[SelectedCase], dict[str, Any]]
+"""A store, its cases, and the settings that suit its size."""
+
+
 @pytest.fixture(scope="module")
-def blobs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[SelectedCase]]:
-    url = str(tmp_path_factory.mktemp("recipes") / "blobs.zarr")
-    return url, write_blobs(url)
+def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stored]:
+    folder = tmp_path_factory.mktemp("recipes")
+    blobs, anat = str(folder / "blobs.zarr"), str(folder / "anat.zarr")
+    return {
+        "blobs": (blobs, write_blobs(blobs), {"crop": (32, 32, 32), "batch_size": 2}),
+        "anat": (anat, write_anat(anat), {"batch_size": 4}),
+    }
 
 
 def test_every_recipe_has_a_tiny_twin() -> None:
@@ -40,10 +51,11 @@ def test_every_recipe_has_a_tiny_twin() -> None:
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_tiny_recipes_keep_their_losses(name: str, blobs: tuple[str, list[SelectedCase]], tmp_path: Path) -> None:
+def test_tiny_recipes_keep_their_losses(name: str, stores: dict[str, Stored], tmp_path: Path) -> None:
     selection = tmp_path / "selection.parquet"
-    write_selection(selection, blobs[1])
-    config = RECIPES[name](blobs[0], str(selection), crop=(32, 32, 32), batch_size=2, world_size=1)
+    url, cases, values = stores["anat" if RECIPES[name] in ANATCL_RECIPES else "blobs"]
+    write_selection(selection, cases)
+    config = RECIPES[name](url, str(selection), world_size=1, **values)
     state = start_training(config, tmp_path, WORLD)
     losses = [round(train_step(state, lambda: False).losses["loss"], 6) for _ in range(STEPS)]
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
@@ -87,3 +99,26 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
         RECIPES["brainmvp"]("s", "p", preset="best")
     with pytest.raises(KeyError, match="unknown recipe 'brainmvp_small'; known: brainmvp, brainmvp_tiny"):
         find_recipe("brainmvp_small")
+
+
+def test_anatcl_has_the_values_of_the_run_name() -> None:
+    config = RECIPES["anatcl"]("s", "p", preset="paper")
+    settings, optimiser = config.objective, config.optimiser
+    assert (settings.weight_age, settings.weight_anatomy, settings.kernel, settings.form) == (1, 1, "rbf", "yaware")
+    assert (settings.sigma_years, settings.temperature, len(settings.measures)) == (2.0, 0.1, 3)
+    assert (settings.variant, settings.atlas, settings.views.differ) == ("global", "desikan_killiany", False)
+    assert (optimiser.kind, optimiser.lr, optimiser.weight_decay) == ("adam", 1e-4, 5e-5)
+    assert (optimiser.schedule, optimiser.step_epochs, optimiser.step_factor) == ("step", 10, 0.9)
+    assert (config.epochs, config.data.batch_size * config.world_size) == (300, 32)
+    assert RECIPES["anatcl"]("s", "p", variant="local").objective.variant == "local"
+    with pytest.raises(KeyError, match="unknown preset 'best' of anatcl; known: paper, code, recommended"):
+        RECIPES["anatcl"]("s", "p", preset="best")
+
+
+def test_the_baselines_are_parts_of_anatcl() -> None:
+    objectives = {name: RECIPES[name]("s", "p", preset="paper").objective for name in ("simclr", "yaware", "expw")}
+    weights = {name: (o.weight_age, o.weight_anatomy, o.weight_self) for name, o in objectives.items()}
+    assert weights == {"simclr": (0, 0, 1), "yaware": (1, 0, 0), "expw": (1, 0, 0)}
+    assert {name: o.form for name, o in objectives.items()} == {"simclr": "yaware", "yaware": "yaware", "expw": "expw"}
+    assert objectives["simclr"].views.differ, "its only positive must not be the image itself"
+    assert RECIPES["age_regression"]("s", "p").objective.kind == "age_regression"

@@ -162,13 +162,33 @@ def test_pretraining_transfers_encoder_and_transposed_convolutions() -> None:
     assert left_out["template.bank"] == "no such tensor here"
 
 
-def test_pretraining_of_another_network_is_refused() -> None:
-    pretraining = build_objective(
-        make_config(RECOMMENDED, NETWORK.replace(embed_dims=(6, 12, 24, 40))), SPEC, make_means()
-    )
-    tensors = {name: value for name, value in pretraining.exports().items() if not name.endswith("num_batches_tracked")}
-    with pytest.raises(ValueError, match=r"no encoder tensor of the pre-training fits .*shape \(6,"):
-        _build().load_pretrained(tensors)
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ({"embed_dims": (6, 12, 24, 40)}, r"encoder\.patch_embed1\.proj\.bias: shape \(6,\) is not \(4,\) \(87 such"),
+        (
+            {"depths": (1, 2, 1, 1)},
+            r"encoder\.blocks2\.1\.\S+: no such tensor here \(22 such tensors, 93 are expected\)",
+        ),
+    ],
+    ids=["other widths", "a part of it"],
+)
+def test_pretraining_of_another_network_is_refused(network: dict, message: str) -> None:
+    pretraining = build_objective(make_config(RECOMMENDED, NETWORK.replace(**network)), SPEC, make_means())
+    objective = _build()
+    before = {name: value.clone() for name, value in objective.state_dict().items()}
+    with pytest.raises(
+        ValueError, match=f"the pre-training has another encoder: {message}.*; use the NetworkConfig of"
+    ):
+        objective.load_pretrained(pretraining.exports())
+    assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items()), "nothing is loaded"
+
+
+def test_a_pretraining_with_half_of_the_encoder_is_refused() -> None:
+    tensors = build_objective(make_config(RECOMMENDED), SPEC, make_means()).exports()
+    part = {name: value for name, value in tensors.items() if "blocks4" not in name}
+    with pytest.raises(ValueError, match=r"encoder\.blocks4\.0\.\S+: absent from the pre-training \(\d+ such tensors"):
+        _build().load_pretrained(part)
 
 
 def test_channels_that_do_not_exist_are_refused() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from models.records import SelectedCase
+from models.records import SelectedCase, digest_of
 from models.selection import (
     SelectionError,
     check_selection,
@@ -40,6 +41,16 @@ def test_a_selection_is_read_back_and_its_digest_knows_no_order(tmp_path: Path) 
     assert digest == selection_digest(cases) == selection_digest(cases[::-1])
     assert digest != selection_digest([case(2), case(1), case(3, "test")])
     assert [c.row for c in of_role(cases, "val")] == [1]
+
+
+def test_people_are_kept_and_selections_from_before_keep_their_digest(tmp_path: Path) -> None:
+    plain, known = case(1), case(1).replace(person="brats/7")
+    old = [plain.model_dump(mode="json", exclude={"person", "age"})]
+    assert selection_digest([plain]) == digest_of(old) != selection_digest([known])
+    write_selection(tmp_path / "new.parquet", [known])
+    assert read_selection(tmp_path / "new.parquet") == [known]
+    pq.write_table(pa.Table.from_pylist(old), tmp_path / "old.parquet")
+    assert read_selection(tmp_path / "old.parquet") == [plain]
 
 
 def test_a_row_selected_twice_is_refused(tmp_path: Path) -> None:

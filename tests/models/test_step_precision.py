@@ -1,19 +1,16 @@
-"""The optimiser step's fp16 scaler and its one synchronisation a step, on the CPU with torch's own CPU scaler."""
+"""The optimiser step on a GPU, as far as a CPU can tell: fp16 with torch's CPU scaler, pinned batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 from training_phantoms import make_training, write_blobs
 
-from models.checkpoint import list_checkpoints, load_checkpoint
-from models.distributed import World, sparse_parameters
+from models.distributed import World, open_world
 from models.objectives.brainmvp import BrainMVP
 from models.records import SelectedCase
 from models.state import TrainingState, save_state, start_training
@@ -106,48 +103,46 @@ def test_gradients_that_no_scale_makes_finite_end_the_training(
         step(state)
 
 
-def test_the_scale_survives_a_resume(blobs: Blobs, tmp_path: Path) -> None:
+def test_the_scale_survives_a_resume(blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "a"
     state = start(blobs, folder, scale=2.0**10)
     for _ in range(3):
         step(state)
     save_state(state)
-    saved = load_checkpoint(list_checkpoints(folder)[0])["scaler"]
-    fresh = torch.amp.GradScaler("cpu", growth_interval=2)
-    fresh.load_state_dict(saved)
-    assert fresh.get_scale() == state.scaler.get_scale() == 2.0**11
-    assert saved["_growth_tracker"] == 1
+    monkeypatch.setattr("models.state._scaler", lambda *_: torch.amp.GradScaler("cpu", growth_interval=2))
+    resumed = start_training(state.config, folder, WORLD)
+    assert resumed.step == 3
+    assert resumed.scaler.get_scale() == state.scaler.get_scale() == 2.0**11
+    assert resumed.scaler.state_dict()["_growth_tracker"] == 1
 
 
-@pytest.fixture
-def lone_group(tmp_path: Path) -> Iterator[None]:
-    """Give DDP a process group of this process alone."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.mark.parametrize("accumulation", [1, 3])
-def test_gradients_are_synchronised_once_a_step(
-    blobs: Blobs, tmp_path: Path, accumulation: int, lone_group: None
+def test_a_training_without_scaler_is_continued_with_one(
+    blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = start(blobs, tmp_path / "a", accumulation=accumulation)
-    state = start(blobs, tmp_path / "b", accumulation=accumulation)
-    ignored = sparse_parameters(state.objective)
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(state.objective, ignored)
-    ddp = DistributedDataParallel(state.objective)
-    sent: list[bool] = []
+    """fp16 begun on a CPU, where there is no scaling, and continued on a GPU."""
+    folder = tmp_path / "a"
+    state = start(blobs, folder)
+    save_state(state)
+    monkeypatch.setattr("models.state._scaler", lambda *_: torch.amp.GradScaler("cpu", init_scale=8.0))
+    assert start_training(state.config, folder, WORLD).scaler.get_scale() == 8.0
 
-    def count(_, bucket):  # DDP compares annotations by identity; ours are text
-        sent.append(bucket.is_last())
-        future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-        future.set_result(bucket.buffer())
-        return future
 
-    ddp.register_comm_hook(None, count)
-    state.model = ddp
-    for number in (1, 2):
-        step(state)
-        step(plain)
-        assert sum(sent) == number, "one whole reduction a step, whatever the number of micro-batches"
-    torch.testing.assert_close(weights(state), weights(plain), rtol=1e-5, atol=1e-7)
+def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 4, "RANK": 0, "LOCAL_RANK": 0}.items():
+        monkeypatch.setenv(name, str(value))
+    with (
+        pytest.raises(ValueError, match=r"4 ranks are to run on this host, which has 2 GPUs, .*; set ranks to 2"),
+        open_world(),
+    ):
+        pass
+
+
+def test_batches_are_pinned_for_a_gpu(blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = start(blobs, tmp_path / "a")
+    asked: list[bool] = []
+    monkeypatch.setattr("models.state.make_loader", lambda *arguments: asked.append(arguments[3]) or [])
+    for device in ("cpu", "cuda"):
+        assert list(replace(state, world=World(0, 1, torch.device(device))).batches) == []
+    assert asked == [False, True]

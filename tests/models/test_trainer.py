@@ -121,6 +121,18 @@ def test_a_resume_with_other_loader_processes_costs_no_bits(
     assert train_losses(folder) == train_losses(undisturbed)
 
 
+def test_a_resume_restores_the_random_numbers(blobs: tuple[str, list[SelectedCase]], tmp_path: Path) -> None:
+    """The objectives of today draw from generators of their own; dropout would not."""
+    folder = tmp_path / "a"
+    config = make_training(folder, *blobs, checkpoint_every=1)
+    with pytest.raises(Killed):
+        train(config, folder, WORLD, kill_at(1))
+    torch.rand(7)
+    start_training(config, folder, WORLD)
+    saved = torch.load(list_checkpoints(folder)[0], weights_only=True)["rng"]["cpu"]
+    assert torch.equal(torch.get_rng_state(), saved[0])
+
+
 def test_a_truncated_newest_checkpoint_costs_steps_and_no_bits(
     blobs: tuple[str, list[SelectedCase]], undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -223,6 +235,7 @@ def test_a_finished_training_leaves_weights_card_pictures_and_done_last(undistur
     assert "not for clinical use" in card
     assert done(undisturbed)["selection_digest"] in card
     assert "| blobs | train | 6 |" in card
+    assert "## Licence and data" in card
     assert json.loads((undisturbed / "config.json").read_text())["spec"]["name"] == "blobs"
     pictures = {path.name for path in (undisturbed / "pictures").iterdir()}
     assert pictures == {"reconstruction.png", "templates.png"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from classifications import sklearn_metrics
 
 from tasks.baselines import (
     AGE_SEX_VOLUME,
@@ -15,7 +16,6 @@ from tasks.baselines import (
     logistic,
     majority,
 )
-from tasks.scores import classification_metrics
 
 CLASSES = ("control", "patient")
 
@@ -23,7 +23,7 @@ CLASSES = ("control", "patient")
 def test_majority_gives_everybody_the_training_shares() -> None:
     found = majority(["control"] * 3 + ["patient"], CLASSES, 4)
     assert found.tolist() == [[0.75, 0.25]] * 4
-    assert classification_metrics(np.array([0, 1, 0, 1]), found)["auroc"] == 0.5
+    assert sklearn_metrics(np.array([0, 1, 0, 1]), found)["auroc"] == 0.5
 
 
 def test_a_class_absent_from_training_is_an_error() -> None:
@@ -56,7 +56,7 @@ def test_logistic_regression_finds_a_planted_effect_despite_missing_values() -> 
     names = [CLASSES[t] for t in target]
     found = logistic(features[:100], names[:100], features[100:], CLASSES, "planted")
     np.testing.assert_allclose(found.sum(axis=1), 1)
-    assert classification_metrics(target[100:], found)["auroc"] > 0.85
+    assert sklearn_metrics(target[100:], found)["auroc"] > 0.85
 
 
 def test_features_that_are_all_missing_are_an_error() -> None:

@@ -57,6 +57,14 @@ def test_datasets_and_targets_filter() -> None:
     assert [(case.row, case.target) for case in with_target] == [(2, "patient")]
 
 
+def test_linked_subjects_are_one_person_over_datasets() -> None:
+    links = [(("ixi", "s1"), ("brats", "s9")), (("brats", "s9"), ("gone", "s"))]
+    found = {(case.dataset, case.subject): case.person for case in select_cases(CASES, links=links)}
+    assert found[("ixi", "s1")] == found[("brats", "s9")] != ""
+    assert not any(name in found[("ixi", "s1")] for name in ("ixi", "brats", "s9")), "no id of another subject"
+    assert found[("ixi", "s0")] == found[("brats", "s0")] == ""
+
+
 def test_the_frozen_file_has_the_digest(tmp_path: Path) -> None:
     digest = freeze_selection(tmp_path / "selection.parquet", CASES, SPLIT)
     assert selection_digest(read_selection(tmp_path / "selection.parquet")) == digest

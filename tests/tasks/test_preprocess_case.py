@@ -102,6 +102,17 @@ def test_template_frame_places_a_scan_where_its_affine_says(tmp_path):
     )
 
 
+def test_the_share_that_a_fixed_grid_cuts_off_is_kept_and_no_other_frame_has_one(tmp_path):
+    whole = write_nifti(tmp_path / "whole.nii.gz", blob())
+    moved = centred((30, 28, 24))
+    moved[1, 3] += 21 + 0.5  # the grid's front face then runs through the middle of the tissue
+    half = write_nifti(tmp_path / "half.nii.gz", blob(), moved)
+    inside, cut = (prepare_case(planned({"t1": path}), FIXED).qc["outside_grid_t1"] for path in (whole, half))
+    assert inside == 0
+    assert 0.4 < cut < 0.6
+    assert "outside_grid_t1" not in prepare_case(planned({"t1": whole}), SMALL).qc
+
+
 def test_reasons(tmp_path):
     good = write_case(tmp_path, "s1")
     far = centred((30, 28, 24))

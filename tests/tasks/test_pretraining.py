@@ -46,6 +46,20 @@ def test_loader_processes_and_running_options_may_change_and_reach_the_ranks(tmp
     assert json.loads((folder / "run.json").read_text()) == written, "a refusal changes nothing"
 
 
+def test_another_number_of_ranks_continues_with_the_cases_of_a_step(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    first = config(folder, world_size=4)
+    assert prepare_training(folder, first, CASES).ranks == 4
+    again = prepare_training(folder, first.replace(world_size=2, running={"tensorboard": True}), CASES)
+    assert (again.ranks, again.config.world_size, again.config.running.tensorboard) == (2, 4, True)
+    assert again.config.content_digest() == first.content_digest()
+    written = (folder / "run.json").read_bytes()
+    assert TrainingConfig.model_validate_json(written) == again.config
+    with pytest.raises(ValueError, match=r"8 cases per optimiser step .* cannot be dealt to 3 ranks; use .* divides 4"):
+        prepare_training(folder, first.replace(world_size=3, running={"tensorboard": False}), CASES)
+    assert (folder / "run.json").read_bytes() == written, "a refusal changes nothing"
+
+
 def test_a_config_from_before_there_were_running_options_is_continued(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     first = config(folder)

@@ -122,6 +122,14 @@ def test_alarms_in_a_large_clean_dataset_are_rare() -> None:
     assert len(ranking.outliers) / 4000 < 2 * 6 * 2.3e-4
 
 
+def test_a_case_that_the_grid_cuts_stands_out() -> None:
+    shares = [*np.random.default_rng(3).uniform(0, 0.004, 11), 0.12]
+    (found,) = rank(table({"outside_grid_t1": shares})).outliers.to_dict("records")
+    assert found["case"] == "c011"
+    assert found["reasons"][0].startswith("tissue of t1 outside the grid is ")
+    assert " above the dataset: 0.12, usually 0 to " in found["reasons"][0]
+
+
 def test_a_second_scanner_is_no_outlier() -> None:
     rng = np.random.default_rng(2)
     ranges = np.concatenate([rng.normal(300, 20, 34), rng.normal(3, 0.2, 6)])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from nifti_files import centred, oblique
 
-from tasks.qc_voxels import base_of, drift, drift_measure, end_measures, flat_end
+from tasks.qc_voxels import base_of, drift, drift_measure, end_measures, flat_end, grid_measure, outside_share
+from tasks.volumes import Block, Grid
 
 SHAPE = (60, 72, 50)
 X, Y, Z = (np.arange(n) - (n - 1) / 2 for n in SHAPE)
@@ -76,3 +78,40 @@ def test_what_is_darker_than_a_tenth_of_the_range_is_no_tissue() -> None:
     haze = torch.from_numpy(np.where(BALL, 100.0, 5.0))
     assert end_measures(haze, (0.0, 100.0), "t1")["flat_end_t1"] < 0.12
     assert end_measures(haze, (0.0, 40.0), "t1")["flat_end_t1"] == 1
+
+
+def ball(affine: np.ndarray, start: int = 0) -> Block:
+    """Return the ball as `tight` would: without some planes of air in front of it."""
+    values = np.pad(BALL, ((start, 0), (0, 0), (0, 0)))
+    grid = Grid((values.shape[0], *SHAPE[1:]), affine)
+    return Block(torch.from_numpy(values[start:] * 100), (start, 0, 0), grid, "ball")
+
+
+@pytest.mark.parametrize("affine", [centred(SHAPE), oblique(SHAPE, (1, 1, 1), 20)])
+def test_what_a_grid_cuts_off_is_the_volume_of_a_cap(affine: np.ndarray) -> None:
+    """A grid that begins half a radius above the centre of a ball leaves 27/32 of it out."""
+    whole = Grid((80, 90, 70), centred((80, 90, 70)))
+    assert outside_share(ball(affine), whole, 10.0) == 0
+    upper = whole.affine.copy()
+    upper[2, 3] = 24 / 2 + 0.5
+    assert outside_share(ball(affine), Grid(whole.shape, upper), 10.0) == pytest.approx(27 / 32, abs=0.02)
+    half = whole.affine.copy()
+    half[2, 3] = 0.5
+    assert grid_measure(ball(affine), Grid(whole.shape, half), (0, 90), "t1") == {
+        "outside_grid_t1": pytest.approx(0.5, abs=0.03)
+    }
+
+
+def test_where_a_block_begins_does_not_matter() -> None:
+    affine, target = centred(SHAPE), Grid((30, 90, 70), centred((30, 90, 70)))
+    shifted = affine.copy()
+    shifted[0, 3] -= 12
+    expected = outside_share(ball(affine), target, 10.0)
+    assert 0.2 < expected < 0.6
+    assert outside_share(ball(shifted, start=12), target, 10.0) == expected
+
+
+def test_without_tissue_nothing_is_outside() -> None:
+    block = Block(torch.zeros(4, 4, 4), (0, 0, 0), Grid((4, 4, 4), np.eye(4)), "air")
+    assert outside_share(block, Grid((2, 2, 2), np.eye(4)), 0.0) is None
+    assert grid_measure(block, Grid((2, 2, 2), np.eye(4)), (0, 1), "t1") == {}

@@ -1,4 +1,4 @@
-"""Dice and HD95 against hand-made answers, the empty-mask rules, and bad predictions."""
+"""Scores in long form: what is computed for a case, bad predictions and labels, and what is kept."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from tasks.predictions import predictions_digest, read_probabilities, read_regio
 from tasks.scores import (
     RowKey,
     ScoreError,
-    classification_metrics,
-    hd95,
     inputs_digest,
     kept_scores,
     probability_scores,
@@ -25,6 +23,7 @@ from tasks.scores import (
     segmentation_scores,
 )
 
+MM = (3.0, 3.0, 3.0)
 TUMOUR = BENCHMARKS["phantom-tumour"]
 DIAGNOSIS = BENCHMARKS["phantom-diagnosis"]
 KEY = RowKey("phantom-tumour", "scratch", 0)
@@ -48,35 +47,6 @@ def test_dice_of_shifted_cubes() -> None:
     assert dice(cube(4, 8)[None], cube(6, 10)[None]) == [0.5]
 
 
-@pytest.mark.parametrize("spacing", [1.0, 3.0])
-def test_hd95_is_in_millimetres(spacing: float) -> None:
-    distance, note = hd95(cube(4, 8), cube(6, 10), spacing)
-    assert (distance, note) == (2 * spacing, "")
-
-
-def test_hd95_equals_monai_on_the_whole_volume() -> None:
-    import torch
-    from monai.metrics import compute_hausdorff_distance
-
-    rng = np.random.default_rng(0)
-    first, second = rng.random((2, 12, 13, 11)) > 0.97
-    tensors = [torch.from_numpy(np.pad(m, 1).astype(np.float32))[None, None] for m in (first, second)]
-    whole = compute_hausdorff_distance(*tensors, include_background=True, percentile=95, spacing=[2.0] * 3)
-    assert hd95(first, second, 2.0)[0] == pytest.approx(float(whole[0, 0]))
-
-
-@pytest.mark.parametrize(
-    ("target", "prediction", "overlap", "note"),
-    [(False, False, 1.0, "both empty"), (False, True, 0.0, "target empty"), (True, False, 0.0, "prediction empty")],
-)
-def test_rules_for_empty_masks(target: bool, prediction: bool, overlap: float, note: str) -> None:
-    masks = [cube(4, 8) & on for on in (prediction, target)]
-    assert dice(masks[0][None], masks[1][None]) == [overlap]
-    distance, found = hd95(masks[0], masks[1], 1.0)
-    assert np.isnan(distance)
-    assert found == note
-
-
 def test_regions_follow_the_scheme() -> None:
     label = np.array([0, 1, 2, 3]).reshape(4, 1, 1)
     et, tc, wt = region_masks(label, TUMOUR.regions, TUMOUR.scheme)[:, :, 0, 0].tolist()
@@ -87,16 +57,38 @@ def test_regions_follow_the_scheme() -> None:
 
 def test_a_perfect_prediction_scores_one() -> None:
     label = cube(4, 8).astype(np.uint8) * 3
-    entries = score_case(region_masks(label, TUMOUR.regions, TUMOUR.scheme), label, TUMOUR, 3.0, "sub-1")
+    masks = region_masks(label, TUMOUR.regions, TUMOUR.scheme)
+    entries = score_case(masks, (label, MM), TUMOUR, "sub-1")
+    assert {e["metric"] for e in entries} == set(TUMOUR.metrics)
     assert [e["value"] for e in entries if e["metric"] == "dice"] == [1.0, 1.0, 1.0]
     assert [e["value"] for e in entries if e["metric"] == "hd95"] == [0.0, 0.0, 0.0]
+    assert [e["value"] for e in entries if e["metric"] == "lesion_f1"] == [1.0, 1.0, 1.0]
+
+
+def test_where_a_case_lies_in_its_volume_changes_nothing() -> None:
+    label = cube(4, 8).astype(np.uint8) * 2
+    predicted = region_masks(cube(6, 10).astype(np.uint8) * 2, TUMOUR.regions, TUMOUR.scheme)
+    padded = np.pad(predicted, ((0, 0), (20, 5), (9, 9), (0, 30)))
+    first = score_case(predicted, (label, MM), TUMOUR, "a")
+    second = score_case(padded, (np.pad(label, ((20, 5), (9, 9), (0, 30))), MM), TUMOUR, "a")
+    pd.testing.assert_frame_equal(pd.DataFrame(first), pd.DataFrame(second))
+    values = {(e["metric"], e["region"]): e["value"] for e in first}
+    assert values["dice", "WT"] == 0.5
+    assert values["hd95", "WT"] == 6.0, "two voxels of 3 mm"
+    assert values["volume_error_ml", "WT"] == 0.0
+
+
+def test_an_empty_case_is_scored() -> None:
+    nothing = np.zeros((16, 16, 16), np.uint8)
+    entries = score_case(np.zeros((3, 16, 16, 16)), (nothing, MM), TUMOUR, "a")
+    assert {e["note"] for e in entries} == {"", "both empty"}
 
 
 @pytest.mark.parametrize(
     ("prediction", "label_value", "text"),
     [
         (np.zeros((3, 8, 8, 8)), 3, r"case sub-1: the prediction has shape \(3, 8, 8, 8\), .* needs \(3, 16, 16, 16\)"),
-        (np.zeros((2, 16, 16, 16)), 3, r"needs \(3, 16, 16, 16\) \(regions, x, y, z on the stored extent\)"),
+        (np.zeros((2, 16, 16, 16)), 3, r"needs \(3, 16, 16, 16\) \(regions, x, y, z on the grid of the label\)"),
         (np.full((3, 16, 16, 16), np.nan), 3, "case sub-1: the prediction has NaN or infinite values"),
         (np.full((3, 16, 16, 16), 0.4), 3, "case sub-1: the prediction has values other than 0 and 1; threshold it"),
         (np.zeros((3, 16, 16, 16)), 4, r"case sub-1: label values \[4\] are outside scheme 'brats2023'"),
@@ -104,13 +96,13 @@ def test_a_perfect_prediction_scores_one() -> None:
 )
 def test_bad_predictions_and_labels_are_refused(prediction: np.ndarray, label_value: int, text: str) -> None:
     with pytest.raises(ScoreError, match=text):
-        score_case(prediction, cube(4, 8).astype(np.uint8) * label_value, TUMOUR, 1.0, "sub-1")
+        score_case(prediction, (cube(4, 8).astype(np.uint8) * label_value, MM), TUMOUR, "sub-1")
 
 
 def test_long_form_of_a_segmentation() -> None:
     label = cube(4, 8).astype(np.uint8) * 2
     frame = segmentation_scores(
-        KEY, TUMOUR, [case(1)], lambda _: np.zeros((3, 16, 16, 16), np.uint8), lambda _: label, 1.0
+        KEY, TUMOUR, [case(1)], lambda _: np.zeros((3, 16, 16, 16), np.uint8), lambda _: (label, MM)
     )
     lines = frame.set_index(["metric", "region"])
     assert lines.loc[("dice", "WT"), "value"] == 0.0
@@ -131,13 +123,6 @@ def test_probabilities_keep_case_class_and_target() -> None:
         probability_scores(key, DIAGNOSIS, cases, np.array([[0.5, 0.5]]))
     with pytest.raises(ScoreError, match=r"target 'ill' is not among the classes \('control', 'patient'\)"):
         probability_scores(key, DIAGNOSIS, [case(1, "ill")], np.array([[0.5, 0.5]]))
-
-
-def test_a_class_absent_from_a_fold_gives_nan_not_a_guess() -> None:
-    metrics = classification_metrics(np.array([1, 1, 1]), np.array([[0.2, 0.8]] * 3))
-    assert metrics["accuracy"] == 1.0
-    assert np.isnan(metrics["auroc"])
-    assert np.isnan(metrics["balanced_accuracy"])
 
 
 def test_predictions_are_read_and_missing_ones_named(tmp_path: Path) -> None:
@@ -169,7 +154,7 @@ def test_unchanged_scores_are_not_computed_again(tmp_path: Path) -> None:
     def compute() -> pd.DataFrame:
         calls.append(1)
         masks = np.zeros((3, 16, 16, 16), np.uint8)
-        return segmentation_scores(KEY, TUMOUR, [case(1)], lambda _: masks, lambda _: masks[0], 1.0)
+        return segmentation_scores(KEY, TUMOUR, [case(1)], lambda _: masks, lambda _: (masks[0], MM))
 
     path = tmp_path / "scores.parquet"
     made, fresh = kept_scores(path, first, compute)
@@ -184,4 +169,4 @@ def test_unchanged_scores_are_not_computed_again(tmp_path: Path) -> None:
 
 def test_nothing_to_score_is_an_error() -> None:
     with pytest.raises(ScoreError, match="nothing to score: the test set has no case"):
-        segmentation_scores(KEY, TUMOUR, [], lambda _: np.zeros(1), lambda _: np.zeros(1), 1.0)
+        segmentation_scores(KEY, TUMOUR, [], lambda _: np.zeros(1), lambda _: (np.zeros(1), MM))

@@ -4,45 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from scipy import stats
 
-from tasks.scores import classification_metrics
+from studies.coverage import KINDS, Kind, cover
+from tasks.metrics_weighted import classification_metric
 from tasks.statistics import (
-    CLASSIFICATION_FORMS,
+    bca_tails,
     bootstrap_interval,
-    classification_metric,
     draw_subjects,
     expanded_alpha,
     holm,
     mean_metric,
     one_subject_points,
     paired_test,
+    rank_rows,
 )
-
-
-def simulated(rng: np.random.Generator, n: int, shift: float = 1.0, classes: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    target = np.arange(n) % classes
-    logits = rng.normal(size=(n, classes)) + shift * np.eye(classes)[target]
-    probabilities = np.exp(logits)
-    return target.astype(np.int64), probabilities / probabilities.sum(axis=1, keepdims=True)
-
-
-@pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("name", CLASSIFICATION_FORMS)
-@given(seed=st.integers(0, 10_000))
-@settings(max_examples=8, deadline=None)
-def test_weighted_forms_equal_scikit_learn_on_repeated_subjects(name: str, classes: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    target, probabilities = simulated(rng, 24, classes=classes)
-    probabilities = np.round(probabilities, 1) + 1e-3  # ties
-    probabilities /= probabilities.sum(axis=1, keepdims=True)
-    metric = classification_metric(name, np.arange(24), target[None], probabilities[None])
-    weights = draw_subjects(24, 3, seed)
-    for row, found in zip(weights, metric(weights), strict=True):
-        index = np.repeat(np.arange(24), row.astype(int))
-        expected = classification_metrics(target[index], probabilities[index])[name]
-        np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 def test_seeds_are_averaged_inside_a_replicate() -> None:
@@ -122,40 +98,58 @@ def test_what_one_subject_is_worth() -> None:
         one_subject_points(0)
 
 
-def test_unknown_metric_lists_the_known() -> None:
-    with pytest.raises(KeyError, match="known: accuracy, balanced_accuracy, auroc, f1"):
-        classification_metric("kappa", np.arange(2), np.array([[0, 1]]), np.full((1, 2, 2), 0.5))
+def test_the_tails_are_those_of_scipys_bca_interval() -> None:
+    values = np.random.default_rng(4).lognormal(size=40)
+    replicates = mean_metric(values[None])(draw_subjects(40, 40_000))
+    left_out = mean_metric(values[None])(np.ones((40, 40)) - np.eye(40))
+    found = np.quantile(replicates, bca_tails(values.mean(), replicates, left_out, 0.025))
+    expected = stats.bootstrap((values,), np.mean, n_resamples=40_000, method="BCa", rng=5).confidence_interval
+    np.testing.assert_allclose(found, [expected.low, expected.high], rtol=0.01)
+    plain = np.quantile(replicates, [0.025, 0.975])
+    assert (found > plain).all(), "moved towards the long tail"
 
 
-def coverage(trials: int, n: int, replicates: int, kind: str) -> float:
-    """Return the share of simulated test sets whose interval contains the truth."""
-    rng = np.random.default_rng(11)
-    hits = 0
-    truth = {"mean": 0.5, "auroc": None}[kind]
-    if kind == "auroc":
-        target, probabilities = simulated(rng, 8000)
-        truth = classification_metrics(target, probabilities)["auroc"]
-    for trial in range(trials):
-        if kind == "mean":
-            subject = rng.uniform(0, 1, size=n)
-            metric = mean_metric(subject + rng.normal(0, 0.05, size=(3, n)))
-        else:
-            target, probabilities = simulated(rng, n)
-            metric = classification_metric("auroc", np.arange(n), target[None], probabilities[None])
-        interval = bootstrap_interval(metric, draw_subjects(n, replicates, trial))
-        hits += interval.low <= truth <= interval.high
-    return hits / trials
+def test_without_skew_and_bias_the_tails_are_those_of_the_percentiles() -> None:
+    replicates = np.linspace(-1, 1, 2001)
+    np.testing.assert_allclose(bca_tails(0.0, replicates, np.array([1.0, 2.0, 3.0]), 0.025), [0.025, 0.975], atol=1e-3)
+    assert bca_tails(-5.0, replicates, np.ones(3), 0.025)[0] < 1e-6, "an estimate outside all replicates"
+    assert np.isfinite(bca_tails(0.3, replicates, np.array([0.0, 1.0, np.nan]), 0.025)).all()
+
+
+def test_the_effect_is_cohens_d_of_a_paired_difference() -> None:
+    first, second = np.random.default_rng(6).normal([[0.7], [0.6]], 0.1, size=(2, 50))
+    gap, _ = paired_test(mean_metric(first[None]), mean_metric(second[None]), draw_subjects(50, 5000))
+    difference = first - second
+    assert gap.standardised == pytest.approx(difference.mean() / difference.std(), rel=0.05)
+    alone, _ = paired_test(mean_metric(first[None]), mean_metric(first[None]), draw_subjects(50, 200))
+    assert np.isnan(alone.standardised)
+
+
+def test_ranks_say_how_stable_the_order_is() -> None:
+    rng = np.random.default_rng(7)
+    base = rng.normal(0.6, 0.1, size=30)
+    rows = [base + shift + rng.normal(0, 0.05, size=30) for shift in (0.2, 0.0, 0.0)]
+    best, *rest = rank_rows([mean_metric(row[None]) for row in rows], draw_subjects(30, 500))
+    assert (best.place, best.low, best.high, best.first) == (1, 1, 1, 1)
+    assert {rank.place for rank in rest} == {2, 3}
+    assert sum(rank.first for rank in (best, *rest)) == pytest.approx(1)
+    tied = rank_rows([mean_metric(base[None])] * 2, draw_subjects(30, 200))
+    assert [(rank.place, rank.first) for rank in tied] == [(1.5, 0.5)] * 2
+    undefined = rank_rows([mean_metric(base[None]), mean_metric(np.full((1, 30), np.nan))], draw_subjects(30, 200))
+    assert all(np.isnan(rank.place) for rank in undefined)
 
 
 def test_intervals_cover_in_a_small_simulation() -> None:
-    assert 0.90 <= coverage(200, 30, 400, "mean") <= 0.99
+    for kind in KINDS[:2]:
+        found = cover(kind, 57, trials=120, replicates=400)
+        assert 0.88 <= found.inside <= 0.99, kind.name
+        assert found.inside + found.below + found.above == pytest.approx(1)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("kind", ["mean", "auroc"])
-@pytest.mark.parametrize("n", [30, 57])
-def test_intervals_cover_93_to_97_percent(kind: str, n: int) -> None:
-    assert 0.93 <= coverage(2000, n, 1000, kind) <= 0.97
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.asked], ids=lambda kind: kind.name)
+def test_intervals_cover_93_to_97_percent(kind: Kind) -> None:
+    assert cover(kind, 57, trials=1500, replicates=1000).met
 
 
 @pytest.mark.full

@@ -162,7 +162,7 @@ def test_nothing_is_overwritten_and_unfinished_trainings_are_refused(paper: Path
             export_weights(paper, tmp_path / "out", form)
     with pytest.raises(NotFinishedError, match="it is not finished; run it to its end"):
         export_weights(tmp_path, tmp_path / "new", "safetensors")
-    with pytest.raises(WeightsError, match="unknown format 'onnx'; known: brainmvp, safetensors, monai-bundle"):
+    with pytest.raises(WeightsError, match="unknown format 'onnx'; known: brainmvp, anatcl, safetensors, monai-bundle"):
         export_weights(paper, tmp_path / "new", "onnx")
 
 
@@ -171,5 +171,6 @@ def test_info_counts_the_parts(paper: Path) -> None:
     assert found["network"] == "uniformer"
     assert found["origin"] == "trained here from random weights"
     assert set(found["parts"]) == {"encoder", "decoder", "template"}
-    assert found["formats"] == {"brainmvp": "", "safetensors": "", "monai-bundle": ""}
+    others = {name: why for name, why in found["formats"].items() if why}
+    assert others == {"anatcl": "it was pre-trained with BrainMVP"}
     assert sum(tensors for tensors, _ in found["parts"].values()) == len(read_training(paper).tensors)

@@ -29,7 +29,7 @@ from released_files import (
     write_untrained,
 )
 
-from models.config import NetworkConfig, SegmentationConfig, UNet3DConfig
+from models.config import MadeFrom, NetworkConfig, SegmentationConfig, UNet3DConfig
 from models.encoder import load_encoder
 from models.export import NotFinishedError, read_weights
 from models.finished import read_training
@@ -242,7 +242,7 @@ def test_another_architecture_is_refused(tmp_path: Path, like: Path) -> None:
 
 
 CONTENTS: dict[str, tuple[Any, str]] = {
-    "a list": ([torch.zeros(1)], "holds a list; a state_dict or a dict with `state_dict` is needed"),
+    "a list": ([torch.zeros(1)], "holds a list; a state_dict or a dict with `state_dict` or `model` is needed"),
     "an empty state": ({"state_dict": {}}, "`state_dict` must be a dict of tensors with at least one"),
     "a state that is none": ({"state_dict": torch.zeros(1)}, "`state_dict` must be a dict of tensors .* got Tensor"),
     "a number among tensors": ({"conv1a.weight": 3}, "'conv1a.weight' is a int; a state_dict holds tensors by name"),
@@ -362,7 +362,7 @@ def test_a_report_says_that_the_encoder_was_imported(tmp_path: Path, like: Path)
     file = write_released(tmp_path / "w.pt", random_state(TINY_UNIFORMER_TABLE))
     folder = import_weights(file, tmp_path / "trainings" / "released", like).folder
     assert read_selection(folder / "selection.parquet") == []
-    made = Made(tmp_path, SimpleNamespace(spec=SPEC), pd.DataFrame(), pd.DataFrame(), "", folder.name)  # type: ignore[arg-type]
+    made = Made(tmp_path, SimpleNamespace(spec=SPEC), pd.DataFrame(), pd.DataFrame(), MadeFrom(), folder.name)  # type: ignore[arg-type]
     text = description(made)
     assert "The encoder was imported from the file “w.pt” (it may have seen test subjects" in text
     assert "outside the test role" not in text

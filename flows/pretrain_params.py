@@ -1,0 +1,207 @@
+"""What the pre-training flow is asked for: the form in the UI, names, and where the store is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from infra import storage
+
+RecipeName = Literal[
+    "brainmvp_tiny",
+    "brainmvp",
+    "brainmvp_unet_tiny",
+    "brainmvp_unet",
+    "anatcl_tiny",
+    "anatcl",
+    "simclr_tiny",
+    "simclr",
+    "yaware_tiny",
+    "yaware",
+    "expw_tiny",
+    "expw",
+    "age_regression_tiny",
+    "age_regression",
+]
+BRAINMVP: tuple[str, ...] = ("brainmvp_tiny", "brainmvp", "brainmvp_unet_tiny", "brainmvp_unet")
+"""Recipes that need no ages."""
+
+
+class PretrainParams(BaseModel):
+    """Which store to pre-train on, with which recipe."""
+
+    model_config = ConfigDict(extra="forbid", title="Pre-train")
+
+    workspace: str = Field(
+        "./state/demo",
+        title="Workspace",
+        description="Folder with the splits and the trainings; the training is written into <workspace>/trainings.",
+        min_length=1,
+        examples=["./state/demo"],
+    )
+    store: str = Field(
+        "",
+        title="Store",
+        description="Path or URL of the Zarr store, on disk or s3://; empty: <workspace>/store.zarr.",
+    )
+    split: str = Field(
+        "default",
+        title="Split",
+        description="Name of the split in <workspace>/splits, made when absent; letters, digits, dashes, underscores. "
+        "Its test subjects are left out of the pre-training.",
+        pattern=r"^[A-Za-z0-9_-]+$",
+    )
+    datasets: list[str] = Field(
+        default_factory=list, title="Datasets", description="Only these datasets of the store; empty: all of them."
+    )
+    recipe: RecipeName = Field(
+        "brainmvp_tiny",
+        title="Recipe",
+        description="brainmvp: UniFormer-S on 8 GPUs; brainmvp_unet: UNET3D. anatcl: 3D ResNet-18 on grey-matter maps "
+        "with ages and regional descriptors; simclr, yaware, expw and age_regression: its baselines. With _tiny a "
+        "small network on two CPU ranks.",
+    )
+    variant: Literal["global", "local"] | None = Field(
+        None,
+        title="Variant",
+        description="Of anatcl alone. global: each measure is compared over the whole brain; local: the measures "
+        "region by region. Empty: global.",
+    )
+    fold: int | None = Field(
+        None,
+        ge=0,
+        title="Fold",
+        description="Hold out this fold of the subjects, from 0 to folds - 1: it validates, all others but the split's "
+        "test subjects train. Empty: the split's training and validation subjects.",
+    )
+    folds: int = Field(
+        5, ge=2, le=100, title="Folds", description="Number of folds by subject, from 2 to 100; used with a fold."
+    )
+    preset: Literal["recommended", "paper", "code"] = Field(
+        "recommended",
+        title="Preset",
+        description="Values of the objective: ours with reasons (recommended), the paper's, or the released code's.",
+    )
+    init_from: str = Field(
+        "",
+        title="Start from",
+        description="Name of a finished or imported training in <workspace>/trainings whose network and weights this "
+        "one starts with; empty: the recipe's network, random weights.",
+        pattern=r"^[A-Za-z0-9_-]*$",
+    )
+    name: str = Field(
+        "",
+        title="Name",
+        description="Folder of the training, letters, digits, dashes and underscores; empty: the recipe's name, with "
+        "the variant local and the fold.",
+        pattern=r"^[A-Za-z0-9_-]*$",
+    )
+    epochs: int | None = Field(None, ge=1, title="Epochs", description="At least 1; empty: as the recipe says.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, title="Seed", description="From 0 to 2147483647.")
+    ranks: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        title="Ranks",
+        description="Processes on this host, from 1 to 64; empty: as the recipe says. A training that exists may be "
+        "continued with another number: a step keeps its cases.",
+    )
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        title="Cases per micro-batch",
+        description="Of each rank, at least 1; empty: as the recipe says.",
+    )
+    accumulation: int | None = Field(
+        None,
+        ge=1,
+        title="Micro-batches",
+        description="Of each rank in an optimiser step, at least 1; empty: as the recipe says. A step sees ranks x "
+        "cases per micro-batch x micro-batches; the contrast compares the cases of one micro-batch.",
+    )
+    precision: Literal["fp32", "bf16", "fp16"] | None = Field(
+        None,
+        title="Precision",
+        description="bf16 and fp16 on GPUs, bf16 on CPUs with AMX; other CPUs use fp32. Empty: as the recipe says.",
+    )
+    restarts: int = Field(
+        1,
+        ge=0,
+        le=100,
+        title="Restarts",
+        description="How often a killed training is continued from its checkpoint in the same flow run, from 0 to 100.",
+    )
+    stall_seconds: int = Field(
+        600,
+        ge=30,
+        le=86_400,
+        title="Stall time",
+        description="Seconds without any sign of life from the ranks after which they are stopped and the flow run "
+        "fails, from 30 to 86400.",
+    )
+    loader_workers: int | None = Field(
+        None,
+        ge=0,
+        le=64,
+        title="Loader processes",
+        description="Of each rank, from 0 to 64; empty: as the recipe says. The result does not depend on it.",
+    )
+    stage_dir: str = Field(
+        "",
+        title="Staging folder",
+        description="Local folder of every node to which the selected cases are copied first; for stores on S3. "
+        "Empty: the store is read where it is.",
+    )
+    stage_gib: float = Field(
+        100.0,
+        gt=0,
+        title="Staging limit",
+        description="GiB that the staging folder may hold, more than 0. Copies that no running training uses make "
+        "room, the least recently used first; cases that do not fit beside the others are refused.",
+    )
+    tensorboard: bool = Field(
+        False, title="TensorBoard", description="Write event files into the training's folder `tensorboard`."
+    )
+    probe_target: str = Field(
+        "",
+        title="Probed phenotype",
+        description="Column of the phenotypes (diagnosis, sex, age) that k-NN and linear probes of the features "
+        "predict on the validation subjects; empty: no probes.",
+    )
+    probe_every: int = Field(
+        10, ge=1, title="Probe every", description="Epochs between two probes, at least 1; one more is made at the end."
+    )
+    rank_limit: float = Field(
+        1.5,
+        ge=1,
+        title="Rank limit",
+        description="Warn of collapse when the effective rank of the features of the validation cases is below it, at "
+        "least 1; 1 never warns.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.variant and not self.recipe.startswith("anatcl"):
+            raise ValueError(f"variant is of the recipes anatcl and anatcl_tiny, not of {self.recipe}; leave it empty")
+        if self.fold is not None and self.fold >= self.folds:
+            raise ValueError(f"fold must be from 0 to {self.folds - 1} with {self.folds} folds, got {self.fold}")
+        return self
+
+
+def training_name(params: PretrainParams) -> str:
+    """Return the folder name of the training."""
+    parts = [params.recipe, "local" if params.variant == "local" else ""]
+    return params.name or "_".join([*filter(None, parts), *([] if params.fold is None else [f"fold{params.fold}"])])
+
+
+def run_name(params: PretrainParams) -> str:
+    """Return `pretrain <training> on <store>`."""
+    return f"pretrain {training_name(params)} on {store_url(params).rstrip('/').rsplit('/', 1)[-1]}"
+
+
+def store_url(params: PretrainParams) -> str:
+    """Return the store's URL; a local one is absolute, because the ranks run in another folder."""
+    url = params.store or str(Path(params.workspace) / "store.zarr")
+    return str(storage.local_path(url).resolve()) if storage.is_local(url) else url

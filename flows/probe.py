@@ -1,0 +1,307 @@
+"""Probe: linear probes of frozen encoders, cross-validated by subject, with baselines, site report and pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import pandas as pd
+from prefect import flow, runtime, task
+from prefect.cache_policies import NO_CACHE
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from flows.evaluate import publish_tables, write_section
+from flows.progress import Progress
+from models.selection import read_selection
+from models.store import Store, open_store, store_digest
+from tasks.embeddings import EncoderSource, random_encoder, trained_encoder
+from tasks.finetune import read_json
+from tasks.phantom.sources import read_latents
+from tasks.phenotype_layouts import read_layout, with_layouts
+from tasks.probe_cohort import ProbeCohort, find_probe_cohort, seen_subjects
+from tasks.probe_report import (
+    embedding_picture,
+    ensemble_notes,
+    forest_picture,
+    import_notes,
+    probe_report,
+    weights_of,
+)
+from tasks.probe_sites import site_cohort
+from tasks.probe_summary import probe_table
+from tasks.probe_tasks import PHANTOM_PROBES, PROBES, find_probe
+from tasks.probing import (
+    RANDOM,
+    RESERVED,
+    EncoderRow,
+    absent_lines,
+    feature_rows,
+    row_kinds,
+    score_encoders,
+    score_features,
+)
+from tasks.report import TableSection, write_report
+from tasks.scores import write_scores
+from tasks.splits import people_of
+
+ProbeName = Annotated[str, Field(json_schema_extra={"enum": list(PROBES)})]
+"""The form offers the registered ones."""
+
+
+class ProbeRow(BaseModel):
+    """One row of the tables: trainings that repeat each other, or members of an ensemble."""
+
+    model_config = ConfigDict(extra="forbid", title="Row")
+
+    name: str = Field(
+        title="Name",
+        description="What the tables call it, 1 to 40 characters; not the name of a row that every table has.",
+        min_length=1,
+        max_length=40,
+        examples=["AnatCL global"],
+    )
+    trainings: list[str] = Field(
+        title="Trainings",
+        description="Names of finished or imported trainings in <workspace>/trainings, at least one.",
+        min_length=1,
+        examples=[["anatcl-seed0", "anatcl-seed1"]],
+    )
+    together: Literal["seeds", "ensemble"] = Field(
+        "seeds",
+        title="Together",
+        description="seeds: repetitions, whose scores are averaged in every fold. ensemble: one model (the released "
+        "folds), whose predictions are averaged.",
+    )
+
+
+class ProbeParams(BaseModel):
+    """Which frozen encoders to probe, and on what."""
+
+    model_config = ConfigDict(extra="forbid", title="Probe")
+
+    workspace: str = Field(
+        "./state/demo",
+        title="Workspace",
+        description="Folder with the splits, phenotypes and trainings; results are written into <workspace>/probes.",
+        min_length=1,
+        examples=["./state/demo"],
+    )
+    store: str = Field(
+        "",
+        title="Store",
+        description="Path or URL of the Zarr store, on disk or s3://; empty: <workspace>/store.zarr.",
+    )
+    rows: list[ProbeRow] = Field(
+        title="Rows",
+        description="Encoders to compare, at least one; the first is tested against every other row.",
+        min_length=1,
+        examples=[[{"name": "AnatCL global", "trainings": ["anatcl"]}]],
+    )
+    benchmarks: list[ProbeName] = Field(
+        default=list(PHANTOM_PROBES),
+        title="Probes",
+        description="Names of registered probes, at least one; those without data in the store show `no data`.",
+        min_length=1,
+        examples=[list(PHANTOM_PROBES)],
+    )
+    folds: int = Field(5, ge=3, le=20, title="Folds", description="Of the cross-validation, from 3 to 20.")
+    random_seeds: int = Field(
+        3,
+        ge=1,
+        le=20,
+        title="Random encoders",
+        description="Random initialisations of the first row's network in the baseline row, from 1 to 20.",
+    )
+    site_report: bool = Field(
+        True,
+        title="Site report",
+        description="Also say how well the features tell the sites apart, where there are two or more.",
+    )
+    layouts: list[str] = Field(
+        default_factory=list,
+        title="Layouts",
+        description="YAML files that say how a dataset names its phenotypes; they win over the ones in the package.",
+    )
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        names = [_slug(row.name) for row in self.rows]
+        if twice := next((row.name for row in self.rows if names.count(_slug(row.name)) > 1), ""):
+            raise ValueError(f"two rows are called like {twice!r}; names must differ in letters or digits")
+        taken = {_slug(name) for name in RESERVED}
+        if wrong := next((row.name for row in self.rows if _slug(row.name) in taken), ""):
+            raise ValueError(f"{wrong!r} is the name of a row that every table has; call yours otherwise")
+        return self
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def run_name(params: ProbeParams) -> str:
+    """Return `probe <first row> on <probes>`, shortened after three."""
+    names = list(dict.fromkeys(params.benchmarks))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"probe {params.rows[0].name} on {', '.join(names[:3])}{more}"
+
+
+def _run_name() -> str:
+    params = runtime.flow_run.parameters["params"]
+    return run_name(params if isinstance(params, ProbeParams) else ProbeParams.model_validate(params))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that a flow run compares."""
+
+    workspace: Path
+    store: Store
+    rows: tuple[EncoderRow, ...]
+    """Those of the parameters, then the random encoder."""
+    cohorts: tuple[ProbeCohort, ...]
+    """Also those without data."""
+    notes: tuple[str, ...]
+    """Sentences for every table."""
+
+
+@task(name="score", task_run_name="probe {name}", cache_policy=NO_CACHE)
+def score(name: str, cohort: ProbeCohort, rows: Sequence[EncoderRow], workspace: Path) -> tuple[pd.DataFrame, int]:
+    """Return the scores of all rows of one probe and how many were computed now; unchanged ones are read back."""
+    simple = [row for row in feature_rows(cohort) if row.features is not None]
+    seeds = max(len(row.encoders) for row in rows)
+    frames: list[pd.DataFrame] = []
+    fresh = 0
+    with Progress(f"probe {name}", len(rows) + len(simple), "rows") as progress:
+
+        def show(note: str) -> None:
+            progress.update(len(frames), note=note)
+
+        for encoders in rows:
+            frame, computed = score_encoders(cohort, encoders, workspace, show)
+            frames.append(frame)
+            fresh += computed
+            show(encoders.name)
+        for features in simple:
+            frame, computed = score_features(cohort, features, seeds, workspace)
+            frames.append(frame)
+            fresh += computed
+            show(features.name)
+    return pd.concat(frames, ignore_index=True), fresh
+
+
+@flow(name="probe", flow_run_name=_run_name)
+def probe(params: ProbeParams) -> dict[str, Any]:
+    """Embed, probe and report; what is computed and unchanged is not computed again."""
+    for name in params.benchmarks:
+        find_probe(name)
+    compared = read_comparison(params)
+    folder, date = compared.workspace / "probes", datetime.now(UTC).date().isoformat()
+    sections, scores, fresh = [], [], 0
+    pictured = False
+    for cohort in compared.cohorts:
+        frame = pd.DataFrame()
+        if cohort.cases:
+            frame, computed = score(cohort.benchmark.name, cohort, compared.rows, compared.workspace)
+            scores.append(frame)
+            fresh += computed
+        section = make_section(compared, cohort, frame, date, with_embedding=not pictured)
+        pictured = pictured or len(section.pictures) > 1
+        sections.append(section)
+        write_section(section, folder / "tables")
+    if scores:
+        write_scores(pd.concat(scores, ignore_index=True), folder / "scores.parquet", "all probes")
+    publish_tables([section.table for section in sections], folder / "tables")
+    return {**write_page(compared, sections, date), "scored": fresh}
+
+
+def read_comparison(params: ProbeParams) -> Comparison:
+    """Find encoders, people and cohorts; raises what is wrong with them before anything is computed."""
+    workspace = Path(params.workspace).resolve()
+    store = open_store(params.store or str(workspace / "store.zarr"))
+    trainings = {name: workspace / "trainings" / name for row in params.rows for name in row.trainings}
+    sources = {name: trained_encoder(folder) for name, folder in trainings.items()}
+    rows = [_row(row, sources) for row in params.rows]
+    network = rows[0].encoders[0].network
+    rows.append(EncoderRow(RANDOM, tuple(random_encoder(network, seed) for seed in range(params.random_seeds))))
+    own = [read_layout(Path(path)) for path in params.layouts]
+    people = with_layouts(people_of(store.cases().to_pandas(), workspace), own)
+    selections = [read_selection(folder / "selection.parquet") for folder in trainings.values()]
+    seen = seen_subjects(selections, store.url)
+    cohorts = [
+        find_probe_cohort(
+            benchmark, store, people, workspace, params.folds, seen, _latents(workspace, benchmark.datasets)
+        )
+        for benchmark in map(find_probe, dict.fromkeys(params.benchmarks))
+    ]
+    notes = [*ensemble_notes(rows), *import_notes(rows)]
+    if params.site_report:
+        sites, words = site_cohort([one for one in cohorts if one.cases], people, workspace, params.folds, seen)
+        cohorts += [sites] if sites else []
+        notes += [words] if words else []
+    return Comparison(workspace, store, tuple(rows), tuple(cohorts), tuple(notes))
+
+
+def _row(row: ProbeRow, sources: dict[str, EncoderSource]) -> EncoderRow:
+    encoders = tuple(sources[name] for name in row.trainings)
+    recipes = {str((read_json(one.folder / "run.json") or {}).get("recipe", "")) for one in encoders if one.folder}
+    return EncoderRow(row.name, encoders, row.together, tuple(sorted(recipes)))
+
+
+def _latents(workspace: Path, datasets: Sequence[str]) -> pd.DataFrame | None:
+    return read_latents(workspace / "sources", datasets)
+
+
+def make_section(
+    compared: Comparison, cohort: ProbeCohort, scores: pd.DataFrame, date: str, with_embedding: bool
+) -> TableSection:
+    """Return table and pictures of one probe."""
+    simple = feature_rows(cohort) if cohort.cases else []
+    facts = [
+        ("store digest", store_digest(compared.store.url)),
+        ("folds digest", cohort.folds_digest),
+        *weights_of(compared.rows),
+    ]
+    table = probe_table(
+        cohort,
+        scores,
+        row_kinds(compared.rows, simple),
+        absent_lines(cohort, compared.rows, simple),
+        compared.notes if cohort.cases else (),
+        facts if cohort.cases else (),
+        date,
+    )
+    if not cohort.cases:
+        return TableSection(table)
+    pictures = [forest_picture(table)]
+    if with_embedding and (found := embedding_picture(cohort, compared.rows, compared.workspace)):
+        pictures.append(found)
+    return TableSection(table, pictures)
+
+
+def write_page(compared: Comparison, sections: Sequence[TableSection], date: str) -> dict[str, Any]:
+    """Write the report and return what the flow returns of it."""
+    shown = [section for section in sections if section.table.has_scores]
+    absent = [section for section in sections if not section.table.has_scores]
+    named = {section.table.benchmark.name for section in sections}
+    others = [
+        make_section(compared, ProbeCohort(PROBES[name], compared.store), pd.DataFrame(), date, False)
+        for name in PROBES
+        if name not in named
+    ]
+    path = compared.workspace / "probes" / "index.html"
+    notes = [
+        "Every encoder is frozen. Its features of the whole image are probed by a linear model in folds by subject; "
+        "subjects that a pre-training has seen are left out.",
+        *compared.notes,
+    ]
+    page = probe_report(compared.workspace, compared.store, compared.rows, shown, [*absent, *others], notes, date)
+    write_report(page, path)
+    return {
+        "report": str(path),
+        "tables": {section.table.benchmark.name: section.table.digest for section in sections},
+        "no_data": [section.table.benchmark.name for section in absent],
+    }

@@ -1,0 +1,179 @@
+"""Embeddings of stored cases, kept by what they were made from: encoder weights, network, modality, case digest."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from infra.storage import write_bytes
+from models.config import AnyNetwork, SupervisedConfig
+from models.export import NotFinishedError, read_done
+from models.finished import read_settings
+from models.records import PreprocessSpec, SelectedCase, digest_of
+
+if TYPE_CHECKING:
+    from models.networks.build import Encoder
+    from models.store import Store
+
+RULES_VERSION = 1
+"""Raised when the way from image to embedding changes, so that kept embeddings are computed again."""
+
+
+class EmbeddingError(ValueError):
+    """An encoder and a store that do not fit together."""
+
+
+@dataclass(frozen=True)
+class EncoderSource:
+    """Where a frozen encoder comes from."""
+
+    name: str
+    network: AnyNetwork
+    weights: str
+    """Digest of the weights, or what they are a function of."""
+    folder: Path | None = None
+    """Of a finished or imported training; None: randomly initialised."""
+    seed: int = 0
+    """Of a random initialisation."""
+    spec: PreprocessSpec | None = None
+    """That it was trained with; None: any."""
+    modalities: tuple[str, ...] = ()
+    """Input channels of a fine-tuned network; empty: one channel, the benchmark's first modality."""
+
+    def load(self) -> Encoder:
+        """Return the encoder in eval mode; raises NotFinishedError when the training's weights were changed."""
+        import torch
+
+        from models.encoder import load_encoder
+        from models.networks.build import build_encoder
+
+        if self.folder is not None:
+            return load_encoder(self.folder)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            return build_encoder(self.network).eval()
+
+
+def trained_encoder(folder: Path) -> EncoderSource:
+    """Return the encoder of a finished or imported training; raises NotFinishedError for another folder."""
+    done = read_done(folder) if folder.is_dir() else None
+    if done is None:
+        raise NotFinishedError(
+            f"{folder} has no done.json: it is no finished training; run it to its end, or import its weights"
+        )
+    config, spec = read_settings(folder)
+    modalities = config.objective.modalities if isinstance(config.objective, SupervisedConfig) else ()
+    return EncoderSource(
+        folder.name, config.network, str(done["weights_digest"]), folder, spec=spec, modalities=modalities
+    )
+
+
+def random_encoder(network: AnyNetwork, seed: int) -> EncoderSource:
+    """Return a randomly initialised encoder of the same network."""
+    weights = f"random {digest_of(network.model_dump(mode='json'))} seed {seed}"
+    return EncoderSource(f"random seed {seed}", network, weights, None, seed)
+
+
+def embeddings(
+    source: EncoderSource,
+    store: Store,
+    cases: Sequence[SelectedCase],
+    modality: str,
+    folder: Path,
+    done: Callable[[int, int], None] = lambda count, total: None,
+) -> tuple[NDArray[np.float32], int]:
+    """Return the embeddings (N, dim) of cases in their order, and how many of them were computed now.
+
+    Kept in one Parquet file an encoder and modality below `folder`, by case digest: a case that was embedded before is
+    read back. `done` is told (finished, to compute). Raises EmbeddingError when the store has another preprocessing
+    spec than the training, or lacks the modality.
+    """
+    channels = _channels(source, store, modality)
+    path = folder / f"{_key(source, store, channels)[:24]}.parquet"
+    kept = _read(path) if path.exists() else {}
+    missing = [case for case in cases if case.digest not in kept]
+    if missing:
+        kept |= _compute(source, store, missing, channels, done)
+        _write(path, kept, source)
+    return np.stack([kept[case.digest] for case in cases]), len(missing)
+
+
+def _channels(source: EncoderSource, store: Store, modality: str) -> list[int]:
+    if source.spec and (differs := unlike(source.spec, store.spec)):
+        raise EmbeddingError(
+            f"training {source.name} and the store {store.url} differ in {differs} (specs {source.spec.name!r} and "
+            f"{store.spec.name!r}): an encoder is valid on images like its own only; probe a store of its spec"
+        )
+    names = source.modalities or (modality,)
+    if absent := [name for name in names if name not in store.spec.modalities]:
+        raise EmbeddingError(
+            f"the store {store.url} has no modality {absent[0]!r}; its spec {store.spec.name!r} has "
+            f"{', '.join(store.spec.modalities)}"
+        )
+    if len(names) != source.network.in_channels:
+        raise EmbeddingError(
+            f"the encoder of {source.name} takes {source.network.in_channels} channels, the probe gives {len(names)} "
+            f"({', '.join(names)})"
+        )
+    return [store.spec.modalities.index(name) for name in names]
+
+
+def unlike(one: PreprocessSpec, other: PreprocessSpec) -> str:
+    """Return the first field in which two specs make images that look different to an encoder; the grid may differ."""
+    for name in ("spacing_mm", "frame", "intensity", "percentiles", "percentile_region", "tissue"):
+        if getattr(one, name) != getattr(other, name):
+            return name
+    return ""
+
+
+def _key(source: EncoderSource, store: Store, channels: Sequence[int]) -> str:
+    made_from = [source.weights, source.network.model_dump(mode="json"), store.spec.content_digest(), list(channels)]
+    return digest_of([*made_from, RULES_VERSION])
+
+
+def _compute(
+    source: EncoderSource,
+    store: Store,
+    cases: Sequence[SelectedCase],
+    channels: Sequence[int],
+    done: Callable[[int, int], None],
+) -> dict[str, NDArray[np.float32]]:
+    from models.embed import embed_cases, window_size
+
+    encoder, size = source.load(), window_size(source.network, store.spec.grid)
+    found: dict[str, NDArray[np.float32]] = {}
+    for dataset in sorted({case.dataset for case in cases}):
+        mine = [case for case in cases if case.dataset == dataset]
+        rows, before = [case.row for case in mine], len(found)
+
+        def count(finished: int, before: int = before) -> None:
+            done(before + finished, len(cases))
+
+        values = embed_cases(encoder, store.dataset(dataset), rows, channels, size, count)
+        found |= {case.digest: value for case, value in zip(mine, values, strict=True)}
+    return found
+
+
+def _read(path: Path) -> dict[str, NDArray[np.float32]]:
+    table = pq.read_table(path)
+    values = np.stack([np.asarray(value, dtype=np.float32) for value in table["embedding"].to_numpy()])
+    return dict(zip(table["case_digest"].to_pylist(), values, strict=True))
+
+
+def _write(path: Path, kept: dict[str, NDArray[np.float32]], source: EncoderSource) -> None:
+    names = sorted(kept)
+    columns = {"case_digest": names, "embedding": [kept[name] for name in names]}
+    schema = pa.schema([("case_digest", pa.string()), ("embedding", pa.list_(pa.float32()))])
+    table = pa.table(columns, schema=schema.with_metadata({"encoder": source.name, "weights": source.weights}))
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(str(path), buffer.getvalue())

@@ -1,0 +1,186 @@
+"""Who is probed: stored cases with a known target that no pre-training has seen, one a subject, in stratified folds."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from models.records import SelectedCase
+from tasks.benchmarks import Benchmark
+from tasks.duplicates import links as near_duplicates
+from tasks.folds import ensure_folds, fold_of, folds_digest
+from tasks.overlap import overlap_sentence
+from tasks.probes import Ints, ProbeError, check_targets
+from tasks.splits import Subject
+
+if TYPE_CHECKING:
+    from models.store import Store
+
+
+@dataclass(frozen=True)
+class ProbeCohort:
+    """A probe on the cases of one store; without data it has no cases."""
+
+    benchmark: Benchmark
+    store: Store
+    cases: tuple[SelectedCase, ...] = ()
+    """One a subject, sorted; `target` is the class, or the number as text."""
+    fold: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """(N,) of every case."""
+    folds_digest: str = ""
+    people: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """One line a case, in the order of `cases`: age, sex, site, ..."""
+    latents: pd.DataFrame | None = None
+    """One line a case of the traits that generated it; only phantoms have them."""
+    notes: tuple[str, ...] = ()
+    """Sentences on who was left out, and why."""
+
+    @property
+    def target(self) -> npt.NDArray[Any]:
+        """Class indices (N,) int64, or numbers (N,) float64 of a regression."""
+        if self.benchmark.kind == "regression":
+            return np.array([float(case.target) for case in self.cases])
+        return np.array([self.benchmark.classes.index(case.target) for case in self.cases], dtype=np.int64)
+
+    @property
+    def test_share(self) -> float:
+        """n_test / n_train of a fold, on average."""
+        sizes = np.bincount(self.fold)
+        return float(sizes.mean() / (len(self.fold) - sizes.mean()))
+
+    def of_seed(self, seed: int) -> ProbeCohort:
+        """Return the cohort with the targets of one seed: a negative control permutes them inside every fold anew."""
+        if self.benchmark.shuffle_seed is None:
+            return self
+        rng = np.random.default_rng(self.benchmark.shuffle_seed + seed)
+        targets = np.array([case.target for case in self.cases], dtype=object)
+        for fold in np.unique(self.fold):
+            inside = np.flatnonzero(self.fold == fold)
+            targets[inside] = targets[rng.permutation(inside)]
+        shuffled = [case.replace(target=target) for case, target in zip(self.cases, targets, strict=True)]
+        return replace(self, cases=tuple(shuffled))
+
+
+def seen_subjects(selections: Iterable[Iterable[SelectedCase]], store_url: str) -> set[Subject]:
+    """Return the subjects that pre-trainings were trained or validated on, and whoever looks like one of them."""
+    seen = {(case.dataset, case.subject) for cases in selections for case in cases if case.role != "test"}
+    pairs = near_duplicates(store_url)
+    return seen | {b for a, b in pairs if a in seen} | {a for a, b in pairs if b in seen}
+
+
+def find_probe_cohort(
+    benchmark: Benchmark,
+    store: Store,
+    people: pd.DataFrame,
+    workspace: Path,
+    folds: int,
+    seen: Collection[Subject] = (),
+    latents: pd.DataFrame | None = None,
+) -> ProbeCohort:
+    """Return the cohort of a probe; its folds are kept in `<workspace>/splits/<benchmark>-<folds>.folds.parquet`.
+
+    A case counts when it is stored, has the benchmark's first modality and a known target; of several cases of a
+    subject the first one is taken. Values that are none of the classes are other diagnoses and left out.
+    Raises ProbeError when a class is absent, when too few of it are there, and when pre-trainings have seen everybody,
+    or people of these datasets under other ids (tasks.overlap); FoldError for fewer subjects than folds.
+    """
+    wanted = benchmark.modalities[0]
+    chosen = people[(people["status"] == "stored") & people["dataset"].isin(benchmark.datasets)]
+    chosen = chosen[chosen["modalities"].map(lambda has: wanted in has).astype(bool)]
+    chosen = chosen.sort_values(["dataset", "subject", "case"])
+    chosen = chosen.assign(_target=targets_of(benchmark, chosen))
+    known = chosen[chosen["_target"].notna()].drop_duplicates(["dataset", "subject"])
+    if known.empty:
+        why = f"{len(chosen)} cases of {', '.join(benchmark.datasets)} are stored, none has a usable value in column"
+        return ProbeCohort(benchmark, store, notes=(f"{why} {benchmark.target!r}.",) if len(chosen) else ())
+    if certain := overlap_sentence(people, seen, benchmark.datasets, certainly=True):
+        raise ProbeError(f"probe {benchmark.name!r}: {certain}")
+    pairs = [(str(d), str(s)) for d, s in zip(known["dataset"], known["subject"], strict=True)]
+    unseen = known[[pair not in seen for pair in pairs]].reset_index(drop=True)
+    if unseen.empty:
+        raise ProbeError(
+            f"probe {benchmark.name!r}: all {len(known)} subjects were seen by a pre-training; pre-train with a split "
+            "that keeps some of them for testing, or probe other data"
+        )
+    possible = overlap_sentence(people, seen, benchmark.datasets)
+    notes = (*_notes(benchmark, chosen, known, unseen), *((f"{possible}.",) if possible else ()))
+    _check_classes(benchmark, unseen)
+    lines = unseen if benchmark.classes else unseen.assign(_target=unseen["_target"].astype("float64"))
+    strata = ("_target", "dataset", "site")
+    table = ensure_folds(workspace, f"{benchmark.name}-{folds}", store.url, lines, folds, strata=strata)
+    by_subject = fold_of(table)
+    fold = np.array([by_subject[str(d), str(s)] for d, s in zip(unseen["dataset"], unseen["subject"], strict=True)])
+    cases = tuple(
+        SelectedCase(
+            dataset=str(line.dataset), row=int(cast("int", line.row)), case=str(line.case), subject=str(line.subject),
+            digest=str(line.digest), role="test", target=str(target),
+        )
+        for line, target in zip(unseen.itertuples(index=False), unseen["_target"], strict=True)
+    )  # fmt: skip
+    cohort = ProbeCohort(benchmark, store, cases, fold, _digest(table, cases), unseen, _aligned(latents, cases), notes)
+    check_targets(cohort.fold, cohort.target, benchmark.classes, f"probe {benchmark.name!r}")
+    return cohort
+
+
+def targets_of(benchmark: Benchmark, people: pd.DataFrame) -> pd.Series:
+    """Return the target of each line: a finite number, a class name, or None where there is none."""
+    blank = pd.Series([None] * len(people), index=people.index, dtype=object)
+    values = people.get(benchmark.target, blank)
+    if benchmark.kind == "regression" or benchmark.cuts or benchmark.quantiles:
+        numbers = pd.to_numeric(values, errors="coerce").astype("float64")
+        numbers = numbers.where(np.isfinite(numbers))
+        if benchmark.classes:
+            return _cut(benchmark, numbers)
+        return numbers.astype(object).where(numbers.notna(), None)
+    words = values.astype(object).where(values.notna(), "").astype(str)
+    return words.where(words.isin(benchmark.classes), None)
+
+
+def _cut(benchmark: Benchmark, numbers: pd.Series) -> pd.Series:
+    """Return the class of each number; quantiles are those of all known numbers, so they do not depend on folds."""
+    cuts = benchmark.cuts
+    if benchmark.quantiles and numbers.notna().any():
+        count = len(benchmark.classes)
+        cuts = tuple(numbers.quantile([k / count for k in range(1, count)]))
+    names = [None if pd.isna(x) else benchmark.classes[int(np.searchsorted(cuts, x, side="left"))] for x in numbers]
+    return pd.Series(names, index=numbers.index, dtype=object)
+
+
+def _notes(benchmark: Benchmark, chosen: pd.DataFrame, known: pd.DataFrame, unseen: pd.DataFrame) -> tuple[str, ...]:
+    found = []
+    subjects = len(chosen.drop_duplicates(["dataset", "subject"]))
+    if missing := subjects - len(known):
+        found.append(f"Subjects left out for want of a usable value of {benchmark.target!r}: {missing} of {subjects}.")
+    if seen := len(known) - len(unseen):
+        found.append(f"Subjects left out because a pre-training of this table has seen them: {seen}.")
+    return tuple(found)
+
+
+def _check_classes(benchmark: Benchmark, people: pd.DataFrame) -> None:
+    values = people["_target"].value_counts()
+    if absent := [name for name in benchmark.classes if name not in values]:
+        raise ProbeError(
+            f"probe {benchmark.name!r}: no unseen subject is {absent[0]!r} in column {benchmark.target!r}; there are "
+            f"{', '.join(f'{count} {name}' for name, count in values.items())}; check the layout of the phenotypes, or "
+            "leave the benchmark out"
+        )
+
+
+def _digest(table: pd.DataFrame, cases: Iterable[SelectedCase]) -> str:
+    """Return the digest of the folds of these cases: subjects that are not probed do not count."""
+    mine = {(case.dataset, case.subject) for case in cases}
+    pairs = zip(table["dataset"].astype(str), table["subject"].astype(str), strict=True)
+    return folds_digest(table[[pair in mine for pair in pairs]])
+
+
+def _aligned(latents: pd.DataFrame | None, cases: Iterable[SelectedCase]) -> pd.DataFrame | None:
+    if latents is None:
+        return None
+    table = latents.drop_duplicates(["dataset", "subject"]).set_index(["dataset", "subject"])
+    return table.reindex(pd.MultiIndex.from_tuples([(case.dataset, case.subject) for case in cases])).reset_index()

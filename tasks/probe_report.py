@@ -1,0 +1,131 @@
+"""What stands around a probe table: pictures, where the numbers come from, and the page with all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from models.export import read_done
+from models.store import store_digest
+from tasks.embedding_figure import embedding_figure
+from tasks.figures import forest_plot
+from tasks.finetune import read_json
+from tasks.probe_cohort import ProbeCohort
+from tasks.probing import EncoderRow, embed_row
+from tasks.qc import quarantine_table
+from tasks.report import Picture, ReportContent, TableSection, TrainingSection, software_versions
+from tasks.summary import primary_metric
+from tasks.tables import BenchmarkTable, heading
+
+if TYPE_CHECKING:
+    from models.store import Store
+
+PANELS = 4
+"""Rows of encoders that a picture of embeddings shows at most."""
+IMPORTED = (
+    "{} was imported: which subjects it was trained on is not in its file, so nothing here can tell whether it has "
+    "seen some of these."
+)
+
+
+def forest_picture(table: BenchmarkTable) -> Picture:
+    """Return the forest plot of a table's primary metric."""
+    metric, region = primary_metric(table.benchmark)
+    lines = [line for line in table.lines if line.metric == metric and line.estimate is not None]
+    title = f"{table.benchmark.title}: {heading(metric, region)}"
+    words = "Point: mean over folds; bar: 95 % interval over folds, Nadeau-Bengio corrected; diamonds: published"
+    return Picture(forest_plot(lines, title, "folds"), f"forest plot of {table.benchmark.title}", words)
+
+
+def embedding_picture(cohort: ProbeCohort, rows: Sequence[EncoderRow], workspace: Path) -> Picture | None:
+    """Return the embeddings of a cohort by the first encoder of each row, coloured by age; None where no age is known.
+
+    More than PANELS rows: the first ones and the last, which is the random encoder.
+    """
+    ages = pd.to_numeric(cohort.people.get("age", pd.Series(np.nan, index=cohort.people.index)), errors="coerce")
+    if not ages.notna().any() or len(ages) < 3:
+        return None
+    shown = rows if len(rows) <= PANELS else [*rows[: PANELS - 1], rows[-1]]
+    features = {row.name: embed_row(cohort, row.encoders[0], workspace) for row in shown}
+    title = f"Embeddings of {', '.join(cohort.benchmark.datasets)}"
+    png = embedding_figure(features, ages.to_numpy(dtype=np.float64), title)
+    words = "Two first principal components of the frozen features, a point a subject, coloured by age"
+    return Picture(png, f"embeddings of {cohort.benchmark.title}", words)
+
+
+def weights_of(rows: Sequence[EncoderRow]) -> list[tuple[str, str]]:
+    """Return name and weights digest of every trained encoder, each once."""
+    return list(
+        dict.fromkeys((f"{one.name}: weights", one.weights) for row in rows for one in row.encoders if one.folder)
+    )
+
+
+def import_notes(rows: Sequence[EncoderRow]) -> list[str]:
+    """Return a sentence for each imported encoder."""
+    folders = dict.fromkeys(one.folder for row in rows for one in row.encoders if one.folder)
+    return [IMPORTED.format(folder.name) for folder in folders if "origin" in (read_done(folder) or {})]
+
+
+def ensemble_notes(rows: Sequence[EncoderRow]) -> list[str]:
+    """Return a sentence for each ensemble."""
+    return [
+        f"{row.name}: an ensemble of {len(row.encoders)} encoders; each is probed alone, then their "
+        "probabilities or predictions are averaged."
+        for row in rows
+        if row.together == "ensemble"
+    ]
+
+
+def probe_report(
+    workspace: Path,
+    store: Store,
+    rows: Sequence[EncoderRow],
+    shown: Sequence[TableSection],
+    absent: Sequence[TableSection],
+    notes: Sequence[str],
+    date: str,
+) -> ReportContent:
+    """Return the page with all tables of a flow run."""
+    cases = store.cases().to_pandas()
+    stored = cases[cases["status"] == "stored"]
+    subjects = max((line.n for section in shown for line in section.table.lines), default=0)
+    summary = [
+        ("cases stored", str(len(stored))),
+        ("subjects stored", str(len(stored.drop_duplicates(["dataset", "subject"])))),
+        ("subjects of the largest probe", str(subjects)),
+        ("rows of encoders", str(len(rows))),
+    ]
+    spec = store.spec
+    provenance = [
+        ("store digest", store_digest(store.url)),
+        ("preprocessing spec", f"{spec.name} {spec.content_digest()}"),
+        *weights_of(rows),
+        *((f"version of {name}", version) for name, version in software_versions()),
+    ]
+    return ReportContent(
+        title=f"brainloom probes: {workspace.name}",
+        date=date,
+        summary=summary,
+        provenance=provenance,
+        quarantine=quarantine_table(store.cases()),
+        trainings=[_training(folder) for folder in _folders(rows)],
+        benchmarks=shown,
+        absent=absent,
+        notes=notes,
+    )
+
+
+def _folders(rows: Sequence[EncoderRow]) -> list[Path]:
+    return list(dict.fromkeys(one.folder for row in rows for one in row.encoders if one.folder))
+
+
+def _training(folder: Path) -> TrainingSection:
+    run: dict[str, Any] = read_json(folder / "run.json") or {}
+    done: dict[str, Any] = read_json(folder / "done.json") or {}
+    names = ("recipe", "preset", "epochs", "seed", "world_size")
+    facts = {name: str(run[name]) for name in names if name in run}
+    return TrainingSection(folder.name, facts | {"weights digest": str(done.get("weights_digest", ""))})

@@ -1,0 +1,212 @@
+"""The rows of a probe table and their scores: encoders, simple features, and what is absent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from models.records import digest_of
+from tasks.baselines import CEILING
+from tasks.embeddings import EncoderSource, embeddings
+from tasks.probe_cohort import ProbeCohort
+from tasks.probes import Floats, probe_classes, probe_numbers
+from tasks.scores import RowKey, ScoreError, inputs_digest, kept_scores, probability_scores, score_path
+from tasks.summary import Line
+
+RANDOM = "random encoder"
+DESCRIPTORS = "raw descriptors"
+CONSTANT = "no features"
+"""Predicts the class shares, or the mean, of the training folds."""
+EXPECTED: dict[str, str] = {
+    "simclr": "SimCLR",
+    "yaware": "y-Aware",
+    "expw": "ExpW",
+    "age_regression": "age regression",
+}
+"""Recipes of the baseline pre-trainings that every table shows, and their names where they were not trained."""
+RESERVED: tuple[str, ...] = (RANDOM, DESCRIPTORS, CONSTANT, CEILING, "age", "sex", "age+sex")
+"""Names that a table's own rows have."""
+RULES_VERSION = 1
+"""Raised when a rule of the probes changes, so that kept scores are computed again."""
+
+Together = Literal["seeds", "ensemble"]
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class EncoderRow:
+    """A row of frozen encoders."""
+
+    name: str
+    encoders: tuple[EncoderSource, ...]
+    together: Together = "seeds"
+    """`seeds`: repetitions, whose scores are averaged in each fold. `ensemble`: one model, whose predictions
+    (probabilities, or numbers) are the mean of its members'."""
+    recipes: tuple[str, ...] = ()
+    """Of its trainings."""
+
+
+@dataclass(frozen=True)
+class FeatureRow:
+    """A row of features that need no encoder, or the reason why there are none."""
+
+    name: str
+    features: Floats | None
+    """(N, C), NaN where missing; None: absent."""
+    absent: str = ""
+
+
+def feature_rows(cohort: ProbeCohort) -> list[FeatureRow]:
+    """Return the simple rows of a cohort: raw descriptors, age and sex, no features, and the ceiling of a phantom."""
+    rows = [_descriptors(cohort)]
+    if cohort.benchmark.target not in {"age", "site"}:
+        rows.append(_age_sex(cohort))
+    rows.append(FeatureRow(CONSTANT, np.zeros((len(cohort.cases), 1))))
+    if cohort.latents is not None:
+        rows.append(_latents(cohort))
+    return rows
+
+
+def row_kinds(rows: Sequence[EncoderRow], simple: Sequence[FeatureRow]) -> dict[str, str]:
+    """Return `baseline` or `ceiling` by row; rows that are not named are ours."""
+    baselines = [row.name for row in rows if row.name == RANDOM or (_recipes(row) <= set(EXPECTED) and row.recipes)]
+    kinds = dict.fromkeys([*baselines, *(row.name for row in simple)], "baseline")
+    return kinds | {CEILING: "ceiling"}
+
+
+def _recipes(row: EncoderRow) -> set[str]:
+    return {recipe.removesuffix("_tiny") for recipe in row.recipes}
+
+
+def absent_lines(cohort: ProbeCohort, rows: Sequence[EncoderRow], simple: Sequence[FeatureRow]) -> list[Line]:
+    """Return a line without a number for every expected row that is not there, with the reason."""
+    there = {recipe for row in rows for recipe in _recipes(row)}
+    names = [(name, "not trained") for recipe, name in EXPECTED.items() if recipe not in there]
+    names += [(row.name, row.absent) for row in simple if row.features is None]
+    benchmark = cohort.benchmark
+    return [Line(benchmark=benchmark.name, row=name, metric="", kind="absent", note=why) for name, why in names]
+
+
+def score_encoders(
+    cohort: ProbeCohort, row: EncoderRow, workspace: Path, progress: Progress = lambda note: None
+) -> tuple[pd.DataFrame, int]:
+    """Return the long-form scores of a row of encoders and how many of them were computed now."""
+    groups = [row.encoders] if row.together == "ensemble" else [(one,) for one in row.encoders]
+    frames, fresh = [], 0
+    for seed, members in enumerate(groups):
+        own = cohort.of_seed(seed)
+        made_from = [one.weights for one in members]
+
+        def features(members: tuple[EncoderSource, ...] = members) -> list[Floats]:
+            return [_embedded(cohort, one, workspace, progress) for one in members]
+
+        frame, computed = _kept(own, RowKey(cohort.benchmark.name, row.name, seed), workspace, made_from, features)
+        frames.append(frame)
+        fresh += computed
+    return pd.concat(frames, ignore_index=True), fresh
+
+
+def score_features(cohort: ProbeCohort, row: FeatureRow, seeds: int, workspace: Path) -> tuple[pd.DataFrame, int]:
+    """Return the scores of a simple row: it has no seed, but each of the shuffles of a negative control has one."""
+    assert row.features is not None
+    values = row.features
+    made_from = np.nan_to_num(values, nan=-1e30).round(9).tolist()
+    frames, fresh = [], 0
+    for seed in range(seeds if cohort.benchmark.shuffle_seed is not None else 1):
+        key = RowKey(cohort.benchmark.name, row.name, seed)
+        frame, computed = _kept(cohort.of_seed(seed), key, workspace, made_from, lambda: [values])
+        frames.append(frame)
+        fresh += computed
+    return pd.concat(frames, ignore_index=True), fresh
+
+
+def embed_row(cohort: ProbeCohort, source: EncoderSource, workspace: Path) -> Floats:
+    """Return the embeddings (N, C) of a cohort by one encoder, from the workspace's cache where they are kept."""
+    return _embedded(cohort, source, workspace, lambda note: None)
+
+
+def _embedded(cohort: ProbeCohort, source: EncoderSource, workspace: Path, progress: Progress) -> Floats:
+    def done(count: int, total: int) -> None:
+        progress(f"{source.name}: case {count} of {total} embedded")
+
+    folder = workspace / "embeddings"
+    values, _ = embeddings(source, cohort.store, cohort.cases, cohort.benchmark.modalities[0], folder, done)
+    return values.astype(np.float64)
+
+
+def _kept(
+    cohort: ProbeCohort, key: RowKey, workspace: Path, made_from: object, features: Callable[[], list[Floats]]
+) -> tuple[pd.DataFrame, bool]:
+    predictions = digest_of([made_from, cohort.folds_digest, RULES_VERSION])
+    inputs = inputs_digest(key, cohort.benchmark, cohort.cases, predictions)
+    path = score_path(workspace / "probes" / "scores", key)
+    return kept_scores(path, inputs, partial(_probe, cohort, key, features))
+
+
+def _probe(cohort: ProbeCohort, key: RowKey, features: Callable[[], list[Floats]]) -> pd.DataFrame:
+    """Return the long-form scores of one row and seed, with the fold of every case."""
+    benchmark, who = cohort.benchmark, f"probe {key.benchmark!r}, row {key.row!r}"
+    if benchmark.kind == "regression":
+        found = [probe_numbers(values, cohort.target, cohort.fold, who) for values in features()]
+        frame = _prediction_scores(key, cohort, np.mean(found, axis=0))
+    else:
+        count = len(benchmark.classes)
+        found = [probe_classes(values, cohort.target, cohort.fold, count, who) for values in features()]
+        frame = probability_scores(key, benchmark, cohort.cases, np.mean(found, axis=0))
+    folds = {(case.dataset, case.case): int(fold) for case, fold in zip(cohort.cases, cohort.fold, strict=True)}
+    pairs = zip(frame["dataset"], frame["case"], strict=True)
+    return frame.assign(fold=[folds[pair] for pair in pairs])
+
+
+def _prediction_scores(key: RowKey, cohort: ProbeCohort, predictions: Floats) -> pd.DataFrame:
+    """Return one line a case: metric `prediction`, its value, and the true number as target."""
+    if not np.isfinite(predictions).all():
+        raise ScoreError(f"{key.benchmark}, row {key.row!r}: a prediction is not finite; the encoder has diverged")
+    lines = [
+        {
+            "benchmark": key.benchmark, "row": key.row, "seed": key.seed, "dataset": case.dataset, "case": case.case,
+            "subject": case.subject, "region": "", "metric": "prediction", "value": float(value),
+            "target": case.target, "note": "",
+        }
+        for case, value in zip(cohort.cases, predictions, strict=True)
+    ]  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def _descriptors(cohort: ProbeCohort) -> FeatureRow:
+    names = sorted({case.dataset for case in cohort.cases})
+    found = {name: cohort.store.dataset(name).descriptors for name in names}
+    if any(one is None for one in found.values()):
+        lacking = next(name for name, one in found.items() if one is None)
+        return FeatureRow(DESCRIPTORS, None, f"{lacking} has none in the store")
+    kinds = {(one.atlas, one.basis, one.measures, one.regions) for one in found.values() if one is not None}
+    if len(kinds) > 1:
+        return FeatureRow(DESCRIPTORS, None, "its datasets differ in atlas, basis, measures or regions")
+    basis = next(iter(kinds))[1]
+    values = [np.asarray(found[case.dataset].values[case.row]).ravel() for case in cohort.cases]  # type: ignore[union-attr]
+    return FeatureRow(f"{DESCRIPTORS} ({basis})", np.stack(values).astype(np.float64))
+
+
+def _age_sex(cohort: ProbeCohort) -> FeatureRow:
+    people, columns = cohort.people, {}
+    if "age" in people:
+        columns["age"] = pd.to_numeric(people["age"], errors="coerce").to_numpy(dtype=np.float64)
+    if "sex" in people and cohort.benchmark.target != "sex":
+        columns["sex"] = people["sex"].map({"F": 1.0, "M": 0.0}).to_numpy(dtype=np.float64)
+    known = {name: values for name, values in columns.items() if np.isfinite(values).any()}
+    if not known:
+        return FeatureRow("age+sex", None, "neither is known")
+    return FeatureRow("+".join(known), np.column_stack(list(known.values())))
+
+
+def _latents(cohort: ProbeCohort) -> FeatureRow:
+    """Return what generated the anatomy: every number among the latents, never the target itself."""
+    assert cohort.latents is not None
+    numbers = cohort.latents.select_dtypes("number").drop(columns=cohort.benchmark.target, errors="ignore")
+    return FeatureRow(CEILING, numbers.to_numpy(dtype=np.float64))

@@ -1,0 +1,215 @@
+"""Who is probed: targets, cuts, seen subjects, shuffles, sites, layouts of closed data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from probe_phantoms import AD, AGE, CASES, people_of_blobs, write_workspace
+from training_phantoms import DATASET
+
+from models.records import SelectedCase
+from models.store import Store, open_store
+from tasks.benchmarks import BENCHMARKS, Benchmark
+from tasks.folds import FoldError
+from tasks.phenotype_layouts import LayoutError, layouts, read_layout, with_layouts
+from tasks.probe_cohort import ProbeCohort, find_probe_cohort, seen_subjects, targets_of
+from tasks.probe_sites import site_cohort
+from tasks.probe_tasks import PROBES, find_probe
+from tasks.probes import ProbeError
+from tasks.splits import people_of
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_workspace(tmp_path_factory.mktemp("probes"))
+
+
+@pytest.fixture(scope="module")
+def store(workspace: Path) -> Store:
+    return open_store(str(workspace / "store.zarr"))
+
+
+@pytest.fixture
+def people(workspace: Path, store: Store) -> pd.DataFrame:
+    return people_of(store.cases().to_pandas(), workspace)
+
+
+def cohort(benchmark: Benchmark, store: Store, people: pd.DataFrame, folder: Path, **more: object) -> ProbeCohort:
+    return find_probe_cohort(benchmark, store, people, folder, **{"folds": 4, **more})  # type: ignore[arg-type]
+
+
+def test_every_subject_is_in_one_fold_and_classes_are_spread(
+    store: Store, people: pd.DataFrame, tmp_path: Path
+) -> None:
+    found = cohort(AD, store, people, tmp_path)
+    assert [np.bincount(found.target[found.fold == k]).tolist() for k in range(4)] == [[3, 3]] * 4
+    assert found.test_share == pytest.approx(1 / 3)
+    ages = cohort(AGE, store, people, tmp_path)
+    assert (
+        ages.target.tolist() == people_of_blobs().set_index("subject")["age"][[c.subject for c in ages.cases]].tolist()
+    )
+    assert {path.name for path in (tmp_path / "splits").iterdir()} >= {
+        "blobs-ad-4.folds.parquet",
+        "blobs-age-4.folds.json",
+    }
+
+
+def test_seen_subjects_and_their_doubles_are_left_out(
+    store: Store, people: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = {"dataset": DATASET, "digest": "x", "target": ""}
+    selection = [
+        SelectedCase(**line, row=k, case=f"case-{k}", subject=f"sub-{k}", role=role)
+        for k, role in ((0, "train"), (1, "val"), (2, "test"))
+    ]
+    twins = [((DATASET, "sub-3"), (DATASET, "sub-0")), ((DATASET, "sub-1"), ("other", "x"))]
+    monkeypatch.setattr("tasks.probe_cohort.near_duplicates", lambda url: twins)
+    seen = seen_subjects([selection], store.url)
+    assert seen == {(DATASET, "sub-0"), (DATASET, "sub-1"), (DATASET, "sub-3"), ("other", "x")}
+    found = cohort(AD, store, people, tmp_path, seen=seen)
+    assert len(found.cases) == CASES - 3
+    assert found.notes == ("Subjects left out because a pre-training of this table has seen them: 3.",)
+    with pytest.raises(
+        ProbeError, match=r"probe 'blobs-ad': all 24 subjects were seen by a pre-training; pre-train with"
+    ):
+        cohort(AD, store, people, tmp_path, seen={(DATASET, f"sub-{k}") for k in range(CASES)})
+
+
+def test_people_seen_under_other_ids_are_refused_or_pointed_out(
+    store: Store, people: pd.DataFrame, tmp_path: Path
+) -> None:
+    other = people.iloc[:2].assign(dataset="openbhb", also_in=[DATASET, "unknown"])
+    with pytest.raises(ProbeError, match=r"probe 'blobs-ad': 1 subjects of the pre-training, first openbhb/sub-0, are"):
+        cohort(AD, store, pd.concat([people, other]), tmp_path, seen={("openbhb", "sub-0")})
+    abide = people.assign(dataset="abide-i")
+    benchmark = AD.replace(datasets=("abide-i",))
+    found = cohort(benchmark, store, pd.concat([abide, other]), tmp_path / "abide", seen={("openbhb", "sub-1")})
+    assert "may be people of abide-i under other ids" in found.notes[0]
+
+
+def test_missing_ages_are_left_out_and_counted(store: Store, people: pd.DataFrame, tmp_path: Path) -> None:
+    people.loc[people["subject"].isin(["sub-4", "sub-9"]), "age"] = np.nan
+    found = cohort(AGE, store, people, tmp_path)
+    assert (len(found.cases), found.notes) == (22, ("Subjects left out for want of a usable value of 'age': 2 of 24.",))
+    people["age"] = np.nan
+    nobody = cohort(AGE, store, people, tmp_path)
+    assert nobody.notes == ("24 cases of blobs are stored, none has a usable value in column 'age'.",)
+    elsewhere = cohort(PROBES["openbhb-age"], store, people, tmp_path)
+    assert (elsewhere.cases, elsewhere.notes) == ((), ())
+
+
+def test_cohorts_that_cannot_be_probed(store: Store, people: pd.DataFrame, tmp_path: Path) -> None:
+    few = people[people["subject"].isin(["sub-0", "sub-1", "sub-2"])]
+    with pytest.raises(FoldError, match="3 subjects are fewer than 4 folds"):
+        cohort(AGE, store, few, tmp_path / "few")
+    with pytest.raises(
+        ProbeError, match=r"no unseen subject is 'ad-like' in column 'diagnosis'; there are 12 control;"
+    ):
+        cohort(AD, store, people[people["diagnosis"] == "control"], tmp_path / "absent")
+    rare = people[(people["diagnosis"] == "control") | people["subject"].isin(["sub-1", "sub-3", "sub-5"])]
+    with pytest.raises(ProbeError, match=r"class 'ad-like' \(3 subjects\) is absent from fold \d of 4; every fold"):
+        cohort(AD, store, rare, tmp_path / "rare")
+
+
+def test_several_sessions_count_once(store: Store, people: pd.DataFrame, tmp_path: Path) -> None:
+    twice = people.assign(subject=[f"sub-{k // 2}" for k in range(CASES)])
+    found = cohort(AGE, store, twice, tmp_path)
+    assert len(found.cases) == CASES // 2
+    assert found.cases[0].case == "case-0"
+
+
+def test_a_negative_control_shuffles_inside_folds_anew_for_each_seed(
+    store: Store, people: pd.DataFrame, tmp_path: Path
+) -> None:
+    found = cohort(AD.replace(shuffle_seed=1, control="negative"), store, people, tmp_path)
+    first, second = found.of_seed(0), found.of_seed(1)
+    assert found.of_seed(0).cases == first.cases != second.cases
+    for fold in range(4):
+        counts = [np.bincount(one.target[one.fold == fold]).tolist() for one in (found, first, second)]
+        assert counts[0] == counts[1] == counts[2]
+    plain = cohort(AD, store, people, tmp_path)
+    assert plain.of_seed(3) is plain
+
+
+def test_scores_become_classes_by_cuts_and_quantiles() -> None:
+    people = pd.DataFrame({"aims_upper": ["0", "0.0", "2", "", None, "7"], "saps": [1, 2, 3, 4, None, 5.0]})
+    assert targets_of(PROBES["schizconnect-aims-upper"], people).tolist() == ["none", "none", "any", None, None, "any"]
+    halves = targets_of(PROBES["schizconnect-saps"], people).tolist()
+    assert halves == ["lower half", "lower half", "lower half", "upper half", None, "upper half"]
+    assert targets_of(PROBES["schizconnect-memory"], people).tolist() == [None] * 6
+
+
+def test_sites_need_a_subject_in_every_fold(store: Store, people: pd.DataFrame, tmp_path: Path) -> None:
+    found, words = site_cohort([cohort(AGE, store, people, tmp_path)], people, tmp_path, 4, ())
+    assert found is not None
+    assert (found.benchmark.classes, len(found.cases)) == (("A", "B"), 23)
+    assert words == "Sites with fewer than 4 unseen subjects are left out of the site report: C (1)."
+    assert "lower is better, chance is 0.500" in found.benchmark.note
+    alone, words = site_cohort([cohort(AGE, store, people, tmp_path)], people, tmp_path, 20, ())
+    assert alone is None
+    assert words.startswith("No site report: it needs two sites with 20 unseen subjects each. Sites with")
+    assert site_cohort([], people, tmp_path, 4, ()) == (None, "")
+
+
+def test_the_registry_is_complete_and_says_how_sure_it_is() -> None:
+    assert not set(PROBES) & set(BENCHMARKS)
+    clinical = {name for name in PROBES if PROBES[name].cuts or PROBES[name].quantiles or "handedness" in name}
+    assert len(clinical) == 10
+    assert {PROBES[name].basis for name in clinical} == {"unverified"}
+    tasks = set(PROBES) - clinical - {name for name in PROBES if name.startswith("phantom")}
+    assert len(tasks) == 13, "AnatCL's twelve, and sMCI/pMCI, of which it is doubtful"
+    sure = {name for name in tasks if PROBES[name].basis == "confirmed"}
+    assert sure == {
+        "openbhb-age", "oasis3-ad", "schizconnect-broad", "schizconnect-strict", "abide-asperger", "abide-pdd-nos",
+    }  # fmt: skip
+    assert {entry.value for entry in PROBES["openbhb-age"].published} == {2.55, 2.61}
+    assert {PROBES[name].protocol for name in PROBES} == {"probe"}
+    with pytest.raises(KeyError, match=r"unknown probe 'nope'; known: phantom-anat-age"):
+        find_probe("nope")
+
+
+def test_benchmarks_from_before_probes_have_their_digest_and_rules_hold() -> None:
+    assert {"protocol", "cuts", "quantiles"}.isdisjoint(BENCHMARKS["adni"].model_dump())
+    again = PROBES["schizconnect-aims-upper"].replace(title="x")
+    assert (again.protocol, again.cuts) == ("probe", (0.0,))
+    with pytest.raises(
+        ValueError, match="regression benchmark 'phantom-anat-age' needs a target column and no classes"
+    ):
+        PROBES["phantom-anat-age"].replace(classes=("a", "b"))
+    with pytest.raises(ValueError, match="2 classes need one rising cut fewer"):
+        PROBES["schizconnect-aims-upper"].replace(cuts=(1.0, 0.0))
+    with pytest.raises(ValueError, match="are for protocol 'probe' only"):
+        PROBES["phantom-anat-age"].replace(protocol="fine-tune")
+    with pytest.raises(ValueError, match="predicts no segmentation"):
+        BENCHMARKS["phantom-tumour"].replace(protocol="probe")
+
+
+def test_layouts_fill_our_columns_from_those_of_a_dataset(tmp_path: Path) -> None:
+    assert set(layouts()) == {"abide-i", "adni", "oasis3", "schizconnect"}
+    assert {layouts()[name].basis for name in ("adni", "oasis3", "schizconnect")} == {"unverified"}
+    people = pd.DataFrame(
+        {
+            "dataset": ["abide-i", "abide-i", "adni", "adni", "toy"],
+            "DSM_IV_TR": [0.0, 2.0, np.nan, np.nan, np.nan],
+            "diagnosis": ["1", "2", "cn", "Dementia", "as is"],
+            "PTGENDER": ["", "", "Male", "Female", ""],
+            "sex": ["1", "2", "", "", "M"],
+        }
+    )
+    found = with_layouts(people)
+    assert found["dsm_iv"].tolist()[:2] == ["HC", "Asperger"]
+    assert found["diagnosis"].tolist() == ["1", "2", "HC", "AD", "as is"]
+    assert found["sex"].tolist() == ["M", "F", "M", "F", "M"]
+    own = tmp_path / "adni.yaml"
+    own.write_text(
+        "dataset: adni\nbasis: confirmed\ncolumns:\n  diagnosis: {from: [diagnosis], values: {cn: healthy}}\n"
+    )
+    assert with_layouts(people, [read_layout(own)])["diagnosis"].tolist()[2:4] == ["healthy", None]
+    own.write_text("dataset: adni\ncolumns: {}\n")
+    with pytest.raises(LayoutError, match=r"adni\.yaml is no layout \(dataset, basis, columns"):
+        read_layout(own)
+    with pytest.raises(LayoutError, match=r"nope\.yaml is not a file; correct `layouts`"):
+        read_layout(tmp_path / "nope.yaml")
