@@ -21,6 +21,7 @@ from tasks.folds import ensure_folds
 from tasks.launch import launch
 from tasks.pretraining import (
     PreparedTraining,
+    check_fold,
     data_wait_share,
     hold_out,
     metrics_rows,
@@ -83,6 +84,8 @@ def prepare(params: PretrainParams) -> PreparedTraining:
         selected = with_targets(selected, people, params.probe_target)
     name = training_name(params)
     folder = workspace / "trainings" / name
+    if params.fold is not None:
+        check_fold(folder, selected)
     optional = {
         "epochs": params.epochs,
         "world_size": params.ranks,

@@ -60,11 +60,11 @@ def _places(stored: Any, what: str, wanted: Sequence[str], held: Sequence[str]) 
 def fit_scale(store: Any, train: Sequence[SelectedCase], measures: Sequence[str], atlas: Atlas) -> DescriptorScale:
     """Return mean and spread of the descriptors over training cases, and those alone.
 
-    Raises NoDescriptorsError when no dataset of the cases has descriptors, when one has them on another atlas or lacks
+    Raises NoDescriptorsError when no dataset of the cases has descriptors, when they differ in atlas or basis, or lack
     a measure, and when no region of a measure has two different values.
     """
     opened = {name: store.dataset(name) for name in sorted({case.dataset for case in train})}
-    _check_atlas(store, opened, atlas)
+    _check_layout(store, opened, atlas)
     parts = [
         values_of(opened[name], [case.row for case in train if case.dataset == name], measures, ATLASES[atlas])
         for name in opened
@@ -89,7 +89,7 @@ def fit_scale(store: Any, train: Sequence[SelectedCase], measures: Sequence[str]
     )
 
 
-def _check_atlas(store: Any, opened: dict[str, Any], atlas: str) -> None:
+def _check_layout(store: Any, opened: dict[str, Any], atlas: str) -> None:
     having = {name: found for name, stored in opened.items() if (found := stored.descriptors) is not None}
     if not having:
         raise NoDescriptorsError(
@@ -102,3 +102,10 @@ def _check_atlas(store: Any, opened: dict[str, Any], atlas: str) -> None:
                 f"dataset {name} of {store.url} has descriptors on atlas {found.atlas!r}, the training asks for "
                 f"{atlas!r}; set `atlas`, or leave the dataset out"
             )
+    bases = {found.basis: name for name, found in having.items()}
+    if len(bases) > 1:
+        said = ", ".join(f"{name}: {basis}" for basis, name in sorted(bases.items()))
+        raise NoDescriptorsError(
+            f"descriptors of {store.url} differ in basis ({said}): what different software measured is not comparable; "
+            "train on datasets of one basis"
+        )

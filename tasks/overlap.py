@@ -44,7 +44,9 @@ def overlapping(
     if ALSO_IN not in people.columns:
         return [], []
     wanted, trained = set(datasets), set(seen)
-    lines = people[["dataset", "subject", ALSO_IN]].drop_duplicates().itertuples(index=False)
+    # Datasets that say where their people come from do not say it of everyone: no line in the table, or two studies.
+    told = people[people["dataset"].isin(people.loc[people[ALSO_IN].notna(), "dataset"])]
+    lines = told[["dataset", "subject", ALSO_IN]].fillna({ALSO_IN: UNKNOWN}).drop_duplicates().itertuples(index=False)
     homes = {
         (str(d), str(s)): str(home) for d, s, home in lines if (str(d), str(s)) in trained and str(d) not in wanted
     }

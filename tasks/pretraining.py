@@ -140,6 +140,19 @@ def hold_out(cases: Sequence[SelectedCase], folds: pd.DataFrame, fold: int) -> l
     return held
 
 
+def check_fold(folder: Path, cases: Sequence[SelectedCase]) -> None:
+    """Raise TrainingExistsError when a training in the folder holds out other cases than these do."""
+    if not (folder / "selection.parquet").exists():
+        return
+    frozen = {(case.dataset, case.case): case.role for case in read_selection(folder / "selection.parquet")}
+    if moved := [case for case in cases if frozen.get((case.dataset, case.case), case.role) != case.role]:
+        raise TrainingExistsError(
+            f"training {folder.name!r} exists with another fold: case {moved[0].dataset}/{moved[0].case} has role "
+            f"{frozen[moved[0].dataset, moved[0].case]!r} there, {moved[0].role!r} now; choose another name, or give "
+            "the fold that it was started with"
+        )
+
+
 def with_ages(cases: Sequence[SelectedCase], people: pd.DataFrame) -> list[SelectedCase]:
     """Return the cases with the age in years of their line in the phenotypes; None where it is not known.
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from models.records import SelectedCase
+from models.records import OLDEST, SelectedCase
 from tasks.benchmarks import Benchmark
 from tasks.duplicates import links as near_duplicates
 from tasks.folds import ensure_folds, fold_of, folds_digest
@@ -21,6 +21,10 @@ from tasks.splits import Subject
 
 if TYPE_CHECKING:
     from models.store import Store
+
+
+TRAINING_MIN = 4
+"""Subjects that the inner cross-validation of a fold needs."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,9 @@ def find_probe_cohort(
 
     A case counts when it is stored, has the benchmark's first modality and a known target; of several cases of a
     subject the first one is taken. Values that are none of the classes are other diagnoses and left out.
-    Raises ProbeError when a class is absent, when too few of it are there, and when pre-trainings have seen everybody,
-    or people of these datasets under other ids (tasks.overlap); FoldError for fewer subjects than folds.
+    Raises ProbeError when a class is absent, when too few of it are there, when a fold has nobody, and when
+    pre-trainings have seen everybody, or people of these datasets under other ids (tasks.overlap); FoldError for fewer
+    subjects than folds.
     """
     wanted = benchmark.modalities[0]
     chosen = people[(people["status"] == "stored") & people["dataset"].isin(benchmark.datasets)]
@@ -116,6 +121,7 @@ def find_probe_cohort(
     table = ensure_folds(workspace, f"{benchmark.name}-{folds}", store.url, lines, folds, strata=strata)
     by_subject = fold_of(table)
     fold = np.array([by_subject[str(d), str(s)] for d, s in zip(unseen["dataset"], unseen["subject"], strict=True)])
+    _check_folds(benchmark, fold, folds)
     cases = tuple(
         SelectedCase(
             dataset=str(line.dataset), row=int(cast("int", line.row)), case=str(line.case), subject=str(line.subject),
@@ -129,12 +135,20 @@ def find_probe_cohort(
 
 
 def targets_of(benchmark: Benchmark, people: pd.DataFrame) -> pd.Series:
-    """Return the target of each line: a finite number, a class name, or None where there is none."""
+    """Return the target of each line: a finite number, a class name, or None where there is none.
+
+    Raises ProbeError for an age that is none of a human.
+    """
     blank = pd.Series([None] * len(people), index=people.index, dtype=object)
     values = people.get(benchmark.target, blank)
     if benchmark.kind == "regression" or benchmark.cuts or benchmark.quantiles:
         numbers = pd.to_numeric(values, errors="coerce").astype("float64")
         numbers = numbers.where(np.isfinite(numbers))
+        if benchmark.target == "age" and len(odd := numbers[(numbers < 0) | (numbers > OLDEST)]):
+            raise ProbeError(
+                f"probe {benchmark.name!r}: {len(odd)} ages, first {odd.iloc[0]:g}, are not from 0 to {OLDEST} years; "
+                "correct them in the phenotypes (months, days, a code for missing?)"
+            )
         if benchmark.classes:
             return _cut(benchmark, numbers)
         return numbers.astype(object).where(numbers.notna(), None)
@@ -169,6 +183,17 @@ def _check_classes(benchmark: Benchmark, people: pd.DataFrame) -> None:
             f"probe {benchmark.name!r}: no unseen subject is {absent[0]!r} in column {benchmark.target!r}; there are "
             f"{', '.join(f'{count} {name}' for name, count in values.items())}; check the layout of the phenotypes, or "
             "leave the benchmark out"
+        )
+
+
+def _check_folds(benchmark: Benchmark, fold: Ints, folds: int) -> None:
+    """Raise ProbeError for an empty fold, which kept folds of other people may have, and for too few to train on."""
+    sizes = np.bincount(fold, minlength=folds)
+    if sizes.min() == 0 or len(fold) - sizes.max() < TRAINING_MIN:
+        raise ProbeError(
+            f"probe {benchmark.name!r}: its {len(fold)} unseen subjects lie in {folds} folds as "
+            f"{', '.join(map(str, sizes))}; every fold needs one, and {TRAINING_MIN} others to train on: ask for fewer "
+            "folds, or add subjects to the store"
         )
 
 

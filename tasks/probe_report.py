@@ -14,6 +14,7 @@ from models.store import store_digest
 from tasks.embedding_figure import embedding_figure
 from tasks.figures import forest_plot
 from tasks.finetune import read_json
+from tasks.overlap import PARTS
 from tasks.probe_cohort import ProbeCohort
 from tasks.probing import EncoderRow, embed_row
 from tasks.qc import quarantine_table
@@ -29,6 +30,13 @@ PANELS = 4
 IMPORTED = (
     "{} was imported: which subjects it was trained on is not in its file, so nothing here can tell whether it has "
     "seen some of these."
+)
+
+
+OPENBHB = (
+    "{} holds weights of AnatCL: the released ones were trained on OpenBHB, so nobody of openbhb, "
+    + ", ".join(sorted(PARTS))
+    + " is an independent test subject for them."
 )
 
 
@@ -65,9 +73,11 @@ def weights_of(rows: Sequence[EncoderRow]) -> list[tuple[str, str]]:
 
 
 def import_notes(rows: Sequence[EncoderRow]) -> list[str]:
-    """Return a sentence for each imported encoder."""
+    """Return a sentence for each imported encoder, and one more for weights of AnatCL."""
     folders = dict.fromkeys(one.folder for row in rows for one in row.encoders if one.folder)
-    return [IMPORTED.format(folder.name) for folder in folders if "origin" in (read_done(folder) or {})]
+    origins = {folder.name: origin for folder in folders if (origin := (read_done(folder) or {}).get("origin"))}
+    anatcl = [name for name, origin in origins.items() if str(origin.get("layout", "")).startswith("anatcl")]
+    return [*map(IMPORTED.format, origins), *map(OPENBHB.format, anatcl)]
 
 
 def ensemble_notes(rows: Sequence[EncoderRow]) -> list[str]:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from tasks.probe_cohort import ProbeCohort, find_probe_cohort
 from tasks.probe_tasks import site_probe
+from tasks.probes import ProbeError
 from tasks.splits import Subject
 
 Sites = tuple[ProbeCohort | None, str]
@@ -20,8 +21,9 @@ def site_cohort(
 ) -> Sites:
     """Return the sites of all probed datasets as one probe, and a sentence on sites that are left out.
 
-    A site needs a subject in every fold: smaller ones (a single subject, say) are left out and named. Without two sites
-    there is no report. Sites of several datasets are told apart by the dataset's name.
+    A site needs a subject in every fold: smaller ones (a single subject, say) are left out and named. Without two
+    sites, or where they cannot be probed, there is no report and the sentence says why. Sites of several datasets are
+    told apart by the dataset's name.
     """
     datasets = tuple(sorted({case.dataset for cohort in cohorts for case in cohort.cases}))
     if not datasets:
@@ -37,7 +39,10 @@ def site_cohort(
     if len(sites) < 2:
         return None, f"No site report: it needs two sites with {folds} unseen subjects each. {words}".strip()
     benchmark = site_probe(datasets, cohorts[0].benchmark.modalities, sites)
-    return find_probe_cohort(benchmark, cohorts[0].store, table, workspace, folds, seen), words
+    try:
+        return find_probe_cohort(benchmark, cohorts[0].store, table, workspace, folds, seen), words
+    except ProbeError as error:  # folds that are kept, or images that a site lacks: no reason to give up the tables
+        return None, f"No site report: {error}. {words}".strip()
 
 
 def _names(people: pd.DataFrame, several: bool) -> pd.Series:

@@ -37,10 +37,10 @@ def _metric(part: pd.DataFrame, benchmark: Benchmark, metric: str) -> float:
 
 
 def regression_metric(metric: str, target: Floats, predicted: Floats) -> float:
-    """Return the mean absolute error, or Pearson's r (NaN for predictions or targets that do not vary)."""
+    """Return the mean absolute error, or Pearson's r (NaN for fewer than three cases, and where one is constant)."""
     if metric == "mae":
         return float(np.abs(target - predicted).mean())
-    if np.ptp(target) < 1e-12 or np.ptp(predicted) < 1e-9:
+    if len(target) < 3 or np.ptp(target) < 1e-12 or np.ptp(predicted) < 1e-9:
         return float("nan")
     return float(np.corrcoef(target, predicted)[0, 1])
 

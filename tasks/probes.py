@@ -46,7 +46,7 @@ def check_targets(fold_N: Ints, target_N: npt.NDArray[Any], classes: Sequence[st
         if absent := [fold for fold in folds if not ((target_N == index) & (fold_N == fold)).any()]:
             raise ProbeError(
                 f"{who}: class {name!r} ({count} subjects) is absent from fold {absent[0]} of {len(folds)}; every fold "
-                "needs every class: ask for fewer folds, use folds of another name, or leave the benchmark out"
+                "needs every class: ask for fewer folds, or leave the benchmark out"
             )
         if count < 3:
             raise ProbeError(f"{who}: class {name!r} has {count} subjects; the inner cross-validation needs three")

@@ -84,7 +84,7 @@ def _cells(source: DescriptorTableSource, table: pd.DataFrame, url: str) -> dict
     """Return measure -> for each line the cells of its regions, in the order of the atlas."""
     found = {}
     for measure, pattern in source.columns.items():
-        columns = [pick(table, pattern.format(region=region), url) for region in ATLASES[source.atlas]]
+        columns = [pick(table, pattern.replace("{region}", region), url) for region in ATLASES[source.atlas]]
         found[measure] = list(zip(*columns, strict=True))
     return found
 

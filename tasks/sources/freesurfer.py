@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from infra import storage
 from models.anatomy import ATLASES, HEMISPHERES, Atlas, DescriptorError, canonical_region
 from models.reasons import Reason
 from models.records import DESCRIPTORS, DescriptorTable
@@ -75,7 +74,7 @@ def read_pair(root: Root, source: FreeSurferSource, paths: list[str]) -> Descrip
     found: dict[str, dict[str, float]] = {measure: {} for measure in COLUMNS}
     for side, path in zip(HEMISPHERES, paths, strict=True):
         with located(path):
-            part = parse_stats(read_small(storage.join(root.url, path)), source.atlas, side)
+            part = parse_stats(read_small(root, path), source.atlas, side)
         for measure, values in part.items():
             found[measure] |= values
     rows = {m: [row.get(region) for region in ATLASES[source.atlas]] for m, row in found.items()}
@@ -87,7 +86,7 @@ def parse_stats(raw: bytes, atlas: Atlas, hemisphere: str) -> dict[str, dict[str
     """Return measure -> region -> value of one `?h.aparc*.stats`, as mris_anatomical_stats writes it.
 
     Raises DescriptorError: another hemisphere, a missing column or unit, a foreign unit, an unknown or repeated region,
-    a cell that is no number.
+    a row of more or fewer cells than there are columns, a cell that is no number.
     """
     try:
         lines = raw.decode("utf-8").splitlines()
@@ -143,8 +142,7 @@ def _columns(notes: list[list[str]], names: list[str]) -> dict[str, int]:
 def _number(row: list[str], place: int, column: str) -> float:
     try:
         return float(row[place])
-    except (IndexError, ValueError):
-        cell = row[place] if place < len(row) else "nothing"
+    except ValueError:
         raise DescriptorError(
-            Reason.DESCRIPTOR_VALUES, f"{column} of {row[0]} is {cell[:40]!r}, a number is expected"
+            Reason.DESCRIPTOR_VALUES, f"{column} of {row[0]} is {row[place][:40]!r}, a number is expected"
         ) from None

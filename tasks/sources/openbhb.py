@@ -84,7 +84,7 @@ def find_scans(source: OpenBhbSource, workspace: str) -> Found:
     """Return maps, descriptors and phenotypes of the release; files that cannot be used carry their reason.
 
     Raises FileNotFoundError without root, participants or resources, and ValueError when resources.json lacks a measure
-    or region, or when subjects are to be excluded whose study is not known.
+    or region, or when subjects are to be excluded and the study of any is not known.
     """
     root = open_root(source, listed=True)
     listing = root.listing or {}
@@ -93,6 +93,8 @@ def find_scans(source: OpenBhbSource, workspace: str) -> Found:
         people = with_origin(read_participants(table, source.dataset, subject_prefix="sub-"), source, table)
     release = _Release(root, source, people)
     matches = [(name, match) for name in sorted(listing) if (match := NAME.fullmatch(name))]
+    if source.exclude:
+        _check_known({match["subject"] for _, match in matches}, source, set(people["subject"]), table)
     matches = [(name, match) for name, match in matches if match["subject"] not in release.excluded]
     images = [release.image(name, match["subject"]) for name, match in matches if match["atlas"] is None]
     key = ATLAS_KEYS[source.atlas] if source.descriptors else ""
@@ -105,10 +107,20 @@ def find_scans(source: OpenBhbSource, workspace: str) -> Found:
     return Found([*images, *rows], kept, len(listing))
 
 
+def _check_known(subjects: set[str], source: OpenBhbSource, known: set[str], origin: str) -> None:
+    if strangers := sorted(subjects - known):
+        raise ValueError(
+            f"dataset {source.dataset}: subjects of {', '.join(source.exclude)} are to be excluded, but {origin} does "
+            f"not name {strangers[0]} ({len(strangers)} such), so its study is unknown; add it there or take its files "
+            "away"
+        )
+
+
 def with_origin(people: pd.DataFrame, source: OpenBhbSource, origin: str) -> pd.DataFrame:
     """Return the phenotypes with the column `also_in`: the dataset that holds the same people under their own ids.
 
-    Raises ValueError without a column `study`, and for an unknown study when some are to be excluded.
+    Raises ValueError without a column `study`, and when some are to be excluded: for an unknown study, and for a
+    dataset that nobody comes from.
     """
     if "study" not in people:
         raise ValueError(f"{origin} has no column 'study', which says what the subjects are part of")
@@ -120,6 +132,11 @@ def with_origin(people: pd.DataFrame, source: OpenBhbSource, origin: str) -> pd.
         raise ValueError(
             f"dataset {source.dataset}: subjects of {', '.join(source.exclude)} are to be excluded, but {origin} has "
             f"the studies {', '.join(unknown[:12])}, which `studies` does not explain; name their datasets there"
+        )
+    if absent := [name for name in source.exclude if name not in homes]:
+        raise ValueError(
+            f"dataset {source.dataset}: `exclude` names {absent[0]!r}, which no subject of {origin} comes from; there "
+            f"are {', '.join(sorted(set(homes)))}; correct `exclude` or `studies`"
         )
     return people.assign(study=said, **{ALSO_IN: homes})
 
@@ -156,7 +173,7 @@ class _Release:
 
     def regions(self, name: str, subject: str, order: ArrayOrder) -> Regional:
         owner = self._named(name, subject, DESCRIPTORS)
-        return Regional((owner,), lambda: read_regions(storage.join(self.root.url, name), self.source, order))
+        return Regional((owner,), lambda: read_regions(self.root, name, self.source, order))
 
     def _named(self, name: str, subject: str, modality: str) -> Candidate:
         split = self.splits.get(subject) or SPLITS.get(name.split("/", 1)[0], "")
@@ -217,10 +234,10 @@ def _region_order(features: list[str], atlas: Atlas, where: str) -> tuple[int, .
     return tuple(found.index(name) for name in ATLASES[atlas])
 
 
-def read_regions(url: str, source: OpenBhbSource, order: ArrayOrder) -> DescriptorTable:
+def read_regions(root: Root, relative: str, source: OpenBhbSource, order: ArrayOrder) -> DescriptorTable:
     """Return the descriptors of one array; raises DescriptorError, FileNotFoundError or OSError."""
-    name = url.rsplit("/", 1)[-1]
-    raw = read_small(url)
+    name = relative.rsplit("/", 1)[-1]
+    raw = read_small(root, relative)
     try:
         shape, fortran, dtype, offset = array_header(raw, name)
     except BadScanError as error:

@@ -76,6 +76,8 @@ class NamedSource(SourceBase):
         match = re.fullmatch(self.owner, name) if self.owner else BIDS_NAME.fullmatch(name)
         if match is None:
             return None if self.owner else (name, "")
+        if not match["subject"]:
+            return None
         return match["subject"], match.groupdict().get("session") or ""
 
 
@@ -155,12 +157,15 @@ def located(where: str) -> Iterator[None]:
         raise DescriptorError(error.reason, f"{where}: {error}") from None
 
 
-def read_small(url: str) -> bytes:
+def read_small(root: Root, relative: str) -> bytes:
     """Return the bytes of a table; raises DescriptorError for one that is too large, FileNotFoundError without it."""
-    raw = storage.read_bytes(url)
-    if len(raw) > MAX_TABLE_BYTES:
+    url, raw = storage.join(root.url, relative), b""
+    size = int((root.listing or {}).get(relative, {}).get("size") or 0)  # before it fills the memory
+    if size <= MAX_TABLE_BYTES:
+        raw = storage.read_bytes(url)
+    if (size := max(size, len(raw))) > MAX_TABLE_BYTES:
         raise DescriptorError(
-            Reason.UNREADABLE, f"{url} has {len(raw):,} bytes, {MAX_TABLE_BYTES:,} are allowed for a table of regions"
+            Reason.UNREADABLE, f"{url} has {size:,} bytes, {MAX_TABLE_BYTES:,} are allowed for a table of regions"
         )
     return raw
 

@@ -17,7 +17,7 @@ from models.recipes import RECIPES
 from models.selection import SelectionError
 from tasks.folds import FoldError, read_folds
 from tasks.launch import launch
-from tasks.pretraining import hold_out, with_ages
+from tasks.pretraining import TrainingExistsError, hold_out, with_ages
 from tasks.splits import write_split
 
 
@@ -69,6 +69,10 @@ def test_a_fold_is_held_out_and_the_test_subjects_stay_away(workspace: Path) -> 
     assert set(folds.loc[folds["fold"] == 1, "subject"]) & {f"sub-{i}" for i in range(10)} == held[1]
     with pytest.raises(FoldError, match="holds 3 folds, asked for are 5; ask for 3"):
         prepare(params(workspace, fold=0))
+    for _ in range(2):
+        prepare(params(workspace, fold=0, folds=3, name="mine"))
+    with pytest.raises(TrainingExistsError, match=r"training 'mine' exists with another fold: case .* has role 'val'"):
+        prepare(params(workspace, fold=1, folds=3, name="mine"))
 
 
 def test_fewer_subjects_than_folds_and_folds_without_cases(workspace: Path) -> None:

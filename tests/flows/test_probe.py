@@ -138,11 +138,14 @@ def test_an_imported_encoder_is_pointed_out(workspace: Path, unwatched: None) ->
     if not folder.exists():
         write_encoder(folder, 9, recipe="anatcl_tiny")
         done = (folder / "done.json").read_text()
-        (folder / "done.json").write_text(done.replace("{", '{"origin": {"file": "x.pt"}, ', 1))
+        (folder / "done.json").write_text(
+            done.replace("{", '{"origin": {"file": "x.pt", "layout": "anatcl-resnet3d"}, ', 1)
+        )
     rows = [{"name": "released", "trainings": ["imported"]}]
     probe.fn(params(workspace, rows=rows, benchmarks=["blobs-age"], site_report=False))
     text = (workspace / "probes" / "tables" / "blobs-age.md").read_text()
     assert "imported was imported: which subjects it was trained on is not in its file" in text
+    assert "nobody of openbhb, abide-i, abide-ii, corr, " in text
 
 
 def test_what_cannot_be_probed_is_refused_before_any_work(workspace: Path, unwatched: None) -> None:

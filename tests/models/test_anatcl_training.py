@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -225,6 +226,19 @@ def test_wrong_atlas_and_a_measure_that_is_not_there(anat: Anat, tmp_path: Path)
     with pytest.raises(NoDescriptorsError, match="no region has two different values of 'surface_area_mm2' among the "):
         start(tmp_path / "c", url, selection)
     assert start(tmp_path / "d", url, selection, measures=MEASURES[:2]).plan.cases == 10
+
+
+def test_descriptors_of_two_bases_are_not_mixed(anat: Anat) -> None:
+    store = open_store(anat[0])
+    stored = store.dataset("anat")
+    found = stored.descriptors
+    other = SimpleNamespace(name="other", url=stored.url, descriptors=found._replace(basis="approximate"))
+    both = SimpleNamespace(url=anat[0], dataset=lambda name: stored if name == "anat" else other)
+    train = [anat[1][0], anat[1][1].replace(dataset="other")]
+    with pytest.raises(
+        NoDescriptorsError, match=r"differ in basis \(other: approximate, anat: freesurfer\): what diff"
+    ):
+        fit_scale(both, train, MEASURES, "desikan_killiany")
 
 
 def test_missing_descriptors_ages_and_regions_take_part_in_what_they_can(

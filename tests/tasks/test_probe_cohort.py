@@ -94,6 +94,8 @@ def test_missing_ages_are_left_out_and_counted(store: Store, people: pd.DataFram
     people.loc[people["subject"].isin(["sub-4", "sub-9"]), "age"] = np.nan
     found = cohort(AGE, store, people, tmp_path)
     assert (len(found.cases), found.notes) == (22, ("Subjects left out for want of a usable value of 'age': 2 of 24.",))
+    with pytest.raises(ProbeError, match=r"probe 'blobs-age': 1 ages, first -9999, are not from 0 to 130 years; corr"):
+        cohort(AGE, store, people.assign(age=people["age"].where(people["subject"] != "sub-2", -9999)), tmp_path)
     people["age"] = np.nan
     nobody = cohort(AGE, store, people, tmp_path)
     assert nobody.notes == ("24 cases of blobs are stored, none has a usable value in column 'age'.",)
@@ -112,6 +114,29 @@ def test_cohorts_that_cannot_be_probed(store: Store, people: pd.DataFrame, tmp_p
     rare = people[(people["diagnosis"] == "control") | people["subject"].isin(["sub-1", "sub-3", "sub-5"])]
     with pytest.raises(ProbeError, match=r"class 'ad-like' \(3 subjects\) is absent from fold \d of 4; every fold"):
         cohort(AD, store, rare, tmp_path / "rare")
+
+
+def test_kept_folds_that_leave_one_without_anybody_are_refused(
+    store: Store, people: pd.DataFrame, tmp_path: Path
+) -> None:
+    first = cohort(AGE, store, people, tmp_path)
+    seen = {(case.dataset, case.subject) for case, fold in zip(first.cases, first.fold, strict=True) if fold == 1}
+    with pytest.raises(ProbeError, match=r"its 18 unseen subjects lie in 4 folds as 6, 0, 6, 6; every fold needs one"):
+        cohort(AGE, store, people, tmp_path, seen=seen)
+    few = people[people["subject"].isin([f"sub-{k}" for k in range(5)])]
+    with pytest.raises(
+        ProbeError, match=r"its 5 unseen subjects lie in 3 folds as 2, 2, 1; every fold needs one, and 4"
+    ):
+        cohort(AGE, store, few, tmp_path / "few", folds=3)
+
+
+def test_sites_that_cannot_be_probed_cost_only_their_report(store: Store, people: pd.DataFrame, tmp_path: Path) -> None:
+    found = cohort(AGE, store, people, tmp_path)
+    at_b = people["site"] == "B"
+    people["modalities"] = [["t1"] if b else list(has) for b, has in zip(at_b, people["modalities"], strict=True)]
+    sites, words = site_cohort([found], people, tmp_path, 4, ())
+    assert sites is None
+    assert words.startswith("No site report: probe 'site': no unseen subject is 'B' in column 'site'")
 
 
 def test_several_sessions_count_once(store: Store, people: pd.DataFrame, tmp_path: Path) -> None:

@@ -189,6 +189,7 @@ def test_metrics_of_a_fold() -> None:
     assert regression_metric("mae", target, target + np.array([1.0, -2.0, 3.0])) == 2.0
     assert regression_metric("r", target, 2 * target) == pytest.approx(1)
     assert np.isnan(regression_metric("r", target, np.full(3, 40.0)))
+    assert np.isnan(regression_metric("r", target[:2], target[:2]))  # of two it is 1 or -1, whatever they are
     indices, probabilities = np.array([0, 0, 0, 1]), np.array([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6], [0.3, 0.7]])
     assert class_metric("balanced_accuracy", indices, probabilities) == pytest.approx((2 / 3 + 1) / 2)
     assert class_metric("auroc", indices, probabilities) == 1

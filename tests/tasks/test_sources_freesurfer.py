@@ -66,6 +66,11 @@ def test_names_of_folders_say_whose_they_are(tmp_path: Path) -> None:
     )
 
 
+def test_an_owner_whose_group_stays_empty_matches_nothing() -> None:
+    source = FreeSurferSource(dataset="d", root="x", owner=r"(?:(?P<subject>sub-\d+)|pilot).*")
+    assert (source.owner_of("sub-1_b"), source.owner_of("pilot_b")) == (("sub-1", ""), None)
+
+
 @pytest.mark.parametrize("owner", [r"(?P<who>.*)", r".*", r"(?P<subject>a)(?P<run>b)"])
 def test_owners_need_a_group_for_the_subject(owner: str) -> None:
     with pytest.raises(ValidationError, match=r"has the groups .*; use subject and session"):
@@ -98,13 +103,24 @@ def broken(tmp_path: Path, change: object, side: str = "rh") -> Scan:
         ("2.340 0.5", "-2.34 0.5", Reason.DESCRIPTOR_VALUES, "rh_bankssts is -2.34; it must be a positive number"),
         ("2.340 0.5", "0.234 0.5", Reason.DESCRIPTOR_UNITS, "rh_bankssts is 0.234, plausible are 0.5 to 6; are"),
         ("2.340 0.5", "thick 0.5", Reason.DESCRIPTOR_VALUES, "ThickAvg of bankssts is 'thick', a number is expected"),
-        ("2.340 0.5", "", Reason.DESCRIPTOR_VALUES, "ThickAvg of bankssts is 'nothing', a number is expected"),
+        ("2.340 0.5", "", Reason.DESCRIPTOR_VALUES, "the row of bankssts has 4 cells, ColHeaders names 6"),
+        (" 100 ", " ", Reason.DESCRIPTOR_VALUES, "the row of bankssts has 5 cells, ColHeaders names 6"),
     ],
 )  # fmt: skip
 def test_files_that_cannot_be_used(tmp_path: Path, old: str, new: str, reason: Reason, text: str) -> None:
     scan = broken(tmp_path, lambda body: body.replace(old, new, 1) if old != "GrayVol" else body.replace(old, new))
     assert (scan.reason, scan.subject) == (reason, "sub-01")
     assert text in scan.detail
+
+
+def test_a_file_of_gigabytes_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (write_freesurfer(tmp_path / "fs", "sub-01", regional()) / "lh.aparc.stats").open("wb") as file:
+        file.truncate(5 << 30)
+    read: list[str] = []
+    monkeypatch.setattr("tasks.sources.regional.storage.read_bytes", read.append)
+    (scan,) = catalog(tmp_path)
+    assert (scan.reason, read) == (Reason.UNREADABLE, [])
+    assert "has 5,368,709,120 bytes, 4,194,304 are allowed for a table of regions" in scan.detail
 
 
 def test_centimetres_are_noticed_without_a_header_that_says_so(tmp_path: Path) -> None:
@@ -273,6 +289,8 @@ def test_columns_of_aparcstats2table(tmp_path: Path) -> None:
         ValueError, match=r"aparc\.csv has no column 'cortical_thickness_mm:lh_bankssts'; its columns: su"
     ):
         find_scans(source, str(tmp_path / "ws"))
+    with pytest.raises(ValueError, match=r"has no column 'lh_bankssts_\{0\}'; its columns: subject"):
+        find_scans(source.replace(columns={CT: "{region}_{0}"}), str(tmp_path / "ws"))
     named = source.replace(columns={CT: f"{{region}}_{CT}"}, basis="cat12")
     (scan,) = find_scans(named, str(tmp_path / "ws")).scans
     assert np.isnan(table_at(scan)).all(axis=1).tolist() == [False, True, True]

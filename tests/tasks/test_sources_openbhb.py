@@ -169,6 +169,10 @@ def test_studies_can_be_left_out_and_codes_must_be_explained(tmp_path: Path) -> 
         scans_of(tmp_path / "bhb", exclude=["abide-i"])
     explained = scans_of(tmp_path / "bhb", exclude=["abide-i"], studies={"1": "abide-i", "4": "ixi"})
     assert {s.case for s in explained} == {"sub-102"}
+    with pytest.raises(
+        ValueError, match=r"`exclude` names 'gsp', which no subject of .*tsv comes from; .*abide-i, ixi"
+    ):
+        scans_of(tmp_path / "bhb", exclude=["gsp"], studies={"1": "abide-i", "4": "ixi"})
     people = find_scans(source_of(tmp_path / "bhb"), str(tmp_path / "ws")).phenotypes
     assert people["also_in"].tolist() == ["unknown"] * 3
     write_release(tmp_path / "bhb")
@@ -176,6 +180,21 @@ def test_studies_can_be_left_out_and_codes_must_be_explained(tmp_path: Path) -> 
     table.to_csv(tmp_path / "bhb/participants.tsv", sep="\t", index=False)
     with pytest.raises(ValueError, match=r"participants\.tsv has no column 'study', which says what the subjects are"):
         scans_of(tmp_path / "bhb")
+
+
+def test_people_of_unknown_study_may_be_anyones(tmp_path: Path) -> None:
+    write_release(tmp_path / "bhb")
+    path = tmp_path / "bhb/participants.tsv"
+    table = pd.read_csv(path, sep="\t")
+    twice = pd.concat([table, table[:1].assign(study="IXI")])
+    twice.to_csv(path, sep="\t", index=False)
+    people = build_catalog([source_of(tmp_path / "bhb")], workspace=str(tmp_path / "ws")).phenotypes
+    assert overlapping(people, [("openbhb", "sub-101")], ["abide-i"]) == ([], [("openbhb", "sub-101")])
+    table[1:].to_csv(path, sep="\t", index=False)
+    with pytest.raises(
+        ValueError, match=r"participants\.tsv does not name sub-101 \(1 such\), so its study is unknown"
+    ):
+        scans_of(tmp_path / "bhb", exclude=["abide-i"])
 
 
 def test_controls_of_abide_in_a_pretraining_are_leakage_for_its_benchmarks(tmp_path: Path) -> None:
