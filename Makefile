@@ -46,7 +46,7 @@ test: check ## Check, then the fast tests
 	@$(PYTEST) -m "not full" -n 2 --dist loadfile
 
 test-full: install ## The slow tests: kills, S3, browser, long runs
-	@$(PYTEST) -m full
+	@$(PYTEST) -m full -n 2 --dist loadfile
 
 bench: install ## Measure speed
 	@$(BIN)/python -m bench
