@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from infra.detached import wait_ended
 from infra.server import server_status
 from infra.settings import Settings
 
@@ -76,12 +77,8 @@ def _group_of(process: psutil.Process) -> int:
 
 def _await_end(process: psutil.Process) -> None:
     """Wait until a killed process is gone or a zombie: not every init reaps orphans, then waiting never ends."""
-    deadline = time.monotonic() + END_S
-    with contextlib.suppress(psutil.NoSuchProcess):
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"{process} lives {END_S:g} s after SIGKILL")
-            time.sleep(POLL_S)
+    if wait_ended([process], END_S):
+        raise RuntimeError(f"{process} lives {END_S:g} s after SIGKILL")
 
 
 def receipts_in(store: Path) -> int:

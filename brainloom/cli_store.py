@@ -211,11 +211,11 @@ def forget(
         forgetting.lift(store, dataset, name)
         typer.echo(f"{store}: the next ingest may bring {subject} back")
         return
+    for option, folders in (("--stage-dir", stage_dir), ("--workspace", workspace)):
+        if absent := [folder for folder in folders or () if not folder.is_dir()]:
+            raise typer.BadParameter(f"{absent[0]} is not a folder; nothing was erased", param_hint=option)
     if not yes:
         typer.confirm(f"Erase {subject} from {store}? It cannot be undone", abort=True)
-    folders = (*(stage_dir or ()), *(workspace or ()))
-    if absent := [folder for folder in folders if not folder.is_dir()]:
-        raise typer.BadParameter(f"{absent[0]} is not a folder; nothing was erased", param_hint="--stage-dir")
     done = forgetting.forget(store, dataset, name)
     rows = ", ".join(map(str, done.rows))
     typer.echo(f"{store}: {subject} is forgotten (rows {rows}); digest {done.digest or 'none yet'}")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
-from prefect import flow, runtime, task
+from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.artifacts import counted, pictures_allowed, publish_markdown, publish_table, shown_names
+from flows.forms import few, params_of
 from flows.progress import Progress
 from tasks.catalog import CatalogResult, build_catalog, write_catalog
 from tasks.catalog_estimate import estimate_catalog
@@ -54,14 +55,12 @@ class StrictCatalogError(ValueError):
 
 
 def _run_name() -> str:
-    params = runtime.flow_run.parameters["params"]
-    return run_name(params if isinstance(params, CatalogParams) else CatalogParams.model_validate(params))
+    return run_name(params_of(CatalogParams))
 
 
 def run_name(params: CatalogParams) -> str:
     """Return `catalog <datasets>`, shortened after three."""
-    names = list(dict.fromkeys(source.dataset for source in params.sources))
-    return f"catalog {' '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"catalog {few((source.dataset for source in params.sources), ' ')}"
 
 
 @task(name="find scans", cache_policy=NO_CACHE)

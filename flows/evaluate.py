@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
-from prefect import flow, runtime, task
+from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.artifacts import png_markdown, publish_markdown, publish_table
+from flows.forms import few, params_of, workspace_field
 from flows.progress import Progress
 from infra.storage import write_bytes
 from models.records import digest_of
@@ -36,9 +37,9 @@ from tasks.evaluation import (
     score_trainings,
 )
 from tasks.finetune import Finetuning
+from tasks.latents import read_latents
 from tasks.launch import launch
 from tasks.missing import MissingTable, applies, missing_table, score_missing
-from tasks.phantom.sources import read_latents
 from tasks.report import TableSection, write_report
 from tasks.report_content import Made, provenance, report_content
 from tasks.scores import write_scores
@@ -55,12 +56,8 @@ class EvaluateParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", title="Evaluate")
 
-    workspace: str = Field(
-        "./state/demo",
-        title="Workspace",
-        description="Folder with the store, the splits and the trainings; tables and report are written into it.",
-        min_length=1,
-        examples=["./state/demo"],
+    workspace: str = workspace_field(
+        "Folder with the store, the splits and the trainings; tables and report are written into it."
     )
     pretrained: str = Field(
         title="Pre-training",
@@ -110,14 +107,11 @@ class EvaluateParams(BaseModel):
 
 def run_name(params: EvaluateParams) -> str:
     """Return `evaluate <pre-training> on <benchmarks>`, shortened after three."""
-    names = list(dict.fromkeys(params.benchmarks))
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"evaluate {params.pretrained} on {', '.join(names[:3])}{more}"
+    return f"evaluate {params.pretrained} on {few(params.benchmarks)}"
 
 
 def _run_name() -> str:
-    params = runtime.flow_run.parameters["params"]
-    return run_name(params if isinstance(params, EvaluateParams) else EvaluateParams.model_validate(params))
+    return run_name(params_of(EvaluateParams))
 
 
 @task(name="fine-tune", cache_policy=NO_CACHE)
@@ -167,11 +161,11 @@ def evaluate(params: EvaluateParams) -> dict[str, Any]:
     present = [cohort for cohort in cohorts if cohort.selected]
     trainings = _prepare(params, workspace, made, present)
     trained = fine_tune(list(trainings), params.lanes) if trainings else 0
-    if params.native_scores:
-        native = [native_cohort(cohort) for cohort in present if cohort.benchmark.kind == "segmentation"]
-        cohorts, present = [*cohorts, *native], [*present, *native]
-    scores, computed = _score_all(present, trainings, workspace / "scores")
+    scored = [cohort for cohort in present if cohort.benchmark.kind == "segmentation"] if params.native_scores else []
+    native = [native_cohort(cohort) for cohort in scored]
+    scores, computed = _score_all([*present, *native], trainings, workspace / "scores")
     missing, more = _score_all_missing(params, made, present, trainings)
+    cohorts = [*cohorts, *native]
     inputs = _inputs(params, made, trainings, cohorts, missing)
     kept = finetune.read_json(workspace / "report" / "evaluation.json") or {}
     if kept.get("inputs") != inputs or not _results_exist(workspace, kept["digests"]):
@@ -307,7 +301,7 @@ def _score_all_missing(
     found: dict[str, MissingTable] = {}
     computed = 0
     for cohort in cohorts if params.missing_modalities else ():
-        if cohort.native or not applies(cohort):
+        if not applies(cohort):
             continue
         name, title = cohort.benchmark.name, f"{cohort.benchmark.title} without one modality"
         mine = cohort.own(trainings)

@@ -16,6 +16,7 @@ from prefect_dask import DaskTaskRunner
 
 from flows.artifacts import counted, publish_markdown, publish_table, shown_names
 from flows.batches import BatchRunner, ReceiptWatch, split_batches
+from flows.forms import few, params_of
 from flows.preprocess_params import (
     PreprocessParams,
     check_params,
@@ -63,8 +64,7 @@ class Work:
 
 
 def _run_name() -> str:
-    params = runtime.flow_run.parameters["params"]
-    return run_name(params if isinstance(params, PreprocessParams) else PreprocessParams.model_validate(params))
+    return run_name(params_of(PreprocessParams))
 
 
 def run_name(params: PreprocessParams) -> str:
@@ -73,8 +73,7 @@ def run_name(params: PreprocessParams) -> str:
     if not names:
         with suppress(ValueError, FileNotFoundError):  # the flow itself says what is wrong with its catalog
             names = sorted({scan.dataset for scan in read_catalog(params.catalog)})
-    shown = " ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return f"preprocess {shown or 'catalog'} into {_store_name(params.store)}"
+    return f"preprocess {few(names, ' ') or 'catalog'} into {_store_name(params.store)}"
 
 
 @flow(name="preprocess", flow_run_name=_run_name)

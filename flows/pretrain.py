@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, runtime, task
+from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.artifacts import png_markdown, publish_markdown, publish_table
+from flows.forms import params_of
 from flows.pretrain_params import BRAINMVP, PretrainParams, run_name, store_url, training_name
 from flows.progress import Progress
 from models.config import RunningConfig
@@ -40,8 +41,7 @@ PICTURES_EVERY_S = 30.0
 
 
 def _run_name() -> str:
-    params = runtime.flow_run.parameters["params"]
-    return run_name(params if isinstance(params, PretrainParams) else PretrainParams.model_validate(params))
+    return run_name(params_of(PretrainParams))
 
 
 @flow(name="pretrain", flow_run_name=_run_name)

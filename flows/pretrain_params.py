@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from infra import storage
+from flows.forms import store_field, store_in, workspace_field
 
 RecipeName = Literal[
     "brainmvp_tiny",
@@ -34,18 +33,10 @@ class PretrainParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", title="Pre-train")
 
-    workspace: str = Field(
-        "./state/demo",
-        title="Workspace",
-        description="Folder with the splits and the trainings; the training is written into <workspace>/trainings.",
-        min_length=1,
-        examples=["./state/demo"],
+    workspace: str = workspace_field(
+        "Folder with the splits and the trainings; the training is written into <workspace>/trainings."
     )
-    store: str = Field(
-        "",
-        title="Store",
-        description="Path or URL of the Zarr store, on disk or s3://; empty: <workspace>/store.zarr.",
-    )
+    store: str = store_field()
     split: str = Field(
         "default",
         title="Split",
@@ -192,8 +183,9 @@ class PretrainParams(BaseModel):
 
 def training_name(params: PretrainParams) -> str:
     """Return the folder name of the training."""
-    parts = [params.recipe, "local" if params.variant == "local" else ""]
-    return params.name or "_".join([*filter(None, parts), *([] if params.fold is None else [f"fold{params.fold}"])])
+    variant = "_local" if params.variant == "local" else ""
+    fold = "" if params.fold is None else f"_fold{params.fold}"
+    return params.name or f"{params.recipe}{variant}{fold}"
 
 
 def run_name(params: PretrainParams) -> str:
@@ -202,6 +194,5 @@ def run_name(params: PretrainParams) -> str:
 
 
 def store_url(params: PretrainParams) -> str:
-    """Return the store's URL; a local one is absolute, because the ranks run in another folder."""
-    url = params.store or str(Path(params.workspace) / "store.zarr")
-    return str(storage.local_path(url).resolve()) if storage.is_local(url) else url
+    """Return the store's URL."""
+    return store_in(params.workspace, params.store)

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pandas as pd
-from prefect import flow, runtime, task
+from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flows.evaluate import publish_tables, write_section
+from flows.forms import few, params_of, store_field, store_in, workspace_field
 from flows.progress import Progress
 from models.selection import read_selection
 from models.store import Store, open_store, store_digest
 from tasks.embeddings import EncoderSource, random_encoder, trained_encoder
 from tasks.finetune import read_json
-from tasks.phantom.sources import read_latents
+from tasks.latents import read_latents
 from tasks.phenotype_layouts import read_layout, with_layouts
 from tasks.probe_cohort import ProbeCohort, find_probe_cohort, seen_subjects
 from tasks.probe_report import (
@@ -38,6 +39,7 @@ from tasks.probing import (
     RANDOM,
     RESERVED,
     EncoderRow,
+    FeatureRow,
     absent_lines,
     feature_rows,
     row_kinds,
@@ -83,18 +85,10 @@ class ProbeParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", title="Probe")
 
-    workspace: str = Field(
-        "./state/demo",
-        title="Workspace",
-        description="Folder with the splits, phenotypes and trainings; results are written into <workspace>/probes.",
-        min_length=1,
-        examples=["./state/demo"],
+    workspace: str = workspace_field(
+        "Folder with the splits, phenotypes and trainings; results are written into <workspace>/probes."
     )
-    store: str = Field(
-        "",
-        title="Store",
-        description="Path or URL of the Zarr store, on disk or s3://; empty: <workspace>/store.zarr.",
-    )
+    store: str = store_field()
     rows: list[ProbeRow] = Field(
         title="Rows",
         description="Encoders to compare, at least one; the first is tested against every other row.",
@@ -144,14 +138,11 @@ def _slug(name: str) -> str:
 
 def run_name(params: ProbeParams) -> str:
     """Return `probe <first row> on <probes>`, shortened after three."""
-    names = list(dict.fromkeys(params.benchmarks))
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"probe {params.rows[0].name} on {', '.join(names[:3])}{more}"
+    return f"probe {params.rows[0].name} on {few(params.benchmarks)}"
 
 
 def _run_name() -> str:
-    params = runtime.flow_run.parameters["params"]
-    return run_name(params if isinstance(params, ProbeParams) else ProbeParams.model_validate(params))
+    return run_name(params_of(ProbeParams))
 
 
 @dataclass(frozen=True)
@@ -160,6 +151,8 @@ class Comparison:
 
     workspace: Path
     store: Store
+    digest: str
+    """Of the store."""
     rows: tuple[EncoderRow, ...]
     """Those of the parameters, then the random encoder."""
     cohorts: tuple[ProbeCohort, ...]
@@ -169,9 +162,11 @@ class Comparison:
 
 
 @task(name="score", task_run_name="probe {name}", cache_policy=NO_CACHE)
-def score(name: str, cohort: ProbeCohort, rows: Sequence[EncoderRow], workspace: Path) -> tuple[pd.DataFrame, int]:
+def score(
+    name: str, cohort: ProbeCohort, rows: Sequence[EncoderRow], features: Sequence[FeatureRow], workspace: Path
+) -> tuple[pd.DataFrame, int]:
     """Return the scores of all rows of one probe and how many were computed now; unchanged ones are read back."""
-    simple = [row for row in feature_rows(cohort) if row.features is not None]
+    simple = [row for row in features if row.features is not None]
     seeds = max(len(row.encoders) for row in rows)
     frames: list[pd.DataFrame] = []
     fresh = 0
@@ -185,11 +180,11 @@ def score(name: str, cohort: ProbeCohort, rows: Sequence[EncoderRow], workspace:
             frames.append(frame)
             fresh += computed
             show(encoders.name)
-        for features in simple:
-            frame, computed = score_features(cohort, features, seeds, workspace)
+        for row in simple:
+            frame, computed = score_features(cohort, row, seeds, workspace)
             frames.append(frame)
             fresh += computed
-            show(features.name)
+            show(row.name)
     return pd.concat(frames, ignore_index=True), fresh
 
 
@@ -203,13 +198,15 @@ def probe(params: ProbeParams) -> dict[str, Any]:
     sections, scores, fresh = [], [], 0
     pictured = False
     for cohort in compared.cohorts:
-        frame = pd.DataFrame()
         if cohort.cases:
-            frame, computed = score(cohort.benchmark.name, cohort, compared.rows, compared.workspace)
+            simple = feature_rows(cohort)
+            frame, computed = score(cohort.benchmark.name, cohort, compared.rows, simple, compared.workspace)
             scores.append(frame)
             fresh += computed
-        section = make_section(compared, cohort, frame, date, with_embedding=not pictured)
-        pictured = pictured or len(section.pictures) > 1
+            section = make_section(compared, cohort, simple, frame, date, with_embedding=not pictured)
+            pictured = pictured or len(section.pictures) > 1
+        else:
+            section = empty_section(cohort, date)
         sections.append(section)
         write_section(section, folder / "tables")
     if scores:
@@ -221,7 +218,7 @@ def probe(params: ProbeParams) -> dict[str, Any]:
 def read_comparison(params: ProbeParams) -> Comparison:
     """Find encoders, people and cohorts; raises what is wrong with them before anything is computed."""
     workspace = Path(params.workspace).resolve()
-    store = open_store(params.store or str(workspace / "store.zarr"))
+    store = open_store(store_in(params.workspace, params.store))
     trainings = {name: workspace / "trainings" / name for row in params.rows for name in row.trainings}
     sources = {name: trained_encoder(folder) for name, folder in trainings.items()}
     rows = [_row(row, sources) for row in params.rows]
@@ -242,7 +239,7 @@ def read_comparison(params: ProbeParams) -> Comparison:
         sites, words = site_cohort([one for one in cohorts if one.cases], people, workspace, params.folds, seen)
         cohorts += [sites] if sites else []
         notes += [words] if words else []
-    return Comparison(workspace, store, tuple(rows), tuple(cohorts), tuple(notes))
+    return Comparison(workspace, store, store_digest(store.url), tuple(rows), tuple(cohorts), tuple(notes))
 
 
 def _row(row: ProbeRow, sources: dict[str, EncoderSource]) -> EncoderRow:
@@ -256,30 +253,33 @@ def _latents(workspace: Path, datasets: Sequence[str]) -> pd.DataFrame | None:
 
 
 def make_section(
-    compared: Comparison, cohort: ProbeCohort, scores: pd.DataFrame, date: str, with_embedding: bool
+    compared: Comparison,
+    cohort: ProbeCohort,
+    simple: Sequence[FeatureRow],
+    scores: pd.DataFrame,
+    date: str,
+    with_embedding: bool,
 ) -> TableSection:
-    """Return table and pictures of one probe."""
-    simple = feature_rows(cohort) if cohort.cases else []
-    facts = [
-        ("store digest", store_digest(compared.store.url)),
-        ("folds digest", cohort.folds_digest),
-        *weights_of(compared.rows),
-    ]
+    """Return table and pictures of one probe with data."""
+    facts = [("store digest", compared.digest), ("folds digest", cohort.folds_digest), *weights_of(compared.rows)]
     table = probe_table(
         cohort,
         scores,
         row_kinds(compared.rows, simple),
         absent_lines(cohort, compared.rows, simple),
-        compared.notes if cohort.cases else (),
-        facts if cohort.cases else (),
+        compared.notes,
+        facts,
         date,
     )
-    if not cohort.cases:
-        return TableSection(table)
     pictures = [forest_picture(table)]
     if with_embedding and (found := embedding_picture(cohort, compared.rows, compared.workspace)):
         pictures.append(found)
     return TableSection(table, pictures)
+
+
+def empty_section(cohort: ProbeCohort, date: str) -> TableSection:
+    """Return the table of a probe without data: `no data`, beside what was published."""
+    return TableSection(probe_table(cohort, pd.DataFrame(), {}, (), (), (), date))
 
 
 def write_page(compared: Comparison, sections: Sequence[TableSection], date: str) -> dict[str, Any]:
@@ -288,8 +288,8 @@ def write_page(compared: Comparison, sections: Sequence[TableSection], date: str
     absent = [section for section in sections if not section.table.has_scores]
     named = {section.table.benchmark.name for section in sections}
     others = [
-        make_section(compared, ProbeCohort(PROBES[name], compared.store), pd.DataFrame(), date, False)
-        for name in PROBES
+        empty_section(ProbeCohort(benchmark, compared.store), date)
+        for name, benchmark in PROBES.items()
         if name not in named
     ]
     path = compared.workspace / "probes" / "index.html"

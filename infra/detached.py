@@ -76,12 +76,12 @@ class Detached:
             return False
         family = [process, *process.children(recursive=True)]
         _signal_group(process.pid, signal.SIGTERM)
-        alive = _wait(family, wait_s)
+        alive = wait_ended(family, wait_s)
         for member in alive:
             _signal_group(member.pid, signal.SIGKILL)
             if _lives(member):
                 member.kill()
-        _wait(alive, wait_s)
+        wait_ended(alive, wait_s)
         self._pid_file.unlink(missing_ok=True)
         return True
 
@@ -119,8 +119,8 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-def _wait(processes: Sequence[psutil.Process], timeout_s: float) -> list[psutil.Process]:
-    """Wait until all ended, at most `timeout_s` seconds; return those that still live."""
+def wait_ended(processes: Sequence[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Wait until all ended, zombies included, at most `timeout_s` seconds; return those that still live."""
     deadline = time.monotonic() + timeout_s
     while (alive := [process for process in processes if _lives(process)]) and time.monotonic() < deadline:
         time.sleep(0.05)

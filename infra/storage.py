@@ -63,6 +63,11 @@ def local_path(url: str | os.PathLike[str]) -> Path:
     return Path(unquote(urlsplit(text).path) if text.startswith("file:") else text).absolute()
 
 
+def resolved(url: str) -> str:
+    """Return a URL of S3 as it is, and the path of a local one without links and relative parts."""
+    return str(local_path(url).resolve()) if is_local(url) else url
+
+
 def _refuse_user_info(url: str | os.PathLike[str]) -> None:
     """Raise ValueError for `s3://KEY:SECRET@bucket` without repeating any of it: URLs stand in logs and error texts."""
     scheme, mark, rest = os.fspath(url).partition("://")
@@ -226,6 +231,14 @@ def find(url: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
             raise FileNotFoundError(f"{os.fspath(url)} is not a folder")
         entries = fs.find(path, detail=True)
     return {name[len(path) :].lstrip("/"): info for name, info in entries.items() if not name.endswith("/")}
+
+
+def find_or_empty(url: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """Return what `find` returns, and nothing for a folder that is not there."""
+    try:
+        return find(url)
+    except FileNotFoundError:
+        return {}
 
 
 def age_seconds(url: str | os.PathLike[str]) -> float:

@@ -62,6 +62,11 @@ ATLASES: dict[Atlas, tuple[str, ...]] = {"desikan_killiany": DESIKAN_KILLIANY, "
 Floats = npt.NDArray[np.float32]
 
 
+def bare_region(name: str) -> str:
+    """Return the name of a region without its hemisphere."""
+    return name.split("_", 1)[1]
+
+
 class DescriptorError(ValueError):
     """Descriptors that cannot be used; `reason` says which rule they broke."""
 

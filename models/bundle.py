@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.config import ResNet3DConfig, SupervisedConfig, TrainingConfig
+from models.config import SegmentationConfig, SupervisedConfig, TrainingConfig
+from models.config_anatcl import WholeMapConfig
 from models.export import write_text_whole
 from models.finished import ENCODER, FinishedTraining
 from models.networks.build import build_encoder
 from models.networks.classification import ClassificationNet
 from models.networks.segmentation import SegmentationNet
-from models.networks.uniformer import STRIDE
 
 VERSION = "0.1.0"
 """Of the bundle's layout."""
@@ -75,22 +75,23 @@ def _path(target: Callable[..., Any]) -> str:
 
 
 def _state_of(finished: FinishedTraining) -> dict[str, Tensor]:
-    kind = finished.config.objective.kind
-    if kind not in ("segmentation", "classification"):
+    settings = finished.config.objective
+    if not isinstance(settings, SupervisedConfig):
         return finished.part(ENCODER)
-    parts = (ENCODER, "decoder." if kind == "segmentation" else "head.")
+    parts = (ENCODER, "decoder." if isinstance(settings, SegmentationConfig) else "head.")
     return {name: value for name, value in finished.tensors.items() if name.startswith(parts)}
 
 
 def _metadata(finished: FinishedTraining) -> dict[str, Any]:
     config, spec = finished.config, finished.spec
+    step = config.network.edge_multiple
     versions = {name: metadata.version(name).partition("+")[0] for name in (*PACKAGES, "brainloom")}
     image = {
         "type": "image",
         "format": "magnitude",
         "modality": "MR",
         "num_channels": config.network.in_channels,
-        "spatial_shape": ["*" if _any_size(config) else f"{STRIDE}*n"] * 3,
+        "spatial_shape": ["*" if step == 1 else f"{step}*n"] * 3,
         "dtype": "float32",
         "value_range": [0, 1],
         "is_patch_data": True,
@@ -114,15 +115,11 @@ def _metadata(finished: FinishedTraining) -> dict[str, Any]:
     }
 
 
-def _any_size(config: TrainingConfig) -> bool:
-    return isinstance(config.network, ResNet3DConfig)
-
-
 def _channels(config: TrainingConfig) -> tuple[str, ...]:
     settings = config.objective
     if isinstance(settings, SupervisedConfig):
         return settings.modalities
-    return ("any modality",) if settings.kind == "brainmvp" else (settings.modality,)
+    return (settings.modality,) if isinstance(settings, WholeMapConfig) else ("any modality",)
 
 
 def _prediction(config: TrainingConfig) -> dict[str, Any]:
@@ -146,7 +143,8 @@ def _prediction(config: TrainingConfig) -> dict[str, Any]:
 
 def _readme(finished: FinishedTraining) -> str:
     card = (finished.folder / "model_card.md").read_text(encoding="utf-8")
-    edges = "of any length" if _any_size(finished.config) else f"multiples of {STRIDE}"
+    step = finished.config.network.edge_multiple
+    edges = "of any length" if step == 1 else f"multiples of {step}"
     return (
         f"{card}\n## Use as a MONAI bundle\n\n"
         "```python\nfrom monai.bundle import load\n\n"

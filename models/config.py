@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from models.config_anatcl import AgeRegressionConfig, AnatCLConfig
-from models.records import Record, digest_of
+from models.records import Record, digest_of, without_unset
 
 
 class NetworkConfig(Record):
     """UniFormer encoder sizes. The defaults are UniFormer-S of BrainMVP (22,038,464 parameters with one channel)."""
+
+    edge_multiple: ClassVar[int] = 16
+    """Edges of images that the network takes are multiples of this."""
 
     kind: Literal["uniformer"] = "uniformer"
     in_channels: int = Field(1, ge=1)
@@ -38,6 +41,9 @@ class UNet3DConfig(Record):
     """Sizes of UNET3D, BrainMVP's second backbone. The defaults are the reference's (18,799,937 parameters with its
     pre-training decoder)."""
 
+    edge_multiple: ClassVar[int] = 16
+    """Edges of images that the network takes are multiples of this."""
+
     kind: Literal["unet3d"] = "unet3d"
     in_channels: int = Field(1, ge=1)
     widths: tuple[int, int, int, int] = (32, 64, 128, 256)
@@ -55,6 +61,9 @@ class UNet3DConfig(Record):
 
 class ResNet3DConfig(Record):
     """Sizes of the 3D ResNet of AnatCL. The defaults are its ResNet-18: 33,160,000 parameters, 512 features."""
+
+    edge_multiple: ClassVar[int] = 1
+    """Edges of images that the network takes are multiples of this."""
 
     kind: Literal["resnet3d"] = "resnet3d"
     in_channels: int = Field(1, ge=1)
@@ -274,14 +283,16 @@ class TrainingConfig(Record):
 
     @model_validator(mode="after")
     def _check_crop(self) -> Self:
-        crop, free = self.data.crop, isinstance(self.network, ResNet3DConfig)
-        if free and isinstance(self.objective, BrainMVPConfig | SegmentationConfig):
+        crop, step = self.data.crop, self.network.edge_multiple
+        has_decoder = not isinstance(self.network, ResNet3DConfig)
+        if not has_decoder and isinstance(self.objective, BrainMVPConfig | SegmentationConfig):
             raise ValueError(
                 f"training {self.name}: network 'resnet3d' has no decoder, which objective {self.objective.kind!r} "
                 "needs; use 'uniformer' or 'unet3d'"
             )
-        if (min(crop) <= 0 and not (free and not any(crop))) or any(edge % 16 for edge in crop if not free):
-            rule = "positive, or all 0 for the whole grid," if free else "positive multiples of 16,"
+        whole = step == 1 and not any(crop)
+        if (min(crop) <= 0 and not whole) or any(edge % step for edge in crop):
+            rule = "positive, or all 0 for the whole grid," if step == 1 else f"positive multiples of {step},"
             raise ValueError(f"crop edges must be {rule} got {crop}")
         return self
 
@@ -316,7 +327,7 @@ def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
         values["data"] = {**values["data"], "workers": 0}
     for part, defaults in LATER.items():
         if part in values:
-            values[part] = {k: v for k, v in values[part].items() if k not in defaults or defaults[k] != v}
+            values[part] = without_unset(values[part], defaults)
     return values
 
 

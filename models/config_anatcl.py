@@ -6,7 +6,13 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from models.anatomy import MEASURES, Atlas
 from models.records import Record
+
+Kernel = Literal["rbf", "gaussian", "cauchy"]
+Form = Literal["yaware", "expw", "threshold"]
+Variant = Literal["global", "local"]
+Negative = Literal["shift", "clamp"]
 
 
 class ViewConfig(Record):
@@ -27,31 +33,37 @@ class ViewConfig(Record):
         return self.flip or max(self.shift_mm, self.noise_std, self.cutout_share) > 0
 
 
-class AnatCLConfig(Record):
+class WholeMapConfig(Record):
+    """What the objectives of whole maps share."""
+
+    kind: str
+    modality: str = "gm"
+    """Channel of the store: modulated grey matter."""
+
+
+class AnatCLConfig(WholeMapConfig):
     """Contrast whose positives are weighted by age (y-Aware) and by anatomy (AnatCL); its baselines are parts of it."""
 
     kind: Literal["anatcl"] = "anatcl"
-    modality: str = "gm"
-    """Channel of the store: modulated grey matter."""
     weight_age: float = Field(1.0, ge=0)
     """lambda2 of the paper: of the age term (y-Aware)."""
     weight_anatomy: float = Field(1.0, ge=0)
     """lambda1 of the paper: of the anatomical term."""
     weight_self: float = Field(0.0, ge=0)
     """Of the term whose only positive is the other view of the same image (SimCLR)."""
-    variant: Literal["global", "local"] = "global"
+    variant: Variant = "global"
     """`global` compares each measure over all regions, `local` the measures of each region."""
-    measures: tuple[str, ...] = ("cortical_thickness_mm", "grey_matter_volume_mm3", "surface_area_mm2")
+    measures: tuple[str, ...] = MEASURES
     """Descriptors that the anatomical term compares, by name."""
-    atlas: Literal["desikan_killiany", "destrieux"] = "desikan_killiany"
+    atlas: Atlas = "desikan_killiany"
     """Of the descriptors: 68 or 148 regions."""
-    negative: Literal["shift", "clamp"] = "shift"
+    negative: Negative = "shift"
     """What becomes of similarities s in -1..1: (1 + s) / 2, or max(s, 0)."""
-    kernel: Literal["rbf", "gaussian", "cauchy"] = "rbf"
+    kernel: Kernel = "rbf"
     """Of age differences; gaussian is rbf / (sqrt(2 pi) sigma)."""
     sigma_years: float = Field(2.0, gt=0)
     """Width of the kernel, not its square."""
-    form: Literal["yaware", "expw", "threshold"] = "yaware"
+    form: Form = "yaware"
     """Denominator of both terms; see models.objectives.similarity."""
     temperature: float = Field(0.1, gt=0)
     base_temperature: float = Field(0.07, gt=0)
@@ -85,9 +97,7 @@ class AnatCLConfig(Record):
         return self
 
 
-class AgeRegressionConfig(Record):
+class AgeRegressionConfig(WholeMapConfig):
     """Baseline of AnatCL: the age in years from pooled features and a linear layer, absolute error."""
 
     kind: Literal["age_regression"] = "age_regression"
-    modality: str = "gm"
-    """Channel of the store: modulated grey matter."""

@@ -48,13 +48,14 @@ def values_of(stored: Any, rows: Sequence[int], measures: Sequence[str], regions
 
 
 def _places(stored: Any, what: str, wanted: Sequence[str], held: Sequence[str]) -> list[int]:
+    places = {name: place for place, name in enumerate(held)}
     for name in wanted:
-        if name not in held:
+        if name not in places:
             raise NoDescriptorsError(
                 f"dataset {stored.name} of {stored.url} has no {what} {name!r} in its descriptors; it has: "
                 f"{', '.join(held)}"
             )
-    return [list(held).index(name) for name in wanted]
+    return [places[name] for name in wanted]
 
 
 def fit_scale(store: Any, train: Sequence[SelectedCase], measures: Sequence[str], atlas: Atlas) -> DescriptorScale:

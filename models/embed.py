@@ -16,13 +16,11 @@ from models.store import StoredDataset
 
 BATCH = 4
 """Images in one forward pass: the result does not depend on it."""
-EDGE_MULTIPLE = {"uniformer": 16, "unet3d": 16}
-"""Edges that a network can take are multiples of this; networks that are not named take any."""
 
 
 def window_size(network: AnyNetwork, grid: Sequence[int]) -> tuple[int, int, int]:
     """Return the voxels that an encoder is given: the whole grid, with edges rounded up to what it can take."""
-    step = EDGE_MULTIPLE.get(network.kind, 1)
+    step = network.edge_multiple
     x, y, z = (-(-int(edge) // step) * step for edge in grid)
     return x, y, z
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from models.best import look, use_best
-from models.distributed import any_rank, barrier, broadcast_buffers
+from models.distributed import any_rank, barrier
 from models.export import DONE, model_card, write_text_whole, write_weights
 from models.finished import write_settings
 from models.metrics import read_metrics
@@ -27,8 +27,6 @@ def finish_training(state: TrainingState, stop: Stop) -> None:
     chosen = use_best(state)
     if validate(state, stop, force=True) or probe(state, stop) or any_rank([stop()], state.world)[0]:
         raise Stopped(stopped)
-    broadcast_buffers(state.objective, state.world)
-    state.model.eval()
     predicted = predict_cases(state, stop) if state.config.predict else 0
     barrier(state.world)
     if state.world.is_main:

@@ -15,13 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.config import AnatCLConfig, BrainMVPConfig
 from models.networks.build import pool
 from models.objectives.contrast import collapse_metrics
 
-TWO_VIEWS = frozenset({"brainmvp", "anatcl"})
-"""Objectives whose validation encodes two views of every case: all first views, then all second ones."""
-PRETRAININGS = TWO_VIEWS | {"age_regression"}
-"""Objectives whose encoder may be probed while it is trained."""
+TWO_VIEWS = (BrainMVPConfig, AnatCLConfig)
+"""Of the objectives whose validation encodes two views of every case: all first views, then all second ones."""
 LEAST_CASES = 4
 """With fewer cases a low rank says nothing."""
 

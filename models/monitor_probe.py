@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.config import SupervisedConfig
+from models.config_anatcl import WholeMapConfig
 from models.data import CaseDataset
 from models.distributed import gather_objects
 from models.heartbeat import beat
-from models.monitor import PRETRAININGS
 from models.networks.build import pool
 from models.objectives.base import centred_start, read_size
 from models.records import MODALITIES
@@ -60,12 +61,12 @@ def probe(state: TrainingState, stop: Stop) -> bool:
     Leaves training untouched. When any rank is told to stop it gives up without a line and returns True on all ranks.
     """
     objective = state.config.objective
-    if objective.kind not in PRETRAININGS:
+    if isinstance(objective, SupervisedConfig):
         return False
     if not is_due(state.plan, state.step, state.config.running.probe_every) or is_logged(state, "probe"):
         return False
     datasets: dict[Role, CaseDataset] = {"train": state.dataset("train"), "val": state.dataset("val")}
-    usable = (objective.modality,) if objective.kind in ("anatcl", "age_regression") else MODALITIES
+    usable = (objective.modality,) if isinstance(objective, WholeMapConfig) else MODALITIES
     plan = plan_probe(datasets, state.store.spec.modalities, usable)
     if plan is None:
         if state.world.is_main:

@@ -22,7 +22,7 @@ from models.heartbeat import beat
 from models.objectives import build_objective
 from models.objectives.supervised import TEMPLATES, Supervised
 from models.records import SelectedCase
-from models.state import Stop, Stopped, TrainingState
+from models.state import Stop, Stopped, TrainingState, evaluating
 
 FOLDER = "predictions"
 TABLE = "predictions.parquet"
@@ -39,7 +39,7 @@ def predict_cases(state: TrainingState, stop: Stop = lambda: False) -> int:
     names = file_names(dataset.cases)
     folder = state.folder / FOLDER
     folder.mkdir(exist_ok=True)
-    with torch.random.fork_rng(enabled=True), torch.no_grad():
+    with evaluating(state):
         for index in range(state.world.rank, len(dataset), state.world.size):
             beat(f"predicting test case {index + 1} of {len(dataset)}", state.step)
             if stop():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -79,6 +80,11 @@ def digest_of(value: Any) -> str:
     """Return the SHA-256 (hex) of a JSON-able value in canonical form."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def without_unset(values: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a digest is made of: settings of `later` that have their value there count as not yet invented."""
+    return {name: value for name, value in values.items() if name not in later or later[name] != value}
 
 
 class Scan(Record):

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra import storage
-from models.records import SelectedCase, digest_of
+from models.records import SelectedCase, digest_of, without_unset
 
 Role = Literal["train", "val", "test"]
 COLUMNS: tuple[str, ...] = tuple(SelectedCase.model_fields)
@@ -38,13 +38,8 @@ def selection_digest(cases: Sequence[SelectedCase]) -> str:
 
     An empty `person` and an unknown age do not count: selections from before there were any keep their digest.
     """
-    lines = [case.model_dump(mode="json", exclude=_unset(case)) for case in cases]
+    lines = [without_unset(case.model_dump(mode="json"), {"person": "", "age": None}) for case in cases]
     return digest_of(sorted(lines, key=lambda c: (c["dataset"], c["row"])))
-
-
-def _unset(case: SelectedCase) -> set[str]:
-    later = {"person": "", "age": None}
-    return {name for name, default in later.items() if getattr(case, name) == default}
 
 
 def write_selection(path: str | Path, cases: Sequence[SelectedCase]) -> str:

@@ -267,8 +267,6 @@ def _initialise(objective: Any, config: TrainingConfig, spec: PreprocessSpec) ->
     start = read_training(config.init_from)
     tensors, digest = start.tensors, str(start.done["weights_digest"])
     loaded = objective.load_pretrained(tensors)
-    if not loaded:
-        raise ValueError(f"training {config.name}: none of the {len(tensors)} tensors of {config.init_from} fits")
     log.info("training %s starts from %d of %d tensors of %s", config.name, len(loaded), len(tensors), config.init_from)
     if isinstance(config.objective, SupervisedConfig) and config.objective.uses_templates:
         objective.use_templates(learned_templates(start, config.objective.modalities, spec))

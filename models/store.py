@@ -162,7 +162,10 @@ class StoredDataset:
 
     @cached_property
     def descriptors(self) -> Descriptors | None:
-        """The regional descriptors of all rows, or None when no case has any; raises StoreError for lost ones."""
+        """The regional descriptors of all rows, NaN where a case has none; None when the dataset has no array of them.
+
+        Raises StoreError for lost ones.
+        """
         _guard_fork()
         counts = {row: count for row in self.rows if (count := descriptor_count(self._lines[row]))}
         return read_descriptors(self.url, self.name, counts)

@@ -22,10 +22,10 @@ from models.records import DESCRIPTORS, DescriptorTable, Receipt
 from models.store_layout import (
     CASE_CHUNK,
     StoreError,
-    create_strings,
     has_array,
+    name_axis,
     open_array,
-    plain_pipeline,
+    open_small,
     rust_pipeline,
 )
 
@@ -53,10 +53,15 @@ def descriptor_count(line: dict[str, Any]) -> int:
 
 def layout_of(url: str, dataset: str) -> Layout | None:
     """Return atlas and basis of a dataset's descriptors; None when it has none yet."""
+    found = _open(url, dataset)
+    return None if found is None else found[1]
+
+
+def _open(url: str, dataset: str) -> tuple[Any, Layout] | None:
     if not has_array(url, dataset, DESCRIPTORS):
         return None
-    attributes = open_array(url, f"{dataset}/{DESCRIPTORS}").attrs
-    return str(attributes["atlas"]), str(attributes["basis"])
+    array = open_array(url, f"{dataset}/{DESCRIPTORS}")
+    return array, (str(array.attrs["atlas"]), str(array.attrs["basis"]))
 
 
 def digest_bytes(values: Floats | None, atlas: str, basis: str) -> bytes:
@@ -75,10 +80,10 @@ def table_bytes(table: DescriptorTable | None) -> bytes:
 
 def raw_descriptors(url: str, dataset: str) -> Descriptors | None:
     """Return the descriptors of a dataset as its array has them, or None when it has none."""
-    if not has_array(url, dataset, DESCRIPTORS):
+    found = _open(url, dataset)
+    if found is None:
         return None
-    array = open_array(url, f"{dataset}/{DESCRIPTORS}")
-    atlas, basis = str(array.attrs["atlas"]), str(array.attrs["basis"])
+    array, (atlas, basis) = found
     return Descriptors(np.asarray(array[:], np.float32), MEASURES, ATLASES[atlas], atlas, basis)  # type: ignore[index]
 
 
@@ -108,7 +113,7 @@ def write_descriptors(url: str, dataset: str, receipts: Sequence[Receipt], rows:
         if table is None:
             return
         _create(url, dataset, table, rows)
-    array = _writable(url, dataset)
+    array = open_small(url, f"{dataset}/{DESCRIPTORS}")
     values = np.asarray(array[:], dtype=np.float32)
     for receipt in receipts:
         values[receipt.row] = np.nan if receipt.descriptors is None else receipt.descriptors.array()
@@ -118,16 +123,10 @@ def write_descriptors(url: str, dataset: str, receipts: Sequence[Receipt], rows:
 def clear_descriptors(url: str, dataset: str, rows: Collection[int]) -> None:
     """Take away the descriptors of some rows."""
     if has_array(url, dataset, DESCRIPTORS):
-        array = _writable(url, dataset)
+        array = open_small(url, f"{dataset}/{DESCRIPTORS}")
         values = np.asarray(array[:], dtype=np.float32)
         values[[row for row in rows if row < len(values)]] = np.nan
         array[:] = values
-
-
-def _writable(url: str, dataset: str) -> Any:
-    with plain_pipeline():
-        # With chunks of nothing but NaN: who reads may tell them from lost ones.
-        return open_array(url, f"{dataset}/{DESCRIPTORS}", "r+").with_config({"write_empty_chunks": True})
 
 
 def _create(url: str, dataset: str, table: DescriptorTable, rows: int) -> None:
@@ -135,12 +134,8 @@ def _create(url: str, dataset: str, table: DescriptorTable, rows: int) -> None:
     store = storage.zarr_store(url, "r+")
     regions = ATLASES[table.atlas]
     with rust_pipeline():
-        for name, names in (("measure", MEASURES), ("region", regions)):
-            if has_array(url, dataset, name):
-                coordinate = zarr.open_array(store, path=f"{dataset}/{name}", mode="r+", zarr_format=3)
-            else:
-                coordinate = create_strings(store, dataset, name, len(names), len(names))
-            coordinate[:] = np.array(names, dtype=object)
+        name_axis(store, url, dataset, "measure", MEASURES)
+        name_axis(store, url, dataset, "region", regions)
         zarr.create_array(
             store,
             name=f"{dataset}/{DESCRIPTORS}",

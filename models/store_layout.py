@@ -82,13 +82,6 @@ def rust_pipeline() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def plain_pipeline() -> Iterator[None]:
-    """Open arrays with zarr's own codec pipeline: `zarrs` leaves out chunks of zeros whatever the array asks for."""
-    with _PIPELINE, zarr.config.set({"codec_pipeline.path": "zarr.core.codec_pipeline.BatchedCodecPipeline"}):
-        yield
-
-
 def limit_threads(threads: int) -> None:
     """Bound the codec threads of this process; Dask workers use one each."""
     zarr.config.set({"threading.max_workers": threads})
@@ -99,6 +92,13 @@ def open_array(url: str, path: str, mode: str = "r") -> Any:
     with rust_pipeline(), storage.explained("open", storage.join(url, path)):
         store = storage.zarr_store(url, "r" if mode == "r" else "r+")
         return zarr.open_array(store, path=path, mode="r" if mode == "r" else "r+", zarr_format=3)
+
+
+def open_small(url: str, path: str) -> Any:
+    """Open an array of properties for writing, with chunks of nothing but its fill value: readers take one that is not
+    there for lost. By zarr's own codec pipeline: `zarrs` leaves them out whatever the array asks for."""
+    with _PIPELINE, zarr.config.set({"codec_pipeline.path": "zarr.core.codec_pipeline.BatchedCodecPipeline"}):
+        return open_array(url, path, "r+").with_config({"write_empty_chunks": True})
 
 
 def read_small(url: str, array: Any, stored: Iterable[int]) -> np.ndarray:
@@ -144,18 +144,17 @@ def grow_dataset(url: str, dataset: str, spec: PreprocessSpec, rows: int, with_l
                 _lengthen(zarr.open_array(store, path=f"{dataset}/{name}", mode="r+", zarr_format=3), rows)
             else:
                 _create(store, dataset, name, spec, rows)
-        _name_modalities(store, url, dataset, spec)
+        name_axis(store, url, dataset, "modality", spec.modalities)
 
 
-def _name_modalities(store: Any, url: str, dataset: str, spec: PreprocessSpec) -> None:
-    """Write the modality coordinate unless it is complete: a kill may fall between its creation and its values."""
-    count = len(spec.modalities)
-    if has_array(url, dataset, "modality"):
-        names = zarr.open_array(store, path=f"{dataset}/modality", mode="r+", zarr_format=3)
+def name_axis(store: Any, url: str, dataset: str, axis: str, names: Sequence[str]) -> None:
+    """Write the coordinate of an axis unless it is complete: a kill may fall between its creation and its values."""
+    if has_array(url, dataset, axis):
+        coordinate = zarr.open_array(store, path=f"{dataset}/{axis}", mode="r+", zarr_format=3)
     else:
-        names = create_strings(store, dataset, "modality", count, count)
-    if [str(name) for name in names[:]] != list(spec.modalities):
-        names[:] = np.array(spec.modalities, dtype=object)
+        coordinate = _create_strings(store, dataset, axis, len(names), len(names))
+    if [str(name) for name in coordinate[:]] != list(names):
+        coordinate[:] = np.array(names, dtype=object)
 
 
 def check_dataset_name(dataset: str) -> None:
@@ -173,7 +172,7 @@ def _lengthen(array: Any, rows: int) -> None:
 
 def _create(store: Any, dataset: str, name: str, spec: PreprocessSpec, rows: int) -> None:
     if name == "case":
-        create_strings(store, dataset, name, rows, CASE_CHUNK)
+        _create_strings(store, dataset, name, rows, CASE_CHUNK)
     elif name in SMALL_ARRAYS:
         _create_small(store, dataset, name, rows, len(spec.modalities))
     else:
@@ -217,7 +216,7 @@ def _create_small(store: Any, dataset: str, name: str, rows: int, modalities: in
     )
 
 
-def create_strings(store: Any, dataset: str, name: str, length: int, chunk: int) -> Any:
+def _create_strings(store: Any, dataset: str, name: str, length: int, chunk: int) -> Any:
     """Create a coordinate of a dataset: names, one per place of the axis that bears the array's name."""
     return zarr.create_array(
         store,

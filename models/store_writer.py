@@ -30,7 +30,7 @@ from models.store_layout import (
     dataset_names,
     grow_dataset,
     open_array,
-    plain_pipeline,
+    open_small,
     read_small,
 )
 
@@ -129,17 +129,15 @@ class StoreWriter:
             for name in SMALL_ARRAYS:
                 if not stored:
                     break
-                # With chunks of zeros: readers take one that is not there for lost.
-                with plain_pipeline():
-                    array = open_array(self.url, f"{dataset}/{name}", "r+").with_config({"write_empty_chunks": True})
+                array = open_small(self.url, f"{dataset}/{name}")
                 values = read_small(self.url, array, before)
                 for row, geometry in stored.items():
                     values[row] = self._small_value(name, geometry, extents[row], present[row])
                 array[:] = values
-            if stored:
-                length = int(open_array(self.url, f"{dataset}/case").shape[0])
-                write_descriptors(self.url, dataset, [r for r in receipts if r.row in stored], length)
             cases = open_array(self.url, f"{dataset}/case", "r+")
+            if stored:
+                of_stored = [r for r in receipts if r.row in stored]
+                write_descriptors(self.url, dataset, of_stored, int(cases.shape[0]))
             labels = np.asarray(cases[:], dtype=object)
             for row, case in names.items():
                 labels[row] = case

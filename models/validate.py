@@ -80,7 +80,7 @@ def _local_sums(state: TrainingState, stop: Stop) -> tuple[Sums, bool, list[View
 
 
 def _validate_batch(state: TrainingState, batch: dict[str, Any]) -> tuple[Metrics, list[Views]]:
-    if state.config.objective.kind not in TWO_VIEWS:
+    if not isinstance(state.config.objective, TWO_VIEWS):
         return state.objective.validate(batch, state.clock()), []
     with pooled_features(state.objective.encoder) as pooled:
         found = state.objective.validate(batch, state.clock())

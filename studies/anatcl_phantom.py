@@ -17,7 +17,6 @@ is the positive control, its shuffled twin the negative one, the probe of the tr
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,13 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from infra.server import child_environment, ensure_server, stop_server
-from infra.settings import Settings
 from models.recipes import find_recipe
 from models.records import SelectedCase
 from models.store import Store, open_store
+from studies.flows import run_flow
 from tasks.catalog import build_catalog, write_catalog
 from tasks.launch import launch
 from tasks.phantom.anatomical import AnatomicalConfig, write_anatomical_cohort
@@ -106,21 +103,8 @@ def make_store(folder: Path, size: Size) -> Store:
     write_catalog(build_catalog(sources, workspace=str(folder)), str(folder))
     url = str(folder / "store.zarr")
     parameters = {"catalog": str(folder), "store": url, "spec": "vbm_tiny", "workers": size.ranks}
-    run_flow("preprocess", folder, parameters, size)
+    run_flow("preprocess", folder, parameters, size.ranks)
     return open_store(url)
-
-
-def run_flow(verb: str, folder: Path, parameters: dict[str, Any], size: Size) -> None:
-    """Run a flow of ours by the command line, on a server of its own below the folder."""
-    config = folder / f"{verb}.yaml"
-    config.write_text(yaml.safe_dump(parameters))
-    settings = Settings(state_dir=folder / "state", workers=size.ranks)
-    command = [str(Path(sys.executable).with_name("brainloom")), verb, "--config", str(config)]
-    try:
-        environment = child_environment(settings, ensure_server(settings))
-        subprocess.run(command, env=environment | {"BRAINLOOM_STATE_DIR": str(settings.state_dir)}, check=True)
-    finally:
-        stop_server(settings)
 
 
 def pretrain(folder: Path, store: Store, size: Size) -> None:
@@ -163,7 +147,7 @@ def probe(folder: Path, size: Size) -> None:
         "folds": size.folds,
         "random_seeds": len(size.seeds),
     }
-    run_flow("probe", folder, parameters, size)
+    run_flow("probe", folder, parameters, size.ranks)
 
 
 def verdict(folder: Path) -> str:

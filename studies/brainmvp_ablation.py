@@ -13,7 +13,6 @@ seeds holds both. Tables compare every variant with the full method, paired over
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,20 +21,19 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 
-from infra.server import child_environment, ensure_server, stop_server
-from infra.settings import Settings
 from models.recipes import RECIPES
 from models.records import SelectedCase
 from models.store import Store, open_store
+from studies.flows import run_flow
 from tasks.benchmarks import find_benchmark
 from tasks.catalog import build_catalog, write_catalog
 from tasks.evaluation import Cohort, find_cohort, make_table, score_baselines, score_trainings
 from tasks.finetune import Finetuning, build_config, run_lanes, training_name
+from tasks.latents import read_latents
 from tasks.launch import launch
 from tasks.phantom import PhantomConfig, write_cohort
-from tasks.phantom.sources import phantom_sources, read_latents
+from tasks.phantom.sources import phantom_sources
 from tasks.pretraining import PreparedTraining, prepare_training
 from tasks.selection import select_cases
 from tasks.splits import people_of, roles, workspace_split
@@ -81,23 +79,12 @@ def make_store(folder: Path) -> Study:
     write_cohort(COHORT, folder / "sources", processes=LANES)
     write_catalog(build_catalog(phantom_sources(COHORT, folder / "sources")), str(folder))
     url = str(folder / "store.zarr")
-    _preprocess(folder, {"catalog": str(folder), "store": url, "spec": "demo", "workers": LANES})
+    parameters = {"catalog": str(folder), "store": url, "spec": "demo", "workers": LANES}
+    run_flow("preprocess", folder, parameters, LANES)
     store = open_store(url)
     people = people_of(store.cases().to_pandas(), folder)
     split, _ = workspace_split(folder, "default", url, people, SHARES)
     return Study(folder, store, people, split)
-
-
-def _preprocess(folder: Path, parameters: dict[str, object]) -> None:
-    config = folder / "preprocess.yaml"
-    config.write_text(yaml.safe_dump(parameters))
-    settings = Settings(state_dir=folder / "state", workers=LANES)
-    command = [str(Path(sys.executable).with_name("brainloom")), "preprocess", "--config", str(config)]
-    try:
-        environment = child_environment(settings, ensure_server(settings))
-        subprocess.run(command, env=environment | {"BRAINLOOM_STATE_DIR": str(settings.state_dir)}, check=True)
-    finally:
-        stop_server(settings)
 
 
 def pretrain(study: Study, variant: str, seed: int) -> PreparedTraining:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
 from tasks.metrics_weighted import classification_metric
@@ -43,15 +44,19 @@ DICE_MEAN = 0.9 * 8 / 10 + 0.1 * 1 / 7
 
 
 def _dice_values(rng: Rng, n: int, shift: Floats) -> Floats:
-    missed = rng.random(n) < 0.1
-    subject = np.where(missed, rng.beta(1, 6, n), rng.beta(8, 2, n))
+    _, subject = _lesions(rng, n)
     return np.asarray(subject + shift + rng.normal(0, 0.05, (SEEDS, n)))
+
+
+def _lesions(rng: Rng, n: int) -> tuple[npt.NDArray[np.bool_], Floats]:
+    """Return which lesions are missed (n,), and the Dice of each (n,)."""
+    missed = rng.random(n) < 0.1
+    return missed, np.where(missed, rng.beta(1, 6, n), rng.beta(8, 2, n))
 
 
 def dice_difference(rng: Rng, n: int) -> Trial:
     """Return the difference of two rows on the same subjects: one is 0.02 better where the lesion is not missed."""
-    missed = rng.random(n) < 0.1
-    subject = np.where(missed, rng.beta(1, 6, n), rng.beta(8, 2, n))
+    missed, subject = _lesions(rng, n)
     base = subject + rng.normal(0, 0.05, (SEEDS, n))
     better = subject + np.where(missed, 0, 0.02) + rng.normal(0, 0.05, (SEEDS, n))
     first, second = mean_metric(better), mean_metric(base)
@@ -125,29 +130,15 @@ def cover(kind: Kind, n: int, trials: int = TRIALS, replicates: int = REPLICATES
     pool = [draw_subjects(n, replicates, k) for k in range(min(POOL, trials))]
     below = above = plain = 0
     for number in range(trials):
-        metric, truth = _remembering(*kind.trial(rng, n))
+        metric, truth = kind.trial(rng, n)
         weights = pool[number % len(pool)]
-        interval = bootstrap_interval(metric, weights)
+        drawn = metric(weights)
+        interval = bootstrap_interval(metric, weights, replicates=drawn)
         below += truth < interval.low
         above += truth > interval.high
-        low, high = np.nanquantile(metric(weights), [0.025, 0.975])
+        low, high = np.nanquantile(drawn, [0.025, 0.975])
         plain += low <= truth <= high
     return Coverage(1 - (below + above) / trials, below / trials, above / trials, plain / trials)
-
-
-def _remembering(metric: MetricFunction, truth: float) -> Trial:
-    """Return the trial with a metric that computes the last large set of draws once."""
-    last: list[tuple[Floats, Floats]] = []
-
-    def remembered(weights: Floats) -> Floats:
-        if last and last[0][0] is weights:
-            return last[0][1]
-        values = metric(weights)
-        if len(weights) > weights.shape[1]:  # replicates, not the sets without one subject
-            last[:] = [(weights, values)]
-        return values
-
-    return remembered, truth
 
 
 def table(sizes: Sequence[int] = SIZES, trials: int = TRIALS, replicates: int = REPLICATES) -> list[str]:

@@ -23,7 +23,7 @@ from models.records import DescriptorTable, Reason
 from tasks.affines import BadScanError
 from tasks.atlas import Priors, fine_factor, pool, priors_on, regional_sums, subdivide, voxel_mm3
 from tasks.resampling import resample
-from tasks.volumes import Block, Grid
+from tasks.volumes import Block, Grid, dense
 
 BASIS: Literal["approximate"] = "approximate"
 """What everything made here is called: descriptors, flags, tables."""
@@ -74,7 +74,7 @@ def approximate_grey(t1: Block, target: Grid, expansion: float | None = None) ->
     """
     factor = fine_factor(target)
     fine = subdivide(target, factor)
-    image = _dense(resample(t1, fine), fine)
+    image = dense(resample(t1, fine)).astype(np.float32, copy=False)
     priors = priors_on(fine)
     brain = priors.brain > 0.5
     inside = brain & (image > 0)
@@ -132,12 +132,6 @@ def _table(volumes_mm3: np.ndarray, name: str) -> DescriptorTable:
     return DescriptorTable(
         atlas="desikan_killiany", basis=BASIS, values={VOLUME: measured}, missing_regions=absent, sources=(name,)
     )
-
-
-def _dense(block: Block, grid: Grid) -> np.ndarray:
-    out = np.zeros(grid.shape, np.float32)
-    out[tuple(block.box())] = block.data.float().cpu().numpy()
-    return out
 
 
 def _smoothed(priors: Priors, inside: np.ndarray, grid: Grid) -> np.ndarray:

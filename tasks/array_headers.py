@@ -7,8 +7,10 @@ catalog reads many headers with it.
 from __future__ import annotations
 
 import io
+import math
 import tokenize
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,16 +36,35 @@ _NO_HEADER = (
 """What NumPy raises on a header that is no literal, or none of an array."""
 
 
+@dataclass(frozen=True)
+class ArrayHeader:
+    """What an array's first bytes say of the rest."""
+
+    shape: tuple[int, ...]
+    fortran: bool
+    """Whether the first axis is the fastest in memory."""
+    dtype: np.dtype[Any]
+    offset: int
+    """Bytes before the values."""
+
+    @property
+    def expected(self) -> int:
+        """Bytes that the whole file must have."""
+        return self.offset + math.prod(self.shape) * self.dtype.itemsize
+
+    def values(self, raw: bytes) -> np.ndarray:
+        """Return the values of a file of that size in their shape and order of axes, read-only and without a copy."""
+        flat = np.frombuffer(raw, self.dtype, count=math.prod(self.shape), offset=self.offset)
+        return flat.reshape(self.shape, order="F" if self.fortran else "C")
+
+
 def is_array(name: str) -> bool:
     """Return whether a file name is that of a NumPy array."""
     return name.endswith(ARRAY_SUFFIX)
 
 
-def array_header(raw: bytes, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Return (shape, whether the first axis is fastest, data type, offset of the values) of an array's first bytes.
-
-    Raises BadScanError for what is no array of real numbers.
-    """
+def array_header(raw: bytes, name: str) -> ArrayHeader:
+    """Read the header in an array's first bytes; raises BadScanError for what is no array of real numbers."""
     stream = io.BytesIO(raw[:HEADER_BYTES])
     try:
         version = np.lib.format.read_magic(stream)
@@ -56,7 +77,7 @@ def array_header(raw: bytes, name: str) -> tuple[tuple[int, ...], bool, np.dtype
     if dtype.hasobject or dtype.kind not in "iuf" or not 1 <= dtype.itemsize <= 8:
         what = "pickled objects, which are never read" if dtype.hasobject else str(dtype)[:80]
         raise BadScanError(Reason.UNREADABLE, f"{name}: holds {what}; real numbers are expected")
-    return shape, fortran, dtype, stream.tell()
+    return ArrayHeader(shape, fortran, dtype, stream.tell())
 
 
 def space_of(shape: tuple[int, ...], name: str) -> tuple[int, int, int]:

@@ -24,19 +24,19 @@ def parse_array(raw: bytes, name: str, memory_bytes: int = DEFAULT_MEMORY) -> Vo
 
     memory_bytes bounds what the file and its float32 copy may take together.
     """
-    shape, fortran, dtype, offset = array_header(raw, name)
-    voxels = math.prod(shape)
-    if (need := len(raw) + 4 * voxels) > memory_bytes:
+    header = array_header(raw, name)
+    if (need := len(raw) + 4 * math.prod(header.shape)) > memory_bytes:
         raise BadScanError(
-            Reason.MEMORY, f"{name}: {shape} of {dtype} needs {need >> 20} MiB, the limit is {memory_bytes >> 20} MiB"
+            Reason.MEMORY,
+            f"{name}: {header.shape} of {header.dtype} needs {need >> 20} MiB, the limit is {memory_bytes >> 20} MiB",
         )
-    expected = offset + voxels * dtype.itemsize
-    if len(raw) != expected:
-        raise BadScanError(Reason.UNREADABLE, f"{name}: {len(raw)} bytes, its header announces {expected}")
-    values = np.frombuffer(raw, dtype=dtype, count=voxels, offset=offset)
+    if len(raw) != header.expected:
+        raise BadScanError(Reason.UNREADABLE, f"{name}: {len(raw)} bytes, its header announces {header.expected}")
     # The order of the axes is that of the file; they are never transposed and reshaped, which would scramble voxels.
-    image = values.reshape(shape, order="F" if fortran else "C").reshape(space_of(shape, name))
+    values = header.values(raw)
+    space = space_of(header.shape, name)
+    image = values.reshape(space)
     with warnings.catch_warnings(), np.errstate(over="ignore", invalid="ignore"):
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         data = torch.from_numpy(np.require(image, dtype=np.float32, requirements=["A"]))
-    return Volume(data, KNOWN_AFFINES[space_of(shape, name)], name, {})
+    return Volume(data, KNOWN_AFFINES[space], name, {})

@@ -21,9 +21,9 @@ import pandas as pd
 import torch
 from scipy import ndimage, sparse
 
-from models.anatomy import DESIKAN_KILLIANY
+from models.anatomy import DESIKAN_KILLIANY, bare_region
 from tasks.resampling import resample
-from tasks.volumes import Block, Grid
+from tasks.volumes import Block, Grid, dense
 
 FINE_MM = 2.0
 """Largest voxels on which tissue and regions are looked at; larger ones are split into equal parts and averaged."""
@@ -104,11 +104,11 @@ def regional_sums(values: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def lobes_on(grid: Grid) -> np.ndarray:
-    """Return the lobe of each voxel that mostly belongs to one, (x, y, z) uint8: 1 + place in LOBES, else 0."""
-    weights = region_weights(grid)
-    shares = [_rows_of(weights, regions) for regions in LOBES.values()]
-    stacked = np.stack([np.full(shares[0].shape, 0.5), *shares])
-    return stacked.argmax(axis=0).astype(np.uint8).reshape(grid.shape)
+    """Return the lobe of each voxel that mostly belongs to one, (x, y, z) uint8: 1 + place in LOBES, else 0; read-only.
+
+    Raises AtlasError when the atlas is not installed.
+    """
+    return _lobes(grid.shape, _key(grid))
 
 
 def voxel_mm3(grid: Grid) -> float:
@@ -117,7 +117,7 @@ def voxel_mm3(grid: Grid) -> float:
 
 
 def _rows_of(weights: sparse.csr_matrix, regions: tuple[str, ...]) -> np.ndarray:
-    rows = [n for n, name in enumerate(DESIKAN_KILLIANY) if name.split("_", 1)[1] in regions]
+    rows = [n for n, name in enumerate(DESIKAN_KILLIANY) if bare_region(name) in regions]
     return np.asarray(weights[rows].sum(axis=0)).ravel()
 
 
@@ -153,10 +153,7 @@ def _sampled(image: nib.Nifti1Image, grid: Grid) -> np.ndarray:
     """Return an image at the voxel centres of a grid, (x, y, z) float32; trilinear, 0 outside."""
     data = torch.from_numpy(np.asarray(image.dataobj, dtype=np.float32))
     x, y, z = data.shape
-    found = resample(Block(data, (0, 0, 0), Grid((x, y, z), np.asarray(image.affine, float)), "mni152"), grid)
-    out = np.zeros(grid.shape, np.float32)
-    out[tuple(found.box())] = found.data.numpy()
-    return out
+    return dense(resample(Block(data, (0, 0, 0), Grid((x, y, z), np.asarray(image.affine, float)), "mni152"), grid))
 
 
 @lru_cache(maxsize=4)
@@ -173,6 +170,16 @@ def _weights(shape: tuple[int, int, int], key: tuple[float, ...]) -> sparse.csr_
         shape=(len(DESIKAN_KILLIANY), math.prod(shape)),
     )
     return found.tocsr()
+
+
+@lru_cache(maxsize=4)
+def _lobes(shape: tuple[int, int, int], key: tuple[float, ...]) -> np.ndarray:
+    weights = _weights(shape, key)
+    shares = [_rows_of(weights, regions) for regions in LOBES.values()]
+    stacked = np.stack([np.full(shares[0].shape, 0.5), *shares])
+    found = stacked.argmax(axis=0).astype(np.uint8).reshape(shape)
+    found.flags.writeable = False
+    return found
 
 
 def _regions(grid: Grid) -> np.ndarray:

@@ -316,7 +316,7 @@ def write_catalog(result: CatalogResult, ws: str) -> bool:
     phenotypes = pa.Table.from_pandas(result.phenotypes, preserve_index=False)
     current = storage.join(ws, PHENOTYPES_FILE)
     storage.write_bytes(current, _parquet(phenotypes))
-    keep_version(current, phenotypes_digest(result.phenotypes))
+    keep_version(current, result.report["phenotypes_digest"])
     storage.write_json(storage.join(ws, SUMMARY_FILE), result.report)
     return True
 

@@ -119,13 +119,12 @@ def _voxels(first: Store, second: Store, line_a: dict[str, Any], line_b: dict[st
     (image_a, label_a), (image_b, label_b) = data_a.read_case(line_a["row"]), data_b.read_case(line_b["row"])
     channels_a = dict(zip(first.spec.modalities, image_a, strict=True))
     channels_b = dict(zip(second.spec.modalities, image_b, strict=True))
-    gaps = {}
-    for modality in sorted(channels_a.keys() | channels_b):
-        one, other = channels_a.get(modality), channels_b.get(modality)
-        gaps[modality] = round(_largest(one, other), 6)
-    tables = [data.descriptor_bytes(row) for data, row in ((data_a, line_a["row"]), (data_b, line_b["row"]))]
+    names = sorted(channels_a.keys() | channels_b)
     return VoxelDifference(
-        modalities=gaps, label_voxels=_label_gap(label_a, label_b), descriptors=tables[0] != tables[1], shifted=shifted
+        modalities={name: round(_largest(channels_a.get(name), channels_b.get(name)), 6) for name in names},
+        label_voxels=_label_gap(label_a, label_b),
+        descriptors=data_a.descriptor_bytes(line_a["row"]) != data_b.descriptor_bytes(line_b["row"]),
+        shifted=shifted,
     )
 
 

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -17,9 +18,11 @@ from infra import storage
 from models.anatomy import DescriptorError
 from models.reasons import Reason
 from models.records import DescriptorTable
-from models.store_descriptors import Descriptors
 from tasks.affines import BadScanError
 from tasks.headers import CHECKSUM_PREFIX
+
+if TYPE_CHECKING:  # it brings zarr, which the catalog does not need
+    from models.store_descriptors import Descriptors
 
 FOLDER = "descriptors"
 MAX_BYTES = 1 << 20
@@ -28,11 +31,10 @@ MAX_BYTES = 1 << 20
 
 def descriptor_folder(workspace: str, dataset: str) -> str:
     """Return the URL or resolved path of the descriptor files of a dataset."""
-    base = str(storage.local_path(workspace).resolve()) if storage.is_local(workspace) else workspace
-    return storage.join(base, FOLDER, dataset)
+    return storage.join(storage.resolved(workspace), FOLDER, dataset)
 
 
-def table_bytes(table: DescriptorTable) -> bytes:
+def file_bytes(table: DescriptorTable) -> bytes:
     """Return a table as it is written: the same bytes for the same values."""
     return json.dumps(table.model_dump(mode="json"), sort_keys=True, allow_nan=False).encode()
 

@@ -41,14 +41,6 @@ def find_converter() -> tuple[str, str]:
     return str(dcm2niix.bin), version("dcm2niix")
 
 
-def list_converted(folder: str) -> dict[str, dict[str, Any]]:
-    """Return the listing of the folder of all conversions of a dataset; empty when nothing was converted yet."""
-    try:
-        return storage.find(folder)
-    except FileNotFoundError:
-        return {}
-
-
 def is_converted(series: Series, listing: Mapping[str, Any]) -> bool:
     """Say whether a listing of the conversions holds the image of a series."""
     return f"{series.key}/{RECEIPT}" in listing

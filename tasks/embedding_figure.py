@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from models.objectives.embedding_pictures import principal_components
+from models.components import principal_components
 from tasks.figures import MUTED, STYLE, png_of
 from tasks.probes import Floats
 

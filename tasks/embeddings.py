@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 
 from infra.storage import write_bytes
@@ -50,8 +51,6 @@ class EncoderSource:
 
     def load(self) -> Encoder:
         """Return the encoder in eval mode; raises NotFinishedError when the training's weights were changed."""
-        import torch
-
         from models.encoder import load_encoder
         from models.networks.build import build_encoder
 
@@ -64,7 +63,7 @@ class EncoderSource:
 
 def trained_encoder(folder: Path) -> EncoderSource:
     """Return the encoder of a finished or imported training; raises NotFinishedError for another folder."""
-    done = read_done(folder) if folder.is_dir() else None
+    done = read_done(folder)
     if done is None:
         raise NotFinishedError(
             f"{folder} has no done.json: it is no finished training; run it to its end, or import its weights"

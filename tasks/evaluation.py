@@ -17,12 +17,12 @@ from tasks import baselines
 from tasks.benchmarks import Benchmark
 from tasks.cohort import select_cases, targets_of_seed
 from tasks.faces import face_mask, frame_of
-from tasks.figures import OverlayCase, forest_plot, overlays
+from tasks.figures import OverlayCase, overlays
 from tasks.finetune import TEMPLATES_AT_MOST, Finetuning, budget
 from tasks.native_truth import SourceLabels
 from tasks.overlap import overlap_sentence
 from tasks.predictions import predictions_digest, read_probabilities, read_regions
-from tasks.report import Picture, TableSection
+from tasks.report import Picture, TableSection, primary_picture
 from tasks.scores import (
     RowKey,
     ScoreError,
@@ -35,8 +35,8 @@ from tasks.scores import (
     segmentation_scores,
 )
 from tasks.splits import leaking
-from tasks.summary import MIXED, PRETRAINED, Line, primary_metric, reliability_curves, summarise
-from tasks.tables import BenchmarkTable, heading
+from tasks.summary import MIXED, PRETRAINED, reliability_curves, summarise
+from tasks.tables import BenchmarkTable
 
 if TYPE_CHECKING:
     from models.store import Store, StoredDataset
@@ -110,7 +110,9 @@ class Cohort:
 
     def on_grid(self, case: SelectedCase, masks: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return predicted masks (R, x, y, z) of the stored extent on the grid of `truth`."""
-        return self.native.moved(case, masks, self.benchmark.regions) if self.native else masks
+        if not self.native:
+            return masks
+        return self.native.moved(case, self._datasets[case.dataset], masks, self.benchmark.regions)
 
     def place(self, case: SelectedCase) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return origin and extent of a case in the template grid."""
@@ -337,22 +339,14 @@ def _mix_notes(trainings: Sequence[Finetuning]) -> tuple[str, ...]:
     )
 
 
-def primary_lines(table: BenchmarkTable) -> list[Line]:
-    """Return the lines of the forest plot: the primary metric of every row, published ones included."""
-    column = primary_metric(table.benchmark)
-    return [line for line in table.lines if (line.metric, line.region) == column and line.estimate is not None]
-
-
 def make_section(
     table: BenchmarkTable, cohort: Cohort, trainings: Sequence[Finetuning], scores: pd.DataFrame
 ) -> TableSection:
     """Return the report's section of a benchmark: table, forest plot and, for a segmentation, overlays."""
     pictures: list[Picture] = []
     if table.has_scores:
-        title = f"{table.benchmark.title}: {heading(*primary_metric(table.benchmark))}"
-        plot = forest_plot(primary_lines(table), title)
         words = "Point: estimate; bar: 95 % interval over subjects; diamonds: published on other splits"
-        pictures.append(Picture(plot, f"forest plot of {table.benchmark.title}", words))
+        pictures.append(primary_picture(table, words))
         shown = [training for training in trainings if training.row == PRETRAINED]
         if table.benchmark.kind == "segmentation" and shown and not cohort.native:
             pictures.append(_overlay_picture(cohort, shown[0], scores))

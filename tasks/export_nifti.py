@@ -19,7 +19,7 @@ from nibabel.affines import from_matvec
 from nibabel.processing import resample_from_to
 
 from infra import storage
-from models.records import DESCRIPTORS, LABEL, PreprocessSpec, Receipt
+from models.records import DESCRIPTORS, GREY, LABEL, PreprocessSpec, Receipt
 from models.store import StoredCase, StoredDataset, StoreError, open_store
 from tasks import receipts
 from tasks.descriptors import table_text
@@ -92,8 +92,7 @@ def onto_grid(
     info = data.case_info(row)
     if values.shape != info.extent:
         raise ValueError(f"{data.name}/{info.case}: the masks have shape {values.shape}, the stored case {info.extent}")
-    case = _Case(info, np.empty((0,)), values, data.spec)
-    return _resampled(values, info.affine, shape, np.linalg.inv(_to_file(data, case)) @ affine, order=0)
+    return _resampled(values, info.affine, shape, np.linalg.inv(_to_file(data, info, LABEL)) @ affine, order=0)
 
 
 def _resampled(
@@ -149,24 +148,32 @@ def _native(data: StoredDataset, case: _Case, name: str) -> nib.Nifti1Image:
     volume = case.label if name == LABEL else _intensities(data, case, index)
     assert volume is not None
     values = _resampled(volume, case.info.affine, shape, affine, order=0 if name == LABEL else 1)
-    return _image(case, values, _to_file(data, case) @ affine, False)
+    return _image(case, values, _to_file(data, case.info, name) @ affine, False)
 
 
-def _to_file(data: StoredDataset, case: _Case) -> np.ndarray:
-    """Return what leads from the world of the store to that of the files, (4, 4) mm: registration, undone."""
-    if case.spec.registration == "none":
+def _to_file(data: StoredDataset, info: StoredCase, name: str) -> np.ndarray:
+    """Return what leads from the world of the store to that of a modality's (or label's) file, (4, 4) mm.
+
+    That is the registration, undone. A file of grey matter lies in MNI space and is never moved, nor is a case whose
+    reference it is.
+    """
+    if data.spec.registration == "none":
         return np.eye(4)
-    url = receipts.receipt_url(data.url, data.name, case.info.row)
+    url = receipts.receipt_url(data.url, data.name, info.row)
     try:
-        geometry = Receipt.model_validate_json(storage.read_bytes(url)).geometry
+        receipt = Receipt.model_validate_json(storage.read_bytes(url))
     except FileNotFoundError:
-        geometry = None
-    if geometry is None or geometry.registration is None:
+        receipt = None
+    if receipt is None or receipt.geometry is None:
         raise StoreError(
-            f"{data.name}/{case.info.case}: {url}, which holds its registration, is missing; preprocess "
+            f"{data.name}/{info.case}: {url}, which holds its registration, is missing; preprocess "
             "with repair: true, or export it on the stored grid"
         )
-    return np.linalg.inv(np.asarray(geometry.registration))
+    registration = receipt.geometry.registration
+    own_file = name in {file.modality for file in receipt.files}  # a map that was made from the t1 moved with it
+    if registration is None or (name == GREY and own_file):
+        return np.eye(4)
+    return np.linalg.inv(np.asarray(registration))
 
 
 def _intensities(data: StoredDataset, case: _Case, index: int) -> np.ndarray:

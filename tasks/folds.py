@@ -12,7 +12,7 @@ from pandas.api.types import is_numeric_dtype
 
 from models.records import digest_of
 from tasks.duplicates import links as near_duplicates
-from tasks.splits import STRATIFY, Subject, link_groups, read_record, write_recorded
+from tasks.splits import STRATIFY, Subject, link_groups, parted, read_record, subjects_in, write_recorded
 
 COUNT = 5
 STRATA: tuple[str, ...] = (*STRATIFY, "age")
@@ -52,7 +52,7 @@ def make_folds(
     order = pd.DataFrame({name: _strata_of(subjects[name]) for name in strata if name in subjects})
     order["_draw"] = np.random.default_rng(seed).permutation(len(subjects))
     queue = order.sort_values(list(order.columns), kind="stable").index
-    pairs = [(str(d), str(s)) for d, s in subjects[["dataset", "subject"]].itertuples(index=False)]
+    pairs = subjects_in(subjects)
     assigned = {} if existing is None else fold_of(existing)
     groups = link_groups(links)
     of_group = {groups[pair]: fold for pair, fold in assigned.items() if pair in groups}
@@ -126,9 +126,9 @@ def ensure_folds(
                 f"{path} holds {record['count']} folds, asked for are {count}; ask for {record['count']}, or use folds "
                 "of another name"
             )
-        _check_links(fold_of(existing), links)
-        wanted = set(zip(stored["dataset"].astype(str), stored["subject"].astype(str), strict=True))
-        if wanted <= set(fold_of(existing)):
+        kept = fold_of(existing)
+        _check_links(kept, links)
+        if set(subjects_in(stored)) <= set(kept):
             return existing
     made: dict[str, Any] = {"count": count, "seed": seed, "strata": list(strata)}
     made |= {key: record[key] for key in made if key in record}
@@ -140,10 +140,9 @@ def ensure_folds(
 
 
 def _check_links(assigned: dict[Subject, int], links: Sequence[tuple[Subject, Subject]]) -> None:
-    for one, other in links:
-        if one in assigned and other in assigned and assigned[one] != assigned[other]:
-            raise FoldError(
-                f"{'/'.join(one)} (fold {assigned[one]}) and {'/'.join(other)} (fold {assigned[other]}) look like one "
-                "person (see `brainloom store duplicates`) and must share a fold; use folds of another name, or forget "
-                "one"
-            )
+    if apart := parted(assigned, links):
+        one, other = apart
+        raise FoldError(
+            f"{'/'.join(one)} (fold {assigned[one]}) and {'/'.join(other)} (fold {assigned[other]}) look like one "
+            "person (see `brainloom store duplicates`) and must share a fold; use folds of another name, or forget one"
+        )

@@ -122,15 +122,17 @@ def read_header(url: str, identity: tuple[int, str] | None = None) -> HeaderInfo
 def parse_array_header(raw: bytes, size_bytes: int, etag: str = "") -> HeaderInfo:
     """Check the first bytes of a NumPy array of `size_bytes` bytes; raises HeaderError with the rule and the value."""
     try:
-        shape, _, dtype, offset = array_header(raw, "the array")
-        space = space_of(shape, "the array")
+        header = array_header(raw, "the array")
+        space = space_of(header.shape, "the array")
     except BadScanError as error:
         raise HeaderError(error.reason, error.detail) from None
-    if (expected := offset + math.prod(shape) * dtype.itemsize) != size_bytes:
-        raise HeaderError(Reason.UNREADABLE, f"the array has {size_bytes:,} bytes, its header announces {expected:,}")
+    if header.expected != size_bytes:
+        raise HeaderError(
+            Reason.UNREADABLE, f"the array has {size_bytes:,} bytes, its header announces {header.expected:,}"
+        )
     affine = KNOWN_AFFINES[space]
     x, y, z = (float(edge) for edge in np.linalg.norm(affine[:3, :3], axis=0))
-    return HeaderInfo(space, (x, y, z), dtype.newbyteorder("=").name, affine, size_bytes, etag)
+    return HeaderInfo(space, (x, y, z), header.dtype.newbyteorder("=").name, affine, size_bytes, etag)
 
 
 def parse_header(raw: bytes, size_bytes: int, etag: str = "") -> HeaderInfo:

@@ -86,10 +86,9 @@ def _true_lesions(target: Mask, rule: LesionRule) -> list[tuple[Voxels, Voxels]]
     groups, _ = ndimage.label(wide, TOUCHING)
     lesions = []
     for number, box in enumerate(ndimage.find_objects(groups), start=1):
-        mine = (groups[box] == number) & target[box]
+        near = groups[box] == number  # the dilation of a merged lesion is the whole of its group
         starts = [s.start for s in box]
-        # The dilation of a merged lesion is the whole of its group.
-        lesions.append((_moved(mine, starts), _moved(groups[box] == number, starts)))
+        lesions.append((_moved(near & target[box], starts), _moved(near, starts)))
     return lesions
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
@@ -13,12 +14,13 @@ import numpy.typing as npt
 
 from models.config import Region
 from models.records import LABEL, SelectedCase, SourceFile, digest_of
-from models.store import Store
+from models.store import Store, StoredDataset
 from tasks.affines import BadScanError
 from tasks.export_nifti import onto_grid
-from tasks.nifti import DEFAULT_MEMORY, Volume
-from tasks.prepare import read_label
 from tasks.scores import ScoreError, Truth
+
+if TYPE_CHECKING:
+    from tasks.nifti import Volume
 
 REGIONS_MAX = 8
 """Regions that are moved at once, a bit of a byte each."""
@@ -62,21 +64,25 @@ class SourceLabels:
         return np.ascontiguousarray(volume.data.numpy()), tuple(float(v) for v in _edges(volume.affine))
 
     def moved(
-        self, case: SelectedCase, masks: npt.NDArray[np.generic], regions: Sequence[Region]
+        self, case: SelectedCase, dataset: StoredDataset, masks: npt.NDArray[np.generic], regions: Sequence[Region]
     ) -> npt.NDArray[np.bool_]:
         """Return predicted masks (R, x, y, z) of the stored extent on the grid of the label file, nearest neighbour.
 
-        Every region is moved as it is, also where regions contradict each other. Voxels outside the stored extent are
-        not predicted: empty.
+        `dataset` is that of the case. Every region is moved as it is, also where regions contradict each other. Voxels
+        outside the stored extent are not predicted: empty.
         """
         if len(regions) > REGIONS_MAX:
             raise ScoreError(f"{len(regions)} regions; at most {REGIONS_MAX} can be moved to a native grid")
-        volume, data = self._read(case), self.store.dataset(case.dataset)
+        volume = self._read(case)
         bits = np.packbits(np.asarray(masks, dtype=bool), axis=0, bitorder="little")[0]
-        there = onto_grid(data, case.row, bits, volume.shape, volume.affine)
+        there = onto_grid(dataset, case.row, bits, volume.shape, volume.affine)
         return np.unpackbits(there[None], axis=0, bitorder="little")[: len(regions)].astype(bool)
 
     def _read(self, case: SelectedCase) -> Volume:
+        # torch comes with these; a flow that scores on stored grids alone starts without it.
+        from tasks.nifti import DEFAULT_MEMORY
+        from tasks.prepare import read_label
+
         key = (case.dataset, case.row)
         if key not in self._last:
             try:

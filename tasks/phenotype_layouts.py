@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from models.records import Record
 from tasks.benchmarks import Basis
+from tasks.phenotypes import word
 
 FOLDER = Path(__file__).parent / "layouts"
 
@@ -97,11 +98,5 @@ def with_layouts(people: pd.DataFrame, own: Iterable[Layout] = ()) -> pd.DataFra
 def _mapped(values: pd.Series, rule: ColumnRule) -> pd.Series:
     if not rule.values:
         return values.astype(object)
-    words = {key.lower(): word for key, word in rule.values.items()}
-    return pd.Series([words.get(_text(value).lower()) for value in values], index=values.index, dtype=object)
-
-
-def _text(value: object) -> str:
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() else str(value)
-    return str(value).strip()
+    words = {key.lower(): ours for key, ours in rule.values.items()}
+    return pd.Series([words.get(word(value).strip().lower()) for value in values], index=values.index, dtype=object)

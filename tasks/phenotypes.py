@@ -81,7 +81,7 @@ def combine(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
         if not is_numeric_dtype(stacked[name]):
             # One column may hold numbers in one dataset and words in another; Parquet wants one type.
             stacked[name] = pd.Series(
-                [None if pd.isna(value) else _word(value) for value in stacked[name]], dtype=object
+                [None if pd.isna(value) else word(value) for value in stacked[name]], dtype=object
             )
     return stacked.sort_values(KEYS, kind="stable").reset_index(drop=True)
 
@@ -91,7 +91,8 @@ def phenotypes_digest(table: pd.DataFrame) -> str:
     return digest_of(json.loads(table.to_json(orient="split", index=False)))
 
 
-def _word(value: object) -> str:
+def word(value: object) -> str:
+    """Return a value as text; a whole number has no decimals."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 

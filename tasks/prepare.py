@@ -318,7 +318,7 @@ def _image_quality(
 
 
 def _grey_quality(channel: np.ndarray, target: Grid, box: Box) -> dict[str, Any]:
-    from tasks.anatomy import grey_measures  # nilearn's templates: 2 s, for maps of grey matter alone
+    from tasks.anatomy import grey_measures  # here: only maps of grey matter need the template
 
     whole = np.zeros(target.shape, channel.dtype)
     whole[box] = channel

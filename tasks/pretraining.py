@@ -160,7 +160,7 @@ def with_ages(cases: Sequence[SelectedCase], people: pd.DataFrame) -> list[Selec
     """
     if "age" not in people:
         return list(cases)
-    ages = {(line["dataset"], line["case"]): line["age"] for line in people.to_dict("records")}
+    ages = _by_case(people, "age")
     return [_with_age(case, ages.get((case.dataset, case.case))) for case in cases]
 
 
@@ -184,8 +184,12 @@ def with_targets(cases: Sequence[SelectedCase], people: pd.DataFrame, column: st
         raise ValueError(
             f"probe_target {column!r} is no column of the phenotypes; known: {', '.join(map(str, people.columns))}"
         )
-    known = {(line["dataset"], line["case"]): _target(line[column]) for line in people.to_dict("records")}
+    known = {case: _target(value) for case, value in _by_case(people, column).items()}
     return [case.replace(target=known.get((case.dataset, case.case), "")) for case in cases]
+
+
+def _by_case(people: pd.DataFrame, column: str) -> dict[tuple[str, str], Any]:
+    return {(dataset, case): value for dataset, case, value in people[["dataset", "case", column]].itertuples(False)}
 
 
 def _target(value: Any) -> str:

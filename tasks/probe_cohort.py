@@ -17,7 +17,7 @@ from tasks.duplicates import links as near_duplicates
 from tasks.folds import ensure_folds, fold_of, folds_digest
 from tasks.overlap import overlap_sentence
 from tasks.probes import Ints, ProbeError, check_targets
-from tasks.splits import Subject
+from tasks.splits import Subject, link_groups, subjects_in
 
 if TYPE_CHECKING:
     from models.store import Store
@@ -72,10 +72,14 @@ class ProbeCohort:
 
 
 def seen_subjects(selections: Iterable[Iterable[SelectedCase]], store_url: str) -> set[Subject]:
-    """Return the subjects that pre-trainings were trained or validated on, and whoever looks like one of them."""
+    """Return the subjects that pre-trainings were trained or validated on, and whoever looks like one of them.
+
+    Who looks like somebody that looks like one of them (tasks.splits.link_groups) is as good as seen, too.
+    """
     seen = {(case.dataset, case.subject) for cases in selections for case in cases if case.role != "test"}
-    pairs = near_duplicates(store_url)
-    return seen | {b for a, b in pairs if a in seen} | {a for a, b in pairs if b in seen}
+    groups = link_groups(near_duplicates(store_url))
+    known = {groups[subject] for subject in seen if subject in groups}
+    return seen | {subject for subject, group in groups.items() if group in known}
 
 
 def find_probe_cohort(
@@ -106,8 +110,7 @@ def find_probe_cohort(
         return ProbeCohort(benchmark, store, notes=(f"{why} {benchmark.target!r}.",) if len(chosen) else ())
     if certain := overlap_sentence(people, seen, benchmark.datasets, certainly=True):
         raise ProbeError(f"probe {benchmark.name!r}: {certain}")
-    pairs = [(str(d), str(s)) for d, s in zip(known["dataset"], known["subject"], strict=True)]
-    unseen = known[[pair not in seen for pair in pairs]].reset_index(drop=True)
+    unseen = known[[pair not in seen for pair in subjects_in(known)]].reset_index(drop=True)
     if unseen.empty:
         raise ProbeError(
             f"probe {benchmark.name!r}: all {len(known)} subjects were seen by a pre-training; pre-train with a split "
@@ -120,7 +123,7 @@ def find_probe_cohort(
     strata = ("_target", "dataset", "site")
     table = ensure_folds(workspace, f"{benchmark.name}-{folds}", store.url, lines, folds, strata=strata)
     by_subject = fold_of(table)
-    fold = np.array([by_subject[str(d), str(s)] for d, s in zip(unseen["dataset"], unseen["subject"], strict=True)])
+    fold = np.array([by_subject[pair] for pair in subjects_in(unseen)])
     _check_folds(benchmark, fold, folds)
     cases = tuple(
         SelectedCase(
@@ -200,8 +203,7 @@ def _check_folds(benchmark: Benchmark, fold: Ints, folds: int) -> None:
 def _digest(table: pd.DataFrame, cases: Iterable[SelectedCase]) -> str:
     """Return the digest of the folds of these cases: subjects that are not probed do not count."""
     mine = {(case.dataset, case.subject) for case in cases}
-    pairs = zip(table["dataset"].astype(str), table["subject"].astype(str), strict=True)
-    return folds_digest(table[[pair in mine for pair in pairs]])
+    return folds_digest(table[[pair in mine for pair in subjects_in(table)]])
 
 
 def _aligned(latents: pd.DataFrame | None, cases: Iterable[SelectedCase]) -> pd.DataFrame | None:

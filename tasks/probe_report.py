@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,15 +12,21 @@ import pandas as pd
 from models.export import read_done
 from models.store import store_digest
 from tasks.embedding_figure import embedding_figure
-from tasks.figures import forest_plot
 from tasks.finetune import read_json
 from tasks.overlap import PARTS
 from tasks.probe_cohort import ProbeCohort
 from tasks.probing import EncoderRow, embed_row
 from tasks.qc import quarantine_table
-from tasks.report import Picture, ReportContent, TableSection, TrainingSection, software_versions
-from tasks.summary import primary_metric
-from tasks.tables import BenchmarkTable, heading
+from tasks.report import (
+    Picture,
+    ReportContent,
+    TableSection,
+    TrainingSection,
+    primary_picture,
+    software_versions,
+    training_facts,
+)
+from tasks.tables import BenchmarkTable
 
 if TYPE_CHECKING:
     from models.store import Store
@@ -42,11 +48,8 @@ OPENBHB = (
 
 def forest_picture(table: BenchmarkTable) -> Picture:
     """Return the forest plot of a table's primary metric."""
-    metric, region = primary_metric(table.benchmark)
-    lines = [line for line in table.lines if line.metric == metric and line.estimate is not None]
-    title = f"{table.benchmark.title}: {heading(metric, region)}"
     words = "Point: mean over folds; bar: 95 % interval over folds, Nadeau-Bengio corrected; diamonds: published"
-    return Picture(forest_plot(lines, title, "folds"), f"forest plot of {table.benchmark.title}", words)
+    return primary_picture(table, words, "folds")
 
 
 def embedding_picture(cohort: ProbeCohort, rows: Sequence[EncoderRow], workspace: Path) -> Picture | None:
@@ -74,8 +77,7 @@ def weights_of(rows: Sequence[EncoderRow]) -> list[tuple[str, str]]:
 
 def import_notes(rows: Sequence[EncoderRow]) -> list[str]:
     """Return a sentence for each imported encoder, and one more for weights of AnatCL."""
-    folders = dict.fromkeys(one.folder for row in rows for one in row.encoders if one.folder)
-    origins = {folder.name: origin for folder in folders if (origin := (read_done(folder) or {}).get("origin"))}
+    origins = {folder.name: origin for folder in _folders(rows) if (origin := (read_done(folder) or {}).get("origin"))}
     anatcl = [name for name, origin in origins.items() if str(origin.get("layout", "")).startswith("anatcl")]
     return [*map(IMPORTED.format, origins), *map(OPENBHB.format, anatcl)]
 
@@ -134,8 +136,6 @@ def _folders(rows: Sequence[EncoderRow]) -> list[Path]:
 
 
 def _training(folder: Path) -> TrainingSection:
-    run: dict[str, Any] = read_json(folder / "run.json") or {}
-    done: dict[str, Any] = read_json(folder / "done.json") or {}
-    names = ("recipe", "preset", "epochs", "seed", "world_size")
-    facts = {name: str(run[name]) for name in names if name in run}
-    return TrainingSection(folder.name, facts | {"weights digest": str(done.get("weights_digest", ""))})
+    facts = training_facts(read_json(folder / "run.json") or {})
+    weights = str((read_done(folder) or {}).get("weights_digest", ""))
+    return TrainingSection(folder.name, facts | {"weights digest": weights})

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from tasks.folds import FoldError
 from tasks.probe_cohort import ProbeCohort, find_probe_cohort
 from tasks.probe_tasks import site_probe
 from tasks.probes import ProbeError
-from tasks.splits import Subject
+from tasks.splits import Subject, subjects_in
 
 Sites = tuple[ProbeCohort | None, str]
 """The cohort of the report, or None; and what to say about it."""
@@ -30,8 +31,7 @@ def site_cohort(
         return None, ""
     chosen = people[(people["status"] == "stored") & people["dataset"].isin(datasets)]
     table = chosen.assign(site=_names(chosen, several=len(datasets) > 1))
-    pairs = zip(table["dataset"].astype(str), table["subject"].astype(str), strict=True)
-    unseen = table[[pair not in seen for pair in pairs]].drop_duplicates(["dataset", "subject"])
+    unseen = table[[pair not in seen for pair in subjects_in(table)]].drop_duplicates(["dataset", "subject"])
     counts = unseen["site"].value_counts()
     sites = tuple(sorted(str(name) for name, count in counts.items() if count >= folds))
     small = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()) if count < folds)
@@ -41,7 +41,7 @@ def site_cohort(
     benchmark = site_probe(datasets, cohorts[0].benchmark.modalities, sites)
     try:
         return find_probe_cohort(benchmark, cohorts[0].store, table, workspace, folds, seen), words
-    except ProbeError as error:  # folds that are kept, or images that a site lacks: no reason to give up the tables
+    except (ProbeError, FoldError) as error:  # kept folds, or images that a site lacks: no reason to give up the tables
         return None, f"No site report: {error}. {words}".strip()
 
 

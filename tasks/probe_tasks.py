@@ -12,7 +12,6 @@ from typing import Any
 from tasks.benchmarks import Benchmark, Published
 
 PAPER = "AnatCL, arXiv 2408.07079, Pattern Recognition Letters 199 (2026)"
-RERUN = "independent evaluation, medRxiv 2026.03.23.26348808"
 FOLDS = "the paper's protocol is a linear probe in five folds, by balanced accuracy (age: MAE)"
 HALVES = ("lower half", "upper half")
 

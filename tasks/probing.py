@@ -16,7 +16,7 @@ from tasks.baselines import CEILING
 from tasks.embeddings import EncoderSource, embeddings
 from tasks.probe_cohort import ProbeCohort
 from tasks.probes import Floats, probe_classes, probe_numbers
-from tasks.scores import RowKey, ScoreError, inputs_digest, kept_scores, probability_scores, score_path
+from tasks.scores import RowKey, inputs_digest, kept_scores, prediction_scores, probability_scores, score_path
 from tasks.summary import Line
 
 RANDOM = "random encoder"
@@ -98,18 +98,12 @@ def score_encoders(
 ) -> tuple[pd.DataFrame, int]:
     """Return the long-form scores of a row of encoders and how many of them were computed now."""
     groups = [row.encoders] if row.together == "ensemble" else [(one,) for one in row.encoders]
-    frames, fresh = [], 0
-    for seed, members in enumerate(groups):
-        own = cohort.of_seed(seed)
-        made_from = [one.weights for one in members]
 
-        def features(members: tuple[EncoderSource, ...] = members) -> list[Floats]:
-            return [_embedded(cohort, one, workspace, progress) for one in members]
+    def embedded(members: tuple[EncoderSource, ...]) -> list[Floats]:
+        return [_embedded(cohort, one, workspace, progress) for one in members]
 
-        frame, computed = _kept(own, RowKey(cohort.benchmark.name, row.name, seed), workspace, made_from, features)
-        frames.append(frame)
-        fresh += computed
-    return pd.concat(frames, ignore_index=True), fresh
+    seeds = [_Seed([one.weights for one in members], partial(embedded, members)) for members in groups]
+    return _score(cohort, row.name, seeds, workspace)
 
 
 def score_features(cohort: ProbeCohort, row: FeatureRow, seeds: int, workspace: Path) -> tuple[pd.DataFrame, int]:
@@ -117,10 +111,26 @@ def score_features(cohort: ProbeCohort, row: FeatureRow, seeds: int, workspace: 
     assert row.features is not None
     values = row.features
     made_from = np.nan_to_num(values, nan=-1e30).round(9).tolist()
+    shuffles = seeds if cohort.benchmark.shuffle_seed is not None else 1
+    return _score(cohort, row.name, [_Seed(made_from, lambda: [values])] * shuffles, workspace)
+
+
+@dataclass(frozen=True)
+class _Seed:
+    """The features of one seed of a row."""
+
+    made_from: object
+    """What decides them."""
+    features: Callable[[], list[Floats]]
+    """(N, C) of every member whose predictions are averaged."""
+
+
+def _score(cohort: ProbeCohort, row: str, seeds: Sequence[_Seed], workspace: Path) -> tuple[pd.DataFrame, int]:
+    """Return the long-form scores of all seeds of a row and how many of them were computed now."""
     frames, fresh = [], 0
-    for seed in range(seeds if cohort.benchmark.shuffle_seed is not None else 1):
-        key = RowKey(cohort.benchmark.name, row.name, seed)
-        frame, computed = _kept(cohort.of_seed(seed), key, workspace, made_from, lambda: [values])
+    for number, seed in enumerate(seeds):
+        key = RowKey(cohort.benchmark.name, row, number)
+        frame, computed = _kept(cohort.of_seed(number), key, workspace, seed)
         frames.append(frame)
         fresh += computed
     return pd.concat(frames, ignore_index=True), fresh
@@ -140,13 +150,11 @@ def _embedded(cohort: ProbeCohort, source: EncoderSource, workspace: Path, progr
     return values.astype(np.float64)
 
 
-def _kept(
-    cohort: ProbeCohort, key: RowKey, workspace: Path, made_from: object, features: Callable[[], list[Floats]]
-) -> tuple[pd.DataFrame, bool]:
-    predictions = digest_of([made_from, cohort.folds_digest, RULES_VERSION])
+def _kept(cohort: ProbeCohort, key: RowKey, workspace: Path, seed: _Seed) -> tuple[pd.DataFrame, bool]:
+    predictions = digest_of([seed.made_from, cohort.folds_digest, RULES_VERSION])
     inputs = inputs_digest(key, cohort.benchmark, cohort.cases, predictions)
     path = score_path(workspace / "probes" / "scores", key)
-    return kept_scores(path, inputs, partial(_probe, cohort, key, features))
+    return kept_scores(path, inputs, partial(_probe, cohort, key, seed.features))
 
 
 def _probe(cohort: ProbeCohort, key: RowKey, features: Callable[[], list[Floats]]) -> pd.DataFrame:
@@ -154,7 +162,7 @@ def _probe(cohort: ProbeCohort, key: RowKey, features: Callable[[], list[Floats]
     benchmark, who = cohort.benchmark, f"probe {key.benchmark!r}, row {key.row!r}"
     if benchmark.kind == "regression":
         found = [probe_numbers(values, cohort.target, cohort.fold, who) for values in features()]
-        frame = _prediction_scores(key, cohort, np.mean(found, axis=0))
+        frame = prediction_scores(key, cohort.cases, np.mean(found, axis=0))
     else:
         count = len(benchmark.classes)
         found = [probe_classes(values, cohort.target, cohort.fold, count, who) for values in features()]
@@ -162,21 +170,6 @@ def _probe(cohort: ProbeCohort, key: RowKey, features: Callable[[], list[Floats]
     folds = {(case.dataset, case.case): int(fold) for case, fold in zip(cohort.cases, cohort.fold, strict=True)}
     pairs = zip(frame["dataset"], frame["case"], strict=True)
     return frame.assign(fold=[folds[pair] for pair in pairs])
-
-
-def _prediction_scores(key: RowKey, cohort: ProbeCohort, predictions: Floats) -> pd.DataFrame:
-    """Return one line a case: metric `prediction`, its value, and the true number as target."""
-    if not np.isfinite(predictions).all():
-        raise ScoreError(f"{key.benchmark}, row {key.row!r}: a prediction is not finite; the encoder has diverged")
-    lines = [
-        {
-            "benchmark": key.benchmark, "row": key.row, "seed": key.seed, "dataset": case.dataset, "case": case.case,
-            "subject": case.subject, "region": "", "metric": "prediction", "value": float(value),
-            "target": case.target, "note": "",
-        }
-        for case, value in zip(cohort.cases, predictions, strict=True)
-    ]  # fmt: skip
-    return pd.DataFrame(lines)
 
 
 def _descriptors(cohort: ProbeCohort) -> FeatureRow:

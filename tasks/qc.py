@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from infra import storage
 from models.records import GREY, PreprocessSpec, Scan
-from models.store import Store, StoredDataset, open_store, read_lines
+from models.store import Store, StoredCase, StoredDataset, open_store, read_lines
 from models.store_layout import CASES
 from tasks.catalog import read_catalog
 from tasks.catalog_report import left_out_table, short_detail
@@ -61,7 +61,7 @@ def _draw(store: Store, data: StoredDataset, row: int) -> bytes:
     names: dict[int, str] = {}
     if label is None and shows_grey(spec):
         label, names = _lobes(spec)
-        label = label[tuple(slice(o, o + n) for o, n in zip(info.origin, info.extent, strict=True))]
+        label = label[_box_of(info)]
     return mosaic(
         image, info.affine, label, modalities=spec.modalities, title=title, frame=frame_of(spec), label_names=names
     )
@@ -83,8 +83,7 @@ def mean_map(store: Store, dataset: str, rows: Sequence[int]) -> tuple[bytes, in
     for row in evenly(rows, MEAN_CASES):
         info = data.case_info(row)
         if info.present[channel]:
-            box = tuple(slice(o, o + n) for o, n in zip(info.origin, info.extent, strict=True))
-            total[box] += data.read_case(row)[0][channel]
+            total[_box_of(info)] += data.read_case(row)[0][channel]
             count += 1
     if not count:
         return None
@@ -99,6 +98,11 @@ def evenly(rows: Sequence[int], count: int) -> list[int]:
     """Return at most so many rows, evenly spread."""
     places = np.linspace(0, len(rows) - 1, min(count, len(rows)))
     return [rows[round(place)] for place in places]
+
+
+def _box_of(info: StoredCase) -> tuple[slice, ...]:
+    """Return where a case lies in the template grid."""
+    return tuple(slice(o, o + n) for o, n in zip(info.origin, info.extent, strict=True))
 
 
 def _lobes(spec: PreprocessSpec) -> tuple[np.ndarray, dict[int, str]]:

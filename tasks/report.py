@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.storage import write_bytes
 from tasks.missing import MissingTable
-from tasks.tables import BenchmarkTable, Grid, grids, statements
+from tasks.tables import BenchmarkTable, Grid, grids, heading, statements
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,6 +115,22 @@ def write_report(content: ReportContent, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(str(path), render_report(content).encode("utf-8"))
     return path
+
+
+def primary_picture(table: BenchmarkTable, words: str, over: str = "subjects") -> Picture:
+    """Return the forest plot of a table's primary metric, published rows included; `words` say what is drawn."""
+    from tasks.figures import forest_plot
+    from tasks.summary import primary_metric
+
+    column = primary_metric(table.benchmark)
+    lines = [line for line in table.lines if (line.metric, line.region) == column and line.estimate is not None]
+    plot = forest_plot(lines, f"{table.benchmark.title}: {heading(*column)}", over)
+    return Picture(plot, f"forest plot of {table.benchmark.title}", words)
+
+
+def training_facts(run: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a section says of a training, from its run.json."""
+    return {name: str(run[name]) for name in ("recipe", "preset", "epochs", "seed", "world_size") if name in run}
 
 
 def training_section(folder: Path, facts: Mapping[str, str] | None = None) -> TrainingSection:

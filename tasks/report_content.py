@@ -13,7 +13,15 @@ from models.config import MadeFrom
 from models.store import store_digest
 from tasks.finetune import Finetuning, read_json
 from tasks.qc import mosaic_of, qc_cases, quarantine_table
-from tasks.report import Picture, ReportContent, TableSection, TrainingSection, software_versions, training_section
+from tasks.report import (
+    Picture,
+    ReportContent,
+    TableSection,
+    TrainingSection,
+    software_versions,
+    training_facts,
+    training_section,
+)
 from tasks.splits import ROLES
 from tasks.summary import PRETRAINED
 
@@ -133,9 +141,7 @@ def training_sections(made: Made, trainings: Sequence[Finetuning]) -> list[Train
     ):
         run = read_json(path / "run.json") or {}
         done = read_json(path / "done.json") or {}
-        facts: dict[str, str] = {
-            str(name): str(run[name]) for name in ("recipe", "preset", "epochs", "seed", "world_size") if name in run
-        }
+        facts = training_facts(run)
         facts |= {name: f"{value:.4g}" for name, value in dict(done.get("metrics") or {}).items()}
         sections.append(training_section(path, facts))
     return sections

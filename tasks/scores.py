@@ -31,7 +31,7 @@ COLUMNS: tuple[str, ...] = (
     "benchmark", "row", "seed", "dataset", "case", "subject", "region", "metric", "value", "target", "note",
 )  # fmt: skip
 RULES_VERSION = 2
-"""Raised when a rule above changes, so that kept scores are computed again."""
+"""Raised when a rule of the scores changes, here or in tasks.metrics_*, so that kept ones are computed again."""
 
 
 class ScoreError(ValueError):
@@ -139,6 +139,18 @@ def probability_scores(
             {**_identity(key, case), "region": name, "metric": "probability", "value": float(p), "target": case.target}
             for case, line in zip(cases, probabilities, strict=True)
             for name, p in zip(benchmark.classes, line, strict=True)
+        ]
+    )
+
+
+def prediction_scores(key: RowKey, cases: Sequence[SelectedCase], predictions: npt.NDArray[np.float64]) -> pd.DataFrame:
+    """Return one entry a case: metric `prediction`, its value, target = the true number; `predictions` is (N,)."""
+    if not np.isfinite(predictions).all():
+        raise ScoreError(f"{key.benchmark}, row {key.row!r}: a prediction is not finite; the encoder has diverged")
+    return _frame(
+        [
+            {**_identity(key, case), "region": "", "metric": "prediction", "value": float(p), "target": case.target}
+            for case, p in zip(cases, predictions, strict=True)
         ]
     )
 

@@ -62,7 +62,7 @@ def make_split(
     strata = subjects[columns].astype(str) if columns else pd.DataFrame({"all": ["all"] * len(subjects)})
     order = strata.assign(_draw=np.random.default_rng(seed).permutation(len(subjects)))
     queue = order.sort_values([*strata.columns, "_draw"], kind="stable").index
-    pairs = [(str(d), str(s)) for d, s in subjects[["dataset", "subject"]].itertuples(index=False)]
+    pairs = subjects_in(subjects)
     counts = np.zeros(3)
     for name in kept.values():
         counts[ROLES.index(name)] += 1
@@ -82,6 +82,11 @@ def make_split(
     return split
 
 
+def subjects_in(table: pd.DataFrame) -> list[Subject]:
+    """Return (dataset, subject) of every row, in order, as text."""
+    return [(str(d), str(s)) for d, s in zip(table["dataset"], table["subject"], strict=True)]
+
+
 def link_groups(links: Iterable[tuple[Subject, Subject]]) -> dict[Subject, Subject]:
     """Return the group of every linked subject, named by its first member: whoever is linked to a link is in it."""
     groups: dict[Subject, set[Subject]] = {}
@@ -93,16 +98,25 @@ def link_groups(links: Iterable[tuple[Subject, Subject]]) -> dict[Subject, Subje
 
 def check_links(assigned: Mapping[Subject, str], links: Iterable[tuple[Subject, Subject]]) -> None:
     """Refuse roles that put two linked subjects apart; raises SplitError naming them."""
-    by_group: dict[Subject, tuple[Subject, str]] = {}
+    if apart := parted(assigned, links):
+        one, other = apart
+        raise SplitError(
+            f"{'/'.join(one)} ({assigned[one]}) and {'/'.join(other)} ({assigned[other]}) look like one person (see "
+            "`brainloom store duplicates`) and must share a role; write a split of another name, or forget one"
+        )
+
+
+def parted(
+    assigned: Mapping[Subject, object], links: Iterable[tuple[Subject, Subject]]
+) -> tuple[Subject, Subject] | None:
+    """Return the first two subjects of one group of links (through others, too) that were put apart, or None."""
+    firsts: dict[Subject, Subject] = {}
     for subject, group in sorted(link_groups(links).items()):
-        if subject not in assigned:
-            continue
-        first, role = by_group.setdefault(group, (subject, assigned[subject]))
-        if assigned[subject] != role:
-            raise SplitError(
-                f"{'/'.join(first)} ({role}) and {'/'.join(subject)} ({assigned[subject]}) look like one person (see "
-                "`brainloom store duplicates`) and must share a role; write a split of another name, or forget one"
-            )
+        if subject in assigned:
+            first = firsts.setdefault(group, subject)
+            if assigned[first] != assigned[subject]:
+                return first, subject
+    return None
 
 
 def _check_shares(shares: tuple[float, float, float]) -> None:
@@ -261,8 +275,7 @@ def ensure_split(
         existing, digest = read_split(path)
         check_links(_as_dict(existing), links)
         record = read_record(path)
-        wanted = set(zip(cases["dataset"].astype(str), cases["subject"].astype(str), strict=True))
-        if wanted <= set(_as_dict(existing)):
+        if set(subjects_in(cases)) <= set(_as_dict(existing)):
             _write_copy(path, record)
             return existing, digest
     provenance: dict[str, Any] = {"seed": seed, "shares": list(shares), "stratify": list(stratify)}

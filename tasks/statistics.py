@@ -81,22 +81,29 @@ def bca_tails(estimate: float, replicates: Floats, left_out: Floats, tail: float
     return float(low), float(high)
 
 
-def bootstrap_interval(metric: MetricFunction, weights: Floats, alpha: float = 0.05, at_bounds: int = 0) -> Interval:
+def bootstrap_interval(
+    metric: MetricFunction,
+    weights: Floats,
+    alpha: float = 0.05,
+    at_bounds: int = 0,
+    replicates: Floats | None = None,
+) -> Interval:
     """Return the estimate and the bootstrap interval of a metric over subjects.
 
     Bias-corrected and accelerated (`bca_tails`), with `expanded_alpha`; studies/coverage.py measures how often it holds
     the truth. Rules: with one subject there is no interval. Replicates in which the metric is undefined (a class was
     not drawn) are left out; if they are more than 5 %, there is no interval. No spread at all would claim certainty: at
     exactly 0 or 1 the exact binomial (Clopper-Pearson) bound for `at_bounds` subjects is given instead (conservative:
-    pass the size of the smallest class); elsewhere, or with `at_bounds` 0, there is no interval.
+    pass the size of the smallest class); elsewhere, or with `at_bounds` 0, there is no interval. `replicates` (B,) is
+    metric(weights), where the caller has it already.
     """
     n = weights.shape[1]
-    estimate = float(metric(np.ones((1, n)))[0])
+    estimate = estimate_of(metric, n)
     if not np.isfinite(estimate):
         return Interval(estimate, np.nan, np.nan, n, "undefined: a class or every value is absent from the test set")
     if n < 2:
         return Interval(estimate, np.nan, np.nan, n, "one test subject: no interval")
-    replicates = metric(weights)
+    replicates = metric(weights) if replicates is None else replicates
     finite = replicates[np.isfinite(replicates)]
     if finite.size < (1 - UNDEFINED_SHARE_MAX) * replicates.size:
         share = 100 * (1 - finite.size / replicates.size)
@@ -106,6 +113,11 @@ def bootstrap_interval(metric: MetricFunction, weights: Floats, alpha: float = 0
     left_out = metric(np.ones((n, n)) - np.eye(n))
     low, high = np.quantile(finite, bca_tails(estimate, finite, left_out, expanded_alpha(n, alpha) / 2))
     return Interval(estimate, float(low), float(high), n, error=float(finite.std(ddof=1)))
+
+
+def estimate_of(metric: MetricFunction, n: int) -> float:
+    """Return a metric over all of n subjects, each counted once."""
+    return float(metric(np.ones((1, n)))[0])
 
 
 def _without_spread(estimate: float, n: int, alpha: float, at_bounds: int) -> Interval:
@@ -118,20 +130,23 @@ def _without_spread(estimate: float, n: int, alpha: float, at_bounds: int) -> In
     return Interval(estimate, np.nan, np.nan, n, "no spread between subjects: no interval")
 
 
-def paired_test(first: MetricFunction, second: MetricFunction, weights: Floats) -> tuple[Interval, float]:
+def paired_test(
+    first: MetricFunction, second: MetricFunction, weights: Floats, replicates: Floats | None = None
+) -> tuple[Interval, float]:
     """Return the difference first - second with its interval and its two-sided paired bootstrap p.
 
     Both metrics see the same draws. p = (1 + #{|d* - d| >= |d|}) / (B + 1): the bootstrap distribution is shifted to
     the null hypothesis. Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 16. p is NaN
-    when the difference has no interval; two rows that are equal in every replicate have p = 1.
+    when the difference has no interval; two rows that are equal in every replicate have p = 1. `replicates` (B,) is
+    first(weights) - second(weights), where the caller has it already.
     """
 
     def difference(w: Floats) -> Floats:
         return first(w) - second(w)
 
-    interval = bootstrap_interval(difference, weights)
-    replicates = difference(weights) if weights.shape[1] > 1 else np.array([np.nan])
-    replicates = replicates[np.isfinite(replicates)]
+    replicates = difference(weights) if replicates is None else replicates
+    interval = bootstrap_interval(difference, weights, replicates=replicates)
+    replicates = replicates[np.isfinite(replicates)] if interval.n > 1 else np.array([])
     if replicates.size and np.allclose(replicates, 0) and interval.estimate == 0:
         return interval, 1.0
     if not np.isfinite(interval.low):

@@ -22,6 +22,7 @@ from tasks.statistics import (
     MetricFunction,
     bootstrap_interval,
     draw_subjects,
+    estimate_of,
     holm,
     mean_metric,
     paired_test,
@@ -243,20 +244,24 @@ def _lines_of_column(
     weights: Floats,
     kinds: dict[str, str],
 ) -> list[Line]:
-    lines = []
+    lines, n = [], weights.shape[1]
     ours = functions.get(PRETRAINED)
+    drawn = {} if metric in BIASED else {row: function.together(weights) for row, function in functions.items()}
     for row, function in functions.items():
-        interval = bootstrap_interval(function.together, weights, at_bounds=function.at_bounds)
         if metric in BIASED:
-            interval = Interval(interval.estimate, np.nan, np.nan, interval.n, BIASED[metric])
-        alone = [float(one(np.ones((1, weights.shape[1])))[0]) for one in function.each]
+            interval = Interval(estimate_of(function.together, n), np.nan, np.nan, n, BIASED[metric])
+        else:
+            interval = bootstrap_interval(
+                function.together, weights, at_bounds=function.at_bounds, replicates=drawn[row]
+            )
+        alone = [estimate_of(one, n) for one in function.each]
         values = {
             "estimate": interval.estimate, "low": interval.low, "high": interval.high,
             "seed_sd": float(np.std(alone, ddof=1)) if len(alone) > 1 else np.nan,
         }  # fmt: skip
         kind = kinds.get(row, "ours")
         if ours is not None and row != PRETRAINED and kind != "ceiling" and metric not in BIASED:
-            gap, p = paired_test(ours.together, function.together, weights)
+            gap, p = paired_test(ours.together, function.together, weights, drawn[PRETRAINED] - drawn[row])
             values |= {"difference": gap.estimate, "difference_low": gap.low, "difference_high": gap.high, "p": p}
             values["effect"] = gap.standardised
         finite = {name: value for name, value in values.items() if np.isfinite(value)}

@@ -15,15 +15,7 @@ import numpy as np
 
 from infra import storage
 from models.records import Receipt
-from models.store import (
-    Store,
-    StoredCase,
-    StoredDataset,
-    case_digest,
-    has_label_shard,
-    open_store,
-    store_digest,
-)
+from models.store import Store, StoredCase, StoredDataset, case_digest, has_label_shard, open_store, store_digest
 from models.store_descriptors import Descriptors, descriptor_count, digest_bytes, raw_descriptors
 from models.store_layout import SMALL_ARRAYS, has_array, open_array, shard_shape
 from models.store_writer import read_attributes
@@ -183,7 +175,7 @@ def _receipt_of(url: str, line: Line) -> Receipt | str:
 def _shards(url: str, name: str, lines: Sequence[Line]) -> Iterator[Problem]:
     """Shards that are missing, and shards of rows that were erased."""
     for key in ("image", "label"):
-        objects = _objects(storage.join(url, name, key, "c"))
+        objects = storage.find_or_empty(storage.join(url, name, key, "c"))  # an empty folder is no shard
         rows = {path.partition("/")[0] for path in objects}
         places = "/".join("0" * (4 if key == "image" else 3))
         for line in lines:
@@ -192,14 +184,6 @@ def _shards(url: str, name: str, lines: Sequence[Line]) -> Iterator[Problem]:
                 yield _in_row(line, f"the shard of {key} is missing; run preprocess with repair: true")
             if line["status"] in GONE and str(line["row"]) in rows:
                 yield _in_row(line, f"the shard of {key} is still there although the row is {line['status']}")
-
-
-def _objects(folder: str) -> Collection[str]:
-    """Return the paths of all files below a folder: an empty folder is no shard."""
-    try:
-        return storage.find(folder).keys()
-    except FileNotFoundError:
-        return ()
 
 
 def _names_and_flags(data: StoredDataset, lines: Sequence[Line]) -> Iterator[Problem]:

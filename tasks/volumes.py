@@ -115,6 +115,14 @@ def isotropic_grid(grid: Grid, spacing_mm: float) -> Grid:
     return Grid((x, y, z), affine)
 
 
+def dense(block: Block) -> np.ndarray:
+    """Return all voxels of the grid of a block, (x, y, z) of its type: the block, and zeros around it."""
+    data = block.data.cpu().numpy()
+    out = np.zeros(block.grid.shape, data.dtype)
+    out[block.box()] = data
+    return out
+
+
 def template_grid(spec: PreprocessSpec) -> Grid:
     """Return the fixed grid of frame `template`."""
     return Grid(spec.grid, np.asarray(spec.grid_affine, dtype=np.float64))

@@ -13,7 +13,6 @@ import torch
 from models.records import PlannedCase, PreprocessSpec, Scan
 from tasks.nifti import Volume
 from tasks.plan import cases_from_scans
-from tasks.volumes import Block
 
 SMALL = PreprocessSpec(name="small", grid=(40, 36, 30), modalities=("flair", "t1", "t2"))
 """Frame `image`, 1 mm."""
@@ -57,13 +56,6 @@ def oblique(shape: tuple[int, ...], zooms: tuple[float, float, float], degrees: 
 def volume_of(data: np.ndarray, affine: np.ndarray | None = None) -> Volume:
     """Return voxels as a volume that was read from a file named `a`."""
     return Volume(torch.from_numpy(data), centred(data.shape) if affine is None else affine, "a")
-
-
-def dense(block: Block) -> np.ndarray:
-    """Return all voxels of the grid of a block, its zeros included."""
-    out = np.zeros(block.grid.shape, dtype=block.data.numpy().dtype)
-    out[block.box()] = block.data.numpy()
-    return out
 
 
 def write_nifti(path: Path, data: np.ndarray, affine: np.ndarray | None = None, **header: Any) -> Path:

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import AnyNetwork, NetworkConfig, UNet3DConfig
-from models.networks.build import build_encoder
+from models.networks.build import Encoder, build_encoder
 from models.networks.unet3d import UNet3DSegmentationDecoder
-from models.networks.uniformer import STRIDE, from_depth_first
+from models.networks.uniformer import from_depth_first
 
 
 class InputProjection(nn.Module):
@@ -73,11 +73,12 @@ class SegmentationNet(nn.Module):
         return segment(self.encoder, self.decoder, x_BCXYZ)
 
 
-def segment(encoder: nn.Module, decoder: nn.Module, x_BCXYZ: Tensor) -> list[Tensor]:
+def segment(encoder: Encoder, decoder: nn.Module, x_BCXYZ: Tensor) -> list[Tensor]:
     """(B, C, X, Y, Z), edges multiples of 16 -> three logits (B, regions, X, Y, Z). Raises ValueError otherwise."""
-    if any(edge % STRIDE for edge in x_BCXYZ.shape[2:]):
+    step = encoder.config.edge_multiple
+    if any(edge % step for edge in x_BCXYZ.shape[2:]):
         shape = tuple(x_BCXYZ.shape[2:])
-        raise ValueError(f"edges must be multiples of {STRIDE} for the skips to fit, got {shape}; pad the input")
+        raise ValueError(f"edges must be multiples of {step} for the skips to fit, got {shape}; pad the input")
     return decoder(encoder(x_BCXYZ))
 
 

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from models.config import NetworkConfig
 from models.networks.layers import DepthwiseConv3d, PatchConv3d, PointwiseConv3d
 
-STRIDE = 16
-"""Voxels per stage-4 position along each axis."""
 BRANCH_ENDS = ("pos_embed", "conv2", "fc2", "attn.proj")
 """Last layers of the residual branches."""
 MANY_CHANNELS = 16

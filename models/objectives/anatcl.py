@@ -86,17 +86,15 @@ class AnatCL(WholeMap):
         Raises ValueError when no case has an age, and as `fit_scale` does, where the loss needs them.
         """
         settings = self.settings
-        without_age = sum(case.age is None for case in train)
         if settings.weight_age:
             check_ages(train, "set weight_age to 0")
-        if settings.weight_age and without_age:
-            log.warning("%d of %d training cases have no age: they are negatives alone there", without_age, len(train))
+            if missing := sum(case.age is None for case in train):
+                log.warning("%d of %d training cases have no age: they are negatives alone there", missing, len(train))
         if settings.weight_anatomy:
             scale = fit_scale(store, train, settings.measures, settings.atlas)
             self.descriptor_mean.copy_(torch.from_numpy(scale.mean))
             self.descriptor_std.copy_(torch.from_numpy(scale.std))
-            if scale.cases < len(train):
-                missing = len(train) - scale.cases
+            if missing := len(train) - scale.cases:
                 log.warning("%d of %d training cases have no descriptors: negatives alone there", missing, len(train))
 
     def sampler(self) -> WholeMapSampler:
@@ -125,9 +123,11 @@ class AnatCL(WholeMap):
         views = batch["image"].unbind(1)
         if len(views) == 1 and not self.training:
             views = views * 2  # the look at collapse wants both
-        pooled = pool(self.encoder(torch.cat(views)[:, None]))
-        embeddings = F.normalize(self.head(pooled).float(), dim=1)
+        embeddings = self._embeddings(pool(self.encoder(torch.cat(views)[:, None])))
         return embeddings if len(views) == 2 else embeddings.repeat(2, 1)
+
+    def _embeddings(self, pooled: Tensor) -> Tensor:
+        return F.normalize(self.head(pooled).float(), dim=1)
 
     def terms(self, embeddings: Tensor, batch: Batch, across_ranks: bool = False) -> dict[str, Tensor]:
         """Return the loss terms by name (age, anatomy, self), without their weights.
@@ -156,14 +156,15 @@ class AnatCL(WholeMap):
         """Return the weights (2B, candidates) of each term that counts."""
         settings, found = self.settings, {}
         age = batch["age"].repeat(2)
+        ages = join(age).flatten()
         if settings.weight_age:
-            found["age"] = age_weights(age, join(age).flatten(), settings.kernel, settings.sigma_years)
+            found["age"] = age_weights(age, ages, settings.kernel, settings.sigma_years)
         if settings.weight_anatomy:
             scored = self.scored(batch["descriptors"]).repeat(2, 1, 1)
             everyone = join(scored).flatten(0, 1)
             found["anatomy"] = anatomical_weights(scored, everyone, settings.variant, settings.negative)
         if settings.weight_self:
-            found["self"] = age.new_zeros(len(age), join(age).numel())
+            found["self"] = age.new_zeros(len(age), len(ages))
         return found
 
     def scored(self, descriptors: Tensor) -> Tensor:
@@ -208,13 +209,14 @@ class AnatCL(WholeMap):
         if cases < 2:
             return {}
         order = torch.argsort(torch.nan_to_num(batch["age"], nan=torch.inf))
-        embeddings = self.embed(batch)[:cases][order]
+        pooled = pool(self.encoder(batch["image"][:, :1]))
+        embeddings = self._embeddings(pooled)[order]
         shown = {"cosine of embeddings": (embeddings @ embeddings.T + 1) / 2}
         for name, weights in self._weights(batch, _alone).items():
             if name != "self":
                 shown[f"weights by {name}"] = weights[:cases, :cases][order][:, order] / self._of_itself(name)
-        features = pool(self.encoder(batch["image"][:, :1])).float().cpu().numpy()
-        return {"similarity": matrices(shown), "embedding": embedding_plot(features, batch["age"].cpu().numpy())}
+        plot = embedding_plot(pooled.float().cpu().numpy(), batch["age"].cpu().numpy())
+        return {"similarity": matrices(shown), "embedding": plot}
 
 
 def _alone(local: Tensor) -> Tensor:

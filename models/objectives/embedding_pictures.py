@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.components import principal_components
 from models.objectives.pictures import montage
 
 EDGE = 120
@@ -40,12 +41,3 @@ def embedding_plot(features_NC: NDArray[np.float32], ages_N: NDArray[np.float32]
     axes.set(xlabel="component 1", ylabel="component 2", title=f"{len(points)} validation cases", xticks=[], yticks=[])
     canvas.draw()
     return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
-
-
-def principal_components(features_NC: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the coordinates (N, 2) along the first two principal components; 0 where there is no second one."""
-    centred = features_NC.astype(np.float64) - features_NC.mean(axis=0, dtype=np.float64)
-    left, values, _ = np.linalg.svd(centred, full_matrices=False)
-    points = np.zeros((len(centred), 2))
-    points[:, : min(2, len(values))] = (left * values)[:, :2]
-    return points

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from models import scoring
 from models.config import DataConfig, Region, SegmentationConfig, TrainingConfig
+from models.networks.build import Encoder
 from models.networks.segmentation import SegmentationNet, segment
 from models.objectives.base import Batch, CaseInfo, Clock, Metrics, Reader, draw_start, sum_and_count
 from models.objectives.pictures import middle_slice, montage
@@ -81,6 +82,7 @@ class Segmentation(Supervised):
     """Encoder with skip decoder. Raises ValueError for modalities that the store or the network does not have."""
 
     settings: SegmentationConfig
+    encoder: Encoder
     selection_metric = "mean_dice"
 
     def __init__(

@@ -10,15 +10,11 @@ Shapes: N anchors, C candidates, M measures, R regions. Unknown values are NaN.
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Kernel = Literal["rbf", "gaussian", "cauchy"]
-Form = Literal["yaware", "expw", "threshold"]
-Variant = Literal["global", "local"]
-Negative = Literal["shift", "clamp"]
+from models.config_anatcl import Form, Kernel, Negative, Variant
 
 
 def kernel_of(difference: Tensor, kernel: Kernel, sigma: float) -> Tensor:

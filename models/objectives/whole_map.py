@@ -20,7 +20,7 @@ from models.config_anatcl import ViewConfig
 from models.networks.build import build_encoder
 from models.objectives.base import CaseInfo, Objective, Reader, centred_start, read_size
 from models.objectives.contrast import identity_of
-from models.objectives.supervised import channel_indices
+from models.objectives.supervised import channel_indices, flip_left_right
 from models.records import PreprocessSpec, SelectedCase
 from models.store_layout import clip_window
 
@@ -90,7 +90,7 @@ class WholeMapSampler:
 
 def apply_view(image: NDArray[np.float32], view: Mapping[str, Any]) -> NDArray[np.float32]:
     """Return one view (x, y, z): mirrored, shifted by whole voxels, with noise, and with a box of zeros."""
-    flipped = image[::-1] if view["flip"] else image
+    flipped = flip_left_right(image, view["flip"])
     out = np.zeros_like(image)
     there, here = clip_window(view["shift"], image.shape, image.shape)
     out[tuple(here)] = flipped[tuple(there)]

@@ -20,6 +20,7 @@ from pydantic import Field
 from models.anatomy import DESIKAN_KILLIANY, HEMISPHERES, MEASURES
 from models.records import Record
 from tasks.atlas import voxel_mm3
+from tasks.latents import LATENTS_FILE
 from tasks.phantom import tables
 from tasks.phantom.aparc import aparc_stats
 from tasks.phantom.cortex import (
@@ -35,6 +36,7 @@ from tasks.phantom.cortex_t1 import t1_scan
 from tasks.phantom.deform import IDENTITY
 from tasks.phantom.effects_cortex import draw_cortical_traits
 from tasks.phantom.folder import Progress, claim_folder, write_all, write_changed, write_new
+from tasks.phantom.layout import Place
 
 PHENOTYPES: dict[str, tuple[str, str]] = {
     "age": ("Age, 6 to 88", "year"),
@@ -86,7 +88,7 @@ def anatomical_paths(config: AnatomicalConfig, folder: Path) -> AnatomicalPaths:
         cat12=root / "derivatives" / "CAT12",
         freesurfer=root / "derivatives" / "freesurfer",
         participants=root / "participants.tsv",
-        latents=root / "latents.parquet",
+        latents=root / LATENTS_FILE,
         cohort=folder / "cohort.json",
     )
 
@@ -102,10 +104,10 @@ def write_anatomical_cohort(
     """
     grey_template(config.spec)  # a missing atlas is told before anything is written
     root = claim_folder(config, folder)
-    todo = [number for number in range(config.subjects) if not (root / _marker(config, number)).exists()]
+    todo = [number for number in range(config.subjects) if not _is_written(config, root, number)]
     write_all(partial(write_anatomical_subject, config, root), todo, processes, config.subjects, progress)
     paths = anatomical_paths(config, root)
-    markers = [json.loads((root / _marker(config, number)).read_bytes()) for number in range(config.subjects)]
+    markers = [json.loads((root / _place(config, number).marker).read_bytes()) for number in range(config.subjects)]
     write_changed(
         {
             paths.root / "dataset_description.json": tables.dataset_description(config.name, config.seed),
@@ -130,12 +132,12 @@ def write_anatomical_subject(config: AnatomicalConfig, folder: Path, number: int
     paths = anatomical_paths(config, folder)
     for name, data in files.items():
         write_new(paths.root / name, data)
-    write_new(folder / _marker(config, number), tables.as_json(marker))
+    write_new(folder / _place(config, number).marker, tables.as_json(marker))
 
 
 def make_anatomical_subject(config: AnatomicalConfig, number: int) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Return the files of a subject by path below the data set's folder, and what is true of it."""
-    subject = subject_id(number)
+    subject = _place(config, number).subject
     traits = draw_cortical_traits(config.seed, number, config.patients)
     template = grey_template(config.spec)
     latent = latent_descriptors(traits, template)
@@ -145,16 +147,11 @@ def make_anatomical_subject(config: AnatomicalConfig, number: int) -> tuple[dict
     if not config.clean:
         measured = measured_descriptors(latent, traits.site, _rng(config, number, 2))
         shown = scanned_map(own, traits.site, _rng(config, number, 3))
-    files = {
-        f"derivatives/CAT12/{subject}/mri/mwp1{subject}_T1w.nii.gz": map_file(shown, template.grid).to_bytes(),
-        **{
-            f"derivatives/freesurfer/{subject}/stats/{side}.aparc.stats": aparc_stats(subject, side, measured)
-            for side in HEMISPHERES
-        },
-    }
+    contents = [map_file(shown, template.grid).to_bytes()]
+    contents += [aparc_stats(subject, side, measured) for side in HEMISPHERES]
     if config.t1_spacing_mm is not None:
-        scan = t1_scan(traits, warp, config.t1_spacing_mm, _rng(config, number, 4))
-        files[f"{subject}/anat/{subject}_T1w.nii.gz"] = scan.to_bytes()
+        contents.append(t1_scan(traits, warp, config.t1_spacing_mm, _rng(config, number, 4)).to_bytes())
+    files = dict(zip(_files(config, subject), contents, strict=True))
     marker = {
         "dataset": config.name,
         "subject": subject,
@@ -163,11 +160,6 @@ def make_anatomical_subject(config: AnatomicalConfig, number: int) -> tuple[dict
         **{measure: row.tolist() for measure, row in zip(MEASURES, latent, strict=True)},
     }
     return files, marker
-
-
-def subject_id(number: int) -> str:
-    """Return the id of a subject."""
-    return f"sub-{number + 1:04d}"
 
 
 def latent_column(measure: str, region: str) -> str:
@@ -180,8 +172,20 @@ def _rng(config: AnatomicalConfig, number: int, stream: int) -> np.random.Genera
     return np.random.default_rng([config.seed, 2, number, stream])
 
 
-def _marker(config: AnatomicalConfig, number: int) -> str:
-    return f".phantom/{config.name}/{subject_id(number)}.json"
+def _place(config: AnatomicalConfig, number: int) -> Place:
+    return Place(0, config.name, number, "bids")
+
+
+def _files(config: AnatomicalConfig, subject: str) -> list[str]:
+    """Return the paths of a subject's files below the data set's folder: map, tables and, if there are any, the T1."""
+    files = [f"derivatives/CAT12/{subject}/mri/mwp1{subject}_T1w.nii.gz"]
+    files += [f"derivatives/freesurfer/{subject}/stats/{side}.aparc.stats" for side in HEMISPHERES]
+    return files if config.t1_spacing_mm is None else [*files, f"{subject}/anat/{subject}_T1w.nii.gz"]
+
+
+def _is_written(config: AnatomicalConfig, folder: Path, number: int) -> bool:
+    place, root = _place(config, number), anatomical_paths(config, folder).root
+    return (folder / place.marker).exists() and all((root / name).exists() for name in _files(config, place.subject))
 
 
 def _participants(markers: list[dict[str, Any]]) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.anatomy import DESIKAN_KILLIANY, HEMISPHERES, MEASURES
+from models.anatomy import DESIKAN_KILLIANY, HEMISPHERES, MEASURES, bare_region
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("StructName", "Structure Name", "NA"),
@@ -50,7 +50,7 @@ def aparc_stats(subject: str, hemisphere: str, values: np.ndarray) -> bytes:
         "# ColHeaders " + " ".join(name for name, _, _ in COLUMNS),
     ]
     for n in places:
-        name = DESIKAN_KILLIANY[n].split("_", 1)[1]
+        name = bare_region(DESIKAN_KILLIANY[n])
         lines.append(
             f"{name:40s} {round(area[n] / VERTEX_MM2):6d} {round(area[n]):6d} {round(volume[n]):6d} "
             f" {thickness[n]:.3f} 0.600  {SHAPE_COLUMNS}"

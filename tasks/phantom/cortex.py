@@ -27,7 +27,7 @@ from tasks.volumes import Grid, template_grid
 Array = np.ndarray[Any, np.dtype[Any]]
 
 SMOOTH_MM = 3.0
-"""Standard deviation of the smoothing between the factors of neighbouring regions."""
+"""Standard deviation of the smoothing between the factors (or levels) of neighbouring regions."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,6 @@ class GreyTemplate:
     smoothed: Array
     """(x, y, z): the whole map, smoothed."""
 
-    @property
-    def sigma(self) -> Array:
-        """SMOOTH_MM in voxels."""
-        return SMOOTH_MM / np.linalg.norm(self.grid.affine[:3, :3], axis=0)
-
 
 @lru_cache(maxsize=2)
 def grey_template(spec: str) -> GreyTemplate:
@@ -57,8 +52,11 @@ def grey_template(spec: str) -> GreyTemplate:
     other = np.maximum(grey - np.asarray(regional.sum(axis=0)).ravel(), 0)
     parts = sparse.vstack([regional, other], format="csr").astype(np.float32)
     volumes = np.asarray(regional.sum(axis=1)).ravel().astype(float) * voxel_mm3(grid)
-    sigma = SMOOTH_MM / np.linalg.norm(grid.affine[:3, :3], axis=0)
-    return GreyTemplate(grid, parts, volumes, ndimage.gaussian_filter(grey.reshape(grid.shape), sigma))
+    return GreyTemplate(grid, parts, volumes, _smooth(grey.reshape(grid.shape), grid))
+
+
+def _smooth(values: Array, grid: Grid) -> Array:
+    return np.asarray(ndimage.gaussian_filter(values, SMOOTH_MM / np.linalg.norm(grid.affine[:3, :3], axis=0)))
 
 
 def latent_descriptors(traits: CorticalTraits, template: GreyTemplate) -> Array:
@@ -97,7 +95,7 @@ def amounts(traits: CorticalTraits, template: GreyTemplate) -> Array:
     """Return by which factor the subject's grey matter differs from the template's, (x, y, z), without head size."""
     factors = np.append(np.array(traits.thickness) * np.array(traits.area), traits.other_grey)
     changed = (factors.astype(np.float32) @ template.parts).reshape(template.grid.shape)
-    smoothed = ndimage.gaussian_filter(changed, template.sigma)
+    smoothed = _smooth(changed, template.grid)
     some = template.smoothed > 1e-3
     return np.where(some, smoothed / np.where(some, template.smoothed, 1), 1).astype(np.float32)
 

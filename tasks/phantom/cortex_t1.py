@@ -16,10 +16,11 @@ import numpy as np
 from scipy import ndimage, sparse
 
 from models.records import find_spec
-from tasks.atlas import FINE_MM, priors_on, region_weights, subdivide, voxel_mm3
+from tasks.atlas import FINE_MM, fine_factor, priors_on, region_weights, subdivide, voxel_mm3
 from tasks.phantom.acquire import BIDS_FIELD_MM, SCANNERS, Volume, acquire, make_grid
 from tasks.phantom.anatomy import load_atlas, sample
 from tasks.phantom.contrasts import TEXTURE_SHARE, Tissue, signal, texture
+from tasks.phantom.cortex import SMOOTH_MM
 from tasks.phantom.deform import Warp, voxel_centres, warp_grid
 from tasks.phantom.effects_cortex import CorticalTraits
 from tasks.phantom.subject import BRAIN_THRESHOLD
@@ -30,8 +31,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 EDGE = 0.2
 """Width of an edge in shares of tissue."""
 LEVELS = np.linspace(0.95, 0.05, 16)
-SMOOTH_MM = 3.0
-"""Standard deviation of the smoothing between the levels of neighbouring regions."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Levels:
 def levels() -> Levels:
     """Return the calibration, made once per process."""
     coarse = template_grid(find_spec("vbm_tiny"))
-    grid = subdivide(coarse, round(float(np.linalg.norm(coarse.affine[:3, 0])) / FINE_MM))
+    grid = subdivide(coarse, fine_factor(coarse))
     priors, weights = priors_on(grid), region_weights(grid)
     volumes = [weights @ cut_out(priors.grey, priors.white, level)[0].ravel() for level in LEVELS]
     mm3 = voxel_mm3(grid)

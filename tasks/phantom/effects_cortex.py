@@ -34,7 +34,7 @@ from typing import Literal
 
 import numpy as np
 
-from models.anatomy import DESIKAN_KILLIANY
+from models.anatomy import DESIKAN_KILLIANY, bare_region
 from models.records import Record
 from tasks.phantom.config import SITES
 from tasks.phantom.effects import BASE_SCALE, HEAD_SCALE_SD, SEX_SCALE_DIFFERENCE, in_permuted_block
@@ -146,7 +146,7 @@ def ageing(age: float) -> np.ndarray:
 
 def mean_thickness_mm() -> np.ndarray:
     """Return the mean thickness of each region at 30 years, (68,) mm."""
-    return np.array([THICKNESS_MM[name.split("_", 1)[1]] for name in DESIKAN_KILLIANY])
+    return np.array([THICKNESS_MM[bare_region(name)] for name in DESIKAN_KILLIANY])
 
 
 def draw_cortical_traits(seed: int, subject: int, patients: bool) -> CorticalTraits:
@@ -179,4 +179,4 @@ def draw_cortical_traits(seed: int, subject: int, patients: bool) -> CorticalTra
 
 
 def _is_in(names: frozenset[str]) -> np.ndarray:
-    return np.array([float(name.split("_", 1)[1] in names) for name in DESIKAN_KILLIANY])
+    return np.array([float(bare_region(name) in names) for name in DESIKAN_KILLIANY])

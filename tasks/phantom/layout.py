@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tasks.latents import LATENTS_FILE
 from tasks.phantom.config import PhantomConfig
 
 Group = Literal["bids", "brats", "ucsf", "ixi"]
@@ -137,7 +138,7 @@ def cohort_paths(config: PhantomConfig, root: Path) -> CohortPaths:
         datalist_root=root / config.datalist_name,
         datalist=root / config.datalist_name / DATALIST_FILE,
         participants={name: root / name / "participants.tsv" for name in names},
-        latents={name: root / name / "latents.parquet" for name in names},
+        latents={name: root / name / LATENTS_FILE for name in names},
         broken=root / "broken.json",
         cohort=root / "cohort.json",
     )

@@ -1,18 +1,13 @@
-"""Phantom cohorts as the catalog and the tables see them: their sources, and the truth behind their subjects."""
+"""Phantom cohorts as the catalog sees them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-
-import pandas as pd
 
 from tasks.phantom.anatomical import AnatomicalConfig, anatomical_paths
 from tasks.phantom.config import PhantomConfig
 from tasks.phantom.layout import cohort_paths
 from tasks.sources import BidsSource, Cat12Source, DatalistSource, FreeSurferSource, SourceConfig
-
-LATENTS_FILE = "latents.parquet"
 
 
 def phantom_sources(cohort: PhantomConfig, root: Path) -> list[SourceConfig]:
@@ -43,14 +38,3 @@ def anatomical_sources(cohort: AnatomicalConfig, folder: Path) -> list[SourceCon
     if cohort.t1_spacing_mm is not None:
         sources.append(BidsSource(dataset=f"{cohort.name}-t1", root=str(paths.root)))
     return sources
-
-
-def read_latents(root: Path, datasets: Iterable[str]) -> pd.DataFrame | None:
-    """Return the true latents of datasets below a folder, with a column `dataset`; None when none is a phantom."""
-    found = []
-    for name in datasets:
-        path = root / name / LATENTS_FILE
-        if path.exists():
-            table = pd.read_parquet(path)
-            found.append(table if "dataset" in table else table.assign(dataset=name))
-    return pd.concat(found, ignore_index=True) if found else None

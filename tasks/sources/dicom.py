@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 
 from infra import storage
 from models.records import BRAIN_MASK, LABEL, MODALITIES, OTHER_MODALITIES, Reason, Record, Scan
-from tasks.dicom_convert import IMAGE, ConversionError, convert, find_converter, is_converted, list_converted
+from tasks.dicom_convert import IMAGE, ConversionError, convert, find_converter, is_converted
 from tasks.dicom_series import DicomFile, Series, find_series
 from tasks.sources.base import IGNORE, Candidate, Found, Root, SourceBase, left_out, naming, open_root
 from tasks.sources.names import OutsideRootError, check_link
@@ -98,8 +98,7 @@ def find_scans(source: DicomSource, workspace: str) -> Found:
 
 def conversion_folder(workspace: str, dataset: str) -> str:
     """Return the URL or resolved path of the converted series of a dataset."""
-    base = str(storage.local_path(workspace).resolve()) if storage.is_local(workspace) else workspace
-    return storage.join(base, FOLDER, dataset)
+    return storage.join(storage.resolved(workspace), FOLDER, dataset)
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def survey(source: DicomSource, workspace: str) -> Survey:
     inside, outside = _without_links(root)
     series, broken = find_series(root.url, inside, storage.join(folder, INDEX), write=False)
     named = [(one, modality_of(source, one.header.description)) for one in series]
-    listing = list_converted(folder)
+    listing = storage.find_or_empty(folder)
     pending = [one for one, token in named if token not in ("", IGNORE) and not is_converted(one, listing)]
     return Survey(sum(token != IGNORE for _, token in named) + len(broken) + len(outside), tuple(pending))
 
@@ -187,7 +186,7 @@ class _Adapter:
         named = [(one, self._named(one, owners)) for one in series]
         wanted = [(one, candidate) for one, candidate in named if candidate.modality != IGNORE]
         problems = self._convert_all([one for one, candidate in wanted if candidate.problem is None])
-        converted = Root(self.source, self.folder, list_converted(self.folder))
+        converted = Root(self.source, self.folder, storage.find_or_empty(self.folder))
         return [self._row(one, candidate, problems.get(one.key), converted) for one, candidate in wanted]
 
     def unreadable(self, file: DicomFile) -> Scan:
@@ -213,7 +212,7 @@ class _Adapter:
 
     def _convert_all(self, series: Sequence[Series]) -> dict[str, tuple[Reason, str] | None]:
         """Convert what is not there yet; returns the problem of every series that was tried."""
-        there = list_converted(self.folder)
+        there = storage.find_or_empty(self.folder)
         todo = [one for one in series if not is_converted(one, there)]
         _log.info("dataset %s: %d of %d wanted series to convert", self.source.dataset, len(todo), len(series))
         with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="dcm2niix") as pool:

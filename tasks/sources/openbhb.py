@@ -11,13 +11,11 @@ and which column which region is read from resources.json, by name. Source: Dufu
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 from pydantic import Field
 
@@ -34,7 +32,7 @@ from tasks.sources.regional import Regional, RegionalSource, convert, located, r
 
 NAME = re.compile(
     r"(?:.*/)?(?P<subject>sub-[a-zA-Z0-9]+)(?:_ses-[a-zA-Z0-9]+)?_preproc-"
-    r"(?P<kind>cat12vbm_desc-gm_T1w|freesurfer_desc-(?P<atlas>desikan|destrieux)_ROI)\.npy"
+    r"(?:cat12vbm_desc-gm_T1w|freesurfer_desc-(?P<atlas>desikan|destrieux)_ROI)\.npy"
 )
 ATLAS_KEYS: dict[Atlas, str] = {"desikan_killiany": "desikan", "destrieux": "destrieux"}
 CHANNELS: dict[str, str] = {
@@ -239,18 +237,18 @@ def read_regions(root: Root, relative: str, source: OpenBhbSource, order: ArrayO
     name = relative.rsplit("/", 1)[-1]
     raw = read_small(root, relative)
     try:
-        shape, fortran, dtype, offset = array_header(raw, name)
+        header = array_header(raw, name)
     except BadScanError as error:
         raise DescriptorError(error.reason, error.detail) from None
-    if shape not in (order.shape, (1, *order.shape)):
+    if header.shape not in (order.shape, (1, *order.shape)):
         channels, regions = order.shape
         raise DescriptorError(
-            Reason.ARRAY_SHAPE, f"{name}: shape {shape}; resources.json says {channels} channels x {regions} regions"
+            Reason.ARRAY_SHAPE,
+            f"{name}: shape {header.shape}; resources.json says {channels} channels x {regions} regions",
         )
-    if len(raw) != offset + math.prod(shape) * dtype.itemsize:
+    if len(raw) != header.expected:
         raise DescriptorError(Reason.UNREADABLE, f"{name}: {len(raw)} bytes, its header announces another size")
-    flat = np.frombuffer(raw, dtype, offset=offset)
-    values = flat.reshape(shape, order="F" if fortran else "C").reshape(order.shape)
+    values = header.values(raw).reshape(order.shape)
     rows = {m: [float(values[channel, place]) for place in order.regions] for m, channel in order.channels.items()}
     with located(name):
         return table_of(source, "freesurfer", rows, [name])

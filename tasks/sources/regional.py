@@ -18,7 +18,7 @@ from infra import storage
 from models.anatomy import Atlas, Basis, DescriptorError, check_values
 from models.reasons import Reason
 from models.records import DescriptorTable, Scan
-from tasks.descriptors import descriptor_folder, identity_of, table_bytes
+from tasks.descriptors import descriptor_folder, file_bytes, identity_of
 from tasks.sources.base import Candidate, Root, SourceBase, left_out
 
 READ_THREADS = 16
@@ -97,16 +97,9 @@ def convert(root: Root, cases: Sequence[Regional], workspace: str) -> list[Scan]
     workspace: folder or URL; empty, as in a dry run: nothing is read or written, and rows name the tables themselves.
     """
     folder = descriptor_folder(workspace, root.source.dataset) if workspace else ""
-    there = _listing(folder) if workspace else {}
+    there = storage.find_or_empty(folder) if workspace else {}
     with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="descriptors") as pool:
         return list(pool.map(lambda case: _row(root, case, folder, there), cases))
-
-
-def _listing(folder: str) -> Mapping[str, Mapping[str, Any]]:
-    try:
-        return storage.find(folder)
-    except FileNotFoundError:
-        return {}
 
 
 def _row(root: Root, case: Regional, folder: str, there: Mapping[str, Mapping[str, Any]]) -> Scan:
@@ -116,7 +109,7 @@ def _row(root: Root, case: Regional, folder: str, there: Mapping[str, Mapping[st
         return bad or scans[0]
     first = scans[0]
     try:
-        raw = table_bytes(case.make())
+        raw = file_bytes(case.make())
     except DescriptorError as error:
         return left_out(first, error.reason, str(error))
     except FileNotFoundError:

@@ -141,6 +141,11 @@ def test_forget_names_what_else_holds_the_subject(url: str, tmp_path: Path) -> N
     code, text = run("forget", url, "toy/b", "--yes", "--stage-dir", str(tmp_path / "none"))
     assert code == 2
     assert "none is not a folder; nothing was erased" in text
+    assert "--stage-dir" in text
+    code, text = run("forget", url, "toy/b", "--workspace", str(tmp_path / "none"))
+    assert code == 2
+    assert "Invalid value for --workspace" in text
+    assert "Erase" not in text, "folders are looked at before the question"
     assert len(open_store(url).dataset("toy").rows) == 3
     code, text = run("forget", url, "toy/b", "--yes", "--stage-dir", str(stage))
     assert code == 0

@@ -31,6 +31,7 @@ def test_absent_objects(root: str) -> None:
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(storage.join(root, "nothing"))
     assert storage.listdir(storage.join(root, "nowhere")) == []
+    assert storage.find_or_empty(storage.join(root, "nowhere")) == {}
     storage.delete(storage.join(root, "nothing"))
 
 

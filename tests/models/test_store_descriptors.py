@@ -20,7 +20,7 @@ from models.store import StoreError, open_store, store_digest
 from models.store_descriptors import digest_bytes, layout_of
 from tasks.compact import compact
 from tasks.compare import compare
-from tasks.descriptors import identity_of, table_bytes
+from tasks.descriptors import file_bytes, identity_of
 from tasks.export_nifti import export_cases
 from tasks.forget import forget
 from tasks.selection import select_cases
@@ -40,7 +40,7 @@ def scans_of(folder, name, descriptors=None, seed=0):
     scans = [scan_of(path if path.exists() else write_map(path, seed), "gm", name)]
     if descriptors is None:
         return scans
-    raw = table_bytes(descriptors)
+    raw = file_bytes(descriptors)
     path = folder / f"{name}-{identity_of(raw)[1][-8:]}.json"
     path.write_bytes(raw)
     size, identity = identity_of(raw)

@@ -71,6 +71,8 @@ def test_every_region_is_in_one_lobe() -> None:
 def test_shared_maps_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="read-only"):
         priors_on(TINY).grey[0] = 1
+    with pytest.raises(ValueError, match="read-only"):
+        lobes_on(TINY)[0] = 1
 
 
 def test_a_missing_or_another_atlas_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

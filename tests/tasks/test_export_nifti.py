@@ -5,9 +5,10 @@ from nifti_files import FIXED, SMALL, blob, centred, write_case, write_nifti
 from store_builds import ingest, scans_of
 
 from infra import storage
+from models.records import Receipt
 from models.store import StoreError, open_store
 from tasks import prepare
-from tasks.export_nifti import export_cases
+from tasks.export_nifti import export_cases, onto_grid
 from tasks.receipts import receipt_url
 from tasks.registration import Move
 
@@ -122,6 +123,37 @@ def test_native_lies_in_the_world_of_the_files_after_registration(tmp_path, move
     assert 2 * both.sum() / ((np.asarray(label.dataobj) == 2).sum() + (mask == 2).sum()) > 0.8
     (grid,) = export_cases(url, ["toy/a"], tmp_path / "grid", modalities=["t1"])
     np.testing.assert_allclose(nib.load(grid).affine, open_store(url).dataset("toy").case_info(0).affine)
+
+
+@pytest.mark.parametrize("t1_first", [True, False])
+def test_a_file_of_grey_matter_returns_to_where_it_lay_for_it_was_never_moved(tmp_path, moved, t1_first):
+    grey = (blob((12, 14, 11), margin=1) / 400).astype(np.float32)
+    place = np.asarray(FIXED.grid_affine)  # of the template: not a voxel is interpolated there and back
+    head, mask = blob(), np.zeros((30, 28, 24), np.uint8)
+    mask[10:20, 9:19, 8:16] = 2
+    away = np.linalg.inv(moved) @ centred(head.shape) if t1_first else centred(head.shape)
+    files = {
+        "t1": write_nifti(tmp_path / "t1.nii.gz", head, away),
+        "gm": write_nifti(tmp_path / "mwp1.nii.gz", grey, place),
+        "label": write_nifti(tmp_path / "seg.nii.gz", mask, away),
+    }
+    order = ("t1", "gm") if t1_first else ("gm", "t1")
+    spec = REGISTERED.replace(modalities=("t1", "gm"), intensity="keep", reference_order=order)
+    url = stored(tmp_path, files, spec)
+    registration = Receipt.model_validate_json(storage.read_bytes(receipt_url(url, "toy", 0))).geometry.registration
+    assert (registration is not None) == t1_first
+    found = {path.name: nib.load(path) for path in export_cases(url, ["toy/a"], tmp_path / "out", native=True)}
+    np.testing.assert_allclose(found["toy_a_gm.nii.gz"].affine, place, atol=1e-6)
+    np.testing.assert_allclose(found["toy_a_gm.nii.gz"].get_fdata(), grey, atol=TOLERANCE)
+    np.testing.assert_allclose(found["toy_a_t1.nii.gz"].affine, nib.load(files["t1"]).affine, atol=1e-5)
+    assert np.corrcoef(found["toy_a_t1.nii.gz"].get_fdata().ravel(), head.ravel())[0, 1] > 0.95
+    data = open_store(url).dataset("toy")
+    label = data.read_case(0)[1]
+    again = onto_grid(data, 0, label, mask.shape, away)  # of the label, in the world of its file
+    assert 2 * ((again == 2) & (mask == 2)).sum() / ((again == 2).sum() + (mask == 2).sum()) > 0.8
+    storage.delete(receipt_url(url, "toy", 0))
+    with pytest.raises(StoreError, match=r"toy/a: .*00000000\.json, which holds its registration, is missing"):
+        export_cases(url, ["toy/a"], tmp_path / "out", native=True, modalities=["gm"], overwrite=True)
 
 
 def test_native_without_the_registration_is_refused(tmp_path, moved):

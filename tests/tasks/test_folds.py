@@ -127,3 +127,14 @@ def test_links_found_later_are_refused_where_folds_keep_them_apart(
         FoldError, match=r"phantom/s000 \(fold \d\) and phantom/s0\d\d \(fold \d\) look like one person"
     ):
         ensure(tmp_path, people(30))
+
+
+def test_subjects_linked_through_somebody_without_a_fold_are_refused_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = fold_of(ensure(tmp_path, people(30)))
+    one, other = ("phantom", "s000"), next(pair for pair, fold in made.items() if fold != made["phantom", "s000"])
+    between = ("elsewhere", "x")
+    monkeypatch.setattr(folds, "near_duplicates", lambda url: [(other, between), (between, one)])
+    with pytest.raises(FoldError, match=rf"phantom/s000 \(fold \d\) and phantom/{other[1]} \(fold \d\) look like one"):
+        ensure(tmp_path, people(30))

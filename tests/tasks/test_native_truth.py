@@ -96,7 +96,7 @@ def test_native_scores_have_a_name_of_their_own_and_no_published_rows(source: tu
 
 def test_what_is_missing_is_named(source: tuple[str, Path], tmp_path: Path) -> None:
     url, path = source
-    labels = SourceLabels(open_store(url))
+    labels, case = SourceLabels(open_store(url)), case_of(url)
     with pytest.raises(ScoreError, match=r"case a: .* names no label file of it, so it has no native grid; eval"):
         labels.truth(case_of(url, row=7))
     moved = path.rename(tmp_path / "elsewhere.nii.gz")
@@ -106,4 +106,4 @@ def test_what_is_missing_is_named(source: tuple[str, Path], tmp_path: Path) -> N
     finally:
         moved.rename(path)
     with pytest.raises(ScoreError, match="9 regions; at most 8 can be moved to a native grid"):
-        labels.moved(case_of(url), np.zeros((9, 2, 2, 2)), [TUMOUR.regions[0]] * 9)
+        labels.moved(case, open_store(url).dataset(case.dataset), np.zeros((9, 2, 2, 2)), [TUMOUR.regions[0]] * 9)

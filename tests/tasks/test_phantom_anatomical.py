@@ -208,6 +208,20 @@ def test_a_cohort_is_completed_and_never_changed(cohort: tuple[Path, AnatomicalP
         write_anatomical_cohort(CONFIG.replace(seed=4), folder)
 
 
+def test_a_lost_file_is_made_again_although_its_subject_was_complete(tmp_path: Path) -> None:
+    config = CONFIG.replace(subjects=2)
+    paths = write_anatomical_cohort(config, tmp_path)
+    lost = paths.freesurfer / "sub-0002/stats/rh.aparc.stats"
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path != lost}
+    content = lost.read_bytes()
+    lost.unlink()
+    counts: list[tuple[int, int]] = []
+    write_anatomical_cohort(config, tmp_path, lambda done, total: counts.append((done, total)))
+    assert lost.read_bytes() == content
+    assert counts == [(1, 2), (2, 2)], "the other subject is not made again"
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
 def test_a_subject_depends_on_seed_and_number_alone(cohort: tuple[Path, AnatomicalPaths]) -> None:
     files, _ = make_anatomical_subject(CONFIG.replace(subjects=900), 3)
     assert len(files) == 3

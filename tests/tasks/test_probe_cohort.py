@@ -78,6 +78,13 @@ def test_seen_subjects_and_their_doubles_are_left_out(
         cohort(AD, store, people, tmp_path, seen={(DATASET, f"sub-{k}") for k in range(CASES)})
 
 
+def test_whoever_looks_like_a_double_of_somebody_seen_is_seen(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = [((DATASET, "sub-5"), (DATASET, "sub-7")), ((DATASET, "sub-7"), ("other", "x")), (("a", "b"), ("a", "c"))]
+    monkeypatch.setattr("tasks.probe_cohort.near_duplicates", lambda url: chain)
+    case = SelectedCase(dataset=DATASET, row=5, case="case-5", subject="sub-5", digest="x", role="train", target="")
+    assert seen_subjects([[case]], store.url) == {(DATASET, "sub-5"), (DATASET, "sub-7"), ("other", "x")}
+
+
 def test_people_seen_under_other_ids_are_refused_or_pointed_out(
     store: Store, people: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -137,6 +144,18 @@ def test_sites_that_cannot_be_probed_cost_only_their_report(store: Store, people
     sites, words = site_cohort([found], people, tmp_path, 4, ())
     assert sites is None
     assert words.startswith("No site report: probe 'site': no unseen subject is 'B' in column 'site'")
+
+
+def test_changed_folds_of_the_sites_cost_only_their_report(store: Store, people: pd.DataFrame, tmp_path: Path) -> None:
+    found = cohort(AGE, store, people, tmp_path)
+    sites, _ = site_cohort([found], people, tmp_path, 4, ())
+    assert sites is not None
+    path = tmp_path / "splits" / "site-4.folds.parquet"
+    kept = pd.read_parquet(path)
+    kept.assign(fold=(kept["fold"] + 1) % 4).to_parquet(path)
+    sites, words = site_cohort([found], people, tmp_path, 4, ())
+    assert sites is None
+    assert words.startswith(f"No site report: {path}: the digest of the folds is ")
 
 
 def test_several_sessions_count_once(store: Store, people: pd.DataFrame, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from store_builds import ingest
 from models.records import Reason, Scan
 from models.store import open_store, read_lines
 from tasks import qc
-from tasks.catalog import CatalogResult, write_catalog
+from tasks.catalog import CatalogResult, summarise, write_catalog
 from tasks.catalog_report import short_detail
 from tasks.qc import mosaic_of, mosaics_of, qc_cases, quarantine_table
 
@@ -34,7 +34,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     left_out = scans[-1].replace(
         path=str(root / "c4_swi.nii.gz"), modality="swi", status="left out", reason=Reason.UNKNOWN_MODALITY, detail="x"
     )
-    write_catalog(CatalogResult([*scans, left_out], pd.DataFrame(), {"identity": "x"}), str(root))
+    rows, nobody = [*scans, left_out], pd.DataFrame()
+    write_catalog(CatalogResult(rows, nobody, summarise(rows, nobody)), str(root))
     store = str(root / "store.zarr")
     ingest(store, scans, spec=SPEC)
     return root, store

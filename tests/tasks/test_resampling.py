@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from nifti_files import blob, centred, dense, oblique, volume_of
+from nifti_files import blob, centred, oblique, volume_of
 
 from models.records import Reason
 from tasks.affines import BadScanError
 from tasks.resampling import resample
-from tasks.volumes import Grid, grid_of, isotropic_grid, tight
+from tasks.volumes import Grid, dense, grid_of, isotropic_grid, tight
 
 AFFINES = {
     "same": centred,

@@ -13,10 +13,12 @@ from models.scoring import dice
 from tasks.benchmarks import BENCHMARKS
 from tasks.predictions import predictions_digest, read_probabilities, read_regions
 from tasks.scores import (
+    COLUMNS,
     RowKey,
     ScoreError,
     inputs_digest,
     kept_scores,
+    prediction_scores,
     probability_scores,
     region_masks,
     score_case,
@@ -123,6 +125,16 @@ def test_probabilities_keep_case_class_and_target() -> None:
         probability_scores(key, DIAGNOSIS, cases, np.array([[0.5, 0.5]]))
     with pytest.raises(ScoreError, match=r"target 'ill' is not among the classes \('control', 'patient'\)"):
         probability_scores(key, DIAGNOSIS, [case(1, "ill")], np.array([[0.5, 0.5]]))
+
+
+def test_predicted_numbers_keep_case_and_target() -> None:
+    key = RowKey("phantom-anat-age", "AnatCL global", 1)
+    frame = prediction_scores(key, [case(1, "40.5"), case(2, "61")], np.array([38.0, 60.5]))
+    assert tuple(frame.columns) == COLUMNS
+    assert frame[["region", "metric"]].drop_duplicates().to_numpy().tolist() == [["", "prediction"]]
+    assert frame[["case", "value", "target"]].to_numpy().tolist() == [["sub-1", 38.0, "40.5"], ["sub-2", 60.5, "61"]]
+    with pytest.raises(ScoreError, match=r"phantom-anat-age, row 'AnatCL global': a prediction is not finite; the enc"):
+        prediction_scores(key, [case(1, "40.5")], np.array([np.nan]))
 
 
 def test_predictions_are_read_and_missing_ones_named(tmp_path: Path) -> None:

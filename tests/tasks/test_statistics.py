@@ -79,6 +79,18 @@ def test_paired_test_finds_a_shift_that_unpaired_intervals_hide() -> None:
     assert bootstrap_interval(mean_metric(better), weights).low < bootstrap_interval(mean_metric(base), weights).high
 
 
+def test_replicates_that_are_there_already_give_the_same_numbers() -> None:
+    values = np.random.default_rng(8).random((2, 3, 25))
+    first, second = (mean_metric(one) for one in values)
+    weights = draw_subjects(25, 300)
+    drawn = first(weights), second(weights)
+    assert bootstrap_interval(first, weights, replicates=drawn[0]) == bootstrap_interval(first, weights)
+    assert paired_test(first, second, weights, drawn[0] - drawn[1]) == paired_test(first, second, weights)
+    alone = mean_metric(np.array([[0.7]]))
+    _, p = paired_test(alone, alone, draw_subjects(1, 20))
+    assert np.isnan(p), "one subject: no test"
+
+
 def test_equal_rows_have_p_one() -> None:
     values = np.random.default_rng(3).random((2, 15))
     gap, p = paired_test(mean_metric(values), mean_metric(values), draw_subjects(15, 200))

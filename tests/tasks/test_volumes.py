@@ -2,7 +2,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from nifti_files import blob, centred, dense, oblique, volume_of
+from nifti_files import blob, centred, oblique, volume_of
 
 from tasks.affines import BadScanError
 from tasks.volumes import (
@@ -10,6 +10,7 @@ from tasks.volumes import (
     Grid,
     box_above,
     cut,
+    dense,
     foreground_box,
     grid_of,
     isotropic_grid,

@@ -1,0 +1,50 @@
+"""What the flows' forms share: fields, the parameters of a flow run, and names that stay short."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prefect import runtime
+from pydantic import BaseModel, Field
+
+from infra import storage
+
+NAMED = 3
+"""Names in a flow run's name before the rest is counted."""
+
+Params = TypeVar("Params", bound=BaseModel)
+
+
+def workspace_field(description: str) -> Any:
+    """Return the field of a workspace that is there already."""
+    return Field("./state/demo", title="Workspace", description=description, min_length=1, examples=["./state/demo"])
+
+
+def store_field() -> Any:
+    """Return the field of a store that may lie outside the workspace."""
+    return Field(
+        "",
+        title="Store",
+        description="Path or URL of the Zarr store, on disk or s3://; empty: <workspace>/store.zarr.",
+    )
+
+
+def store_in(workspace: str, store: str) -> str:
+    """Return the URL of `store`, or of the workspace's own; a local one is absolute, for processes elsewhere."""
+    url = store or str(Path(workspace) / "store.zarr")
+    return str(storage.local_path(url).resolve()) if storage.is_local(url) else url
+
+
+def params_of(model: type[Params]) -> Params:
+    """Return the parameters of the present flow run, which a deployment gives as plain values."""
+    given = runtime.flow_run.parameters["params"]
+    return given if isinstance(given, model) else model.model_validate(given)
+
+
+def few(names: Iterable[str], separator: str = ", ") -> str:
+    """Return distinct names, shortened after three."""
+    distinct = list(dict.fromkeys(names))
+    more = f" and {len(distinct) - NAMED} more" if len(distinct) > NAMED else ""
+    return separator.join(distinct[:NAMED]) + more
