@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.records import PreprocessSpec
+from models.spec import PreprocessSpec
 
 
 def monai_chain(paths: Sequence[Path], spec: PreprocessSpec) -> Callable[[], np.ndarray]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from models.records import PlannedCase, PreprocessSpec, Scan
+from models.records import PlannedCase, Scan
+from models.spec import PreprocessSpec
 from models.store import StoreWriter, create_or_open
 from tasks import plan as plans
 

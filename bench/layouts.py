@@ -21,8 +21,8 @@ from zarr.codecs import BloscCodec
 from bench.crops import READS, draws
 from bench.inputs import GRID, MODALITIES, centred, mni_brain, workplace, write_scans
 from bench.timing import machine, race
-from models.records import SPECS, PreprocessSpec
 from models.shard_reader import ShardReader
+from models.spec import SPECS, PreprocessSpec
 from models.store_layout import limit_threads, rust_pipeline
 from tasks.prepare import prepare_case
 

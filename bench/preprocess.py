@@ -16,7 +16,7 @@ from isal import isal_zlib
 from bench.chain import monai_chain
 from bench.inputs import DATASET, MODALITIES, Workplace, workplace, write_scans
 from bench.timing import Ratio, Rounds, Target, race
-from models.records import PreprocessSpec
+from models.spec import PreprocessSpec
 from models.store_layout import open_array
 from tasks.prepare import prepare_case
 from tasks.preprocess import preprocess_case

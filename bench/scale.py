@@ -29,7 +29,7 @@ from bench.kills import Started, kill_after_cases, kill_points, kill_server, kil
 from bench.timing import machine
 from infra.server import child_environment, ensure_server, stop_server
 from infra.settings import Settings
-from models.records import PreprocessSpec
+from models.spec import PreprocessSpec
 from models.store import open_store, read_cases, store_digest
 from tasks.catalog import build_catalog, write_catalog
 

@@ -30,8 +30,9 @@ from bench.timing import Ratio, Rounds, Target, machine, target_table, time_tabl
 from models.config import BrainMVPConfig, NetworkConfig, TrainingConfig
 from models.distributed import World
 from models.recipes import find_recipe
-from models.records import SPECS, PlannedCase, PreprocessSpec, Scan, SelectedCase
+from models.records import PlannedCase, Scan, SelectedCase
 from models.selection import write_selection
+from models.spec import SPECS, PreprocessSpec
 from models.state import start_training
 from models.store import create_or_open, read_lines
 from models.trainer import bf16_on_cpu, train_step

@@ -13,7 +13,7 @@ import torch
 from bench import catalog, crops, metrics, preprocess, step, workers
 from bench.inputs import GRID, centred, mni_brain, workplace, write_scans
 from bench.timing import machine, target_table, time_table
-from models.records import SPECS, PreprocessSpec
+from models.spec import SPECS, PreprocessSpec
 from models.store_layout import limit_threads
 
 CROP = 96

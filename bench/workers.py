@@ -11,7 +11,8 @@ from bench.inputs import DATASET
 from bench.timing import Ratio, Rounds, Target, race
 from infra.clusters import cluster_options
 from infra.settings import Settings
-from models.records import PlannedCase, PreprocessSpec, Scan
+from models.records import PlannedCase, Scan
+from models.spec import PreprocessSpec
 from models.store import create_or_open
 from models.store_writer import open_writer
 from tasks import plan as plans

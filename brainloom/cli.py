@@ -16,6 +16,8 @@ from rich.markup import escape
 from yaml.constructor import ConstructorError
 
 from brainloom import __version__
+from brainloom.cli_atlas import atlas_app
+from brainloom.cli_compare import compare
 from brainloom.cli_demo import demo
 from brainloom.cli_predictions import predictions
 from brainloom.cli_server import deploy, doctor, down, up
@@ -32,7 +34,8 @@ app = typer.Typer(
 )
 app.add_typer(store_app, name="store")
 app.add_typer(weights_app, name="weights")
-for command in (demo, predictions, up, down, doctor, deploy):
+app.add_typer(atlas_app, name="atlas")
+for command in (demo, compare, predictions, up, down, doctor, deploy):
     app.command()(command)
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="YAML file with the flow's parameters.")]
@@ -53,6 +56,7 @@ FLOWS: dict[str, tuple[str, str, str]] = {
     "pretrain": ("flows.pretrain", "PretrainParams", "Pre-train a network on a store under torchrun."),
     "evaluate": ("flows.evaluate", "EvaluateParams", "Fine-tune on benchmarks and write the tables."),
     "probe": ("flows.probe", "ProbeParams", "Probe frozen encoders linearly and write the tables."),
+    "prompt": ("flows.prompt", "PromptParams", "Diagnose images by labelled connectomes and write the tables."),
     "benchmark": ("flows.benchmark", "BenchmarkParams", "The whole chain, from NIfTI to the table."),
 }
 
@@ -196,6 +200,43 @@ def phantom_anat(
     with Progress("phantom-anat", subjects, "subjects") as progress:
         paths = write_anatomical_cohort(config, out, lambda done, _: progress.update(done), processes)
     for name in ("root", "cat12", "freesurfer", "participants", "latents"):
+        typer.echo(f"{name:13s}{getattr(paths, name)}")
+
+
+@app.command(name="phantom-connect")
+def phantom_connect(
+    out: Annotated[Path, typer.Argument(help="Folder to write the cohort into.")],
+    subjects: Annotated[int, typer.Option(min=1, help="Subjects.")] = 200,
+    seed: Annotated[int, typer.Option(help="The cohort is a function of this number.")] = 0,
+    frames: Annotated[int, typer.Option(help="Frames of the resting-state signals, 100 or more.")] = 200,
+    t1_spacing_mm: Annotated[float, typer.Option(help="Voxel size of the T1s, 1 to 6.")] = 6.0,
+    bold_subjects: Annotated[
+        int, typer.Option(min=0, help="The first so many also have BOLD images as of fMRIPrep.")
+    ] = 0,
+    patients: Annotated[bool, typer.Option(help="A third each is hypoconnected and hyperconnected.")] = True,
+    processes: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
+) -> None:
+    """Write a phantom cohort for CINP: T1s and time series of people whose cortex and connectome share traits."""
+    from infra.settings import Settings  # keeps `--help` fast
+
+    prepare_prefect(Settings())
+    from flows.progress import Progress
+    from tasks.phantom.connectivity import ConnectivityConfig, write_connectivity_cohort
+
+    config = ConnectivityConfig.model_validate(
+        {
+            "subjects": subjects,
+            "seed": seed,
+            "frames": frames,
+            "t1_spacing_mm": t1_spacing_mm,
+            "bold_subjects": bold_subjects,
+            "patients": patients,
+        }
+    )
+    with Progress("phantom-connect", subjects, "subjects") as progress:
+        paths = write_connectivity_cohort(config, out, lambda done, _: progress.update(done), processes)
+    shown = ("root", "series", *(("fmriprep", "atlas") if bold_subjects else ()), "participants", "latents")
+    for name in shown:
         typer.echo(f"{name:13s}{getattr(paths, name)}")
 
 

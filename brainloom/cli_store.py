@@ -38,6 +38,9 @@ def info(store: Url, as_json: AsJson = False) -> None:
     spec = opened.spec
     console = Console()
     console.print(f"[bold]{store}[/]  spec {spec.name}, {spec.spacing_mm:g} mm, grid {'x'.join(map(str, spec.grid))}")
+    if spec.connectome is not None:
+        regions = len(spec.connectome.regions)
+        console.print(f"connectomes of {spec.connectome.atlas}, {regions} regions, {spec.connectome.kind}")
     console.print(f"digest {digest}")
     table = Table("dataset", "status", "cases")
     for (dataset, status), n in counts.items():
@@ -73,7 +76,7 @@ def show(
     case: Annotated[str, typer.Argument(help="`dataset/case`, as in cases.parquet or the catalog.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write; ends in .png.")] = Path("mosaic.png"),
 ) -> None:
-    """Write the tri-planar mosaic of one case."""
+    """Write the tri-planar mosaic of one case, its connectome beside it."""
     from models.store import open_store  # keeps `--help` fast
     from tasks.qc import mosaic_of
     from tasks.stored_cases import stored_rows
@@ -113,11 +116,11 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path("export"),
     native: Annotated[bool, typer.Option(help="On each source's own grid, with its intensities.")] = False,
     modality: Annotated[
-        list[str] | None, typer.Option(help="Only this one, or `label`; may be repeated. Default: all.")
+        list[str] | None, typer.Option(help="Only this one, `label`, `descriptors` or `connectome`; may be repeated.")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
 ) -> None:
-    """Write cases back to NIfTI, on the stored grid or on their sources' grids."""
+    """Write cases back: NIfTI on the stored grid or on their sources' grids; tables of descriptors and connectomes."""
     from tasks.export_nifti import export_cases  # keeps `--help` fast
 
     for path in export_cases(store, cases, out, native=native, modalities=modality or (), overwrite=overwrite):

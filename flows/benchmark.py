@@ -10,12 +10,13 @@ from prefect import flow, runtime
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.catalog import CatalogParams, catalog
-from flows.evaluate import BenchmarkName, EvaluateParams, evaluate
+from flows.evaluate import evaluate
+from flows.evaluate_params import BenchmarkName, EvaluateParams
 from flows.phantom import PhantomParams, phantom
 from flows.preprocess import PreprocessParams, preprocess
 from flows.pretrain import PretrainParams, pretrain
 from flows.start import start
-from models.records import SPECS
+from models.spec import SPECS
 from models.store import open_store
 from tasks.benchmarks import PHANTOM_BENCHMARKS
 from tasks.phantom import DEMO, TINY, PhantomConfig

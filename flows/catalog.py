@@ -25,8 +25,8 @@ class CatalogParams(BaseModel):
 
     sources: list[SourceConfig] = Field(
         title="Sources",
-        description="One entry per dataset: a BIDS tree, datalist, table, folder tree or DICOM folder, with its root. "
-        "At least one.",
+        description="One entry per dataset: a BIDS tree, datalist, table, folder tree or DICOM folder, grey-matter "
+        "maps and regions, fMRIPrep's derivatives or ROI series, with its root. At least one.",
         min_length=1,
         examples=[[{"kind": "bids", "dataset": "ixi", "root": "./sources/ixi"}]],
     )
@@ -109,14 +109,14 @@ def refuse_left_out(result: CatalogResult) -> None:
 
 
 def refuse_conflicts(result: CatalogResult) -> None:
-    """Raise StrictCatalogError naming the phenotypes that disagree between tables; do nothing when there are none."""
-    conflicts = [issue for issue in result.issues if issue.problem == "conflict"]
-    if conflicts:
-        named = [f"{issue.dataset} {issue.detail}" for issue in conflicts]
-        shown = shown_names(named, counted(f"in {issue.dataset}" for issue in conflicts))
-        raise StrictCatalogError(
-            "\n  ".join([f"strict catalog: {len(conflicts)} phenotypes disagree, 0 may; correct the tables:", *shown])
-        )
+    """Raise StrictCatalogError naming the phenotypes that disagree between tables or say nothing known, if any."""
+    faulty = [issue for issue in result.issues if issue.problem in ("conflict", "bad value")]
+    if faulty:
+        named = [f"{issue.dataset} {issue.detail}" for issue in faulty]
+        shown = shown_names(named, counted(f"in {issue.dataset}" for issue in faulty))
+        unread = "" if all(issue.problem == "conflict" for issue in faulty) else " or cannot be read"
+        first = f"strict catalog: {len(faulty)} phenotypes disagree{unread}, 0 may; correct the tables:"
+        raise StrictCatalogError("\n  ".join([first, *shown]))
 
 
 def dry_run(params: CatalogParams) -> str:

@@ -5,109 +5,59 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pandas as pd
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from pydantic import BaseModel, ConfigDict, Field
 
-from flows.artifacts import png_markdown, publish_markdown, publish_table
-from flows.forms import few, params_of, workspace_field
+from flows.evaluate_params import EvaluateParams, run_name
+from flows.forms import params_of
 from flows.progress import Progress
+from flows.results import publish_tables, write_section
 from infra.storage import write_bytes
 from models.records import digest_of
 from models.schedule import plan_steps
 from models.selection import read_selection
 from models.store import open_store
-from tasks import finetune, tables
-from tasks.benchmarks import BENCHMARKS, PHANTOM_BENCHMARKS, find_benchmark
+from tasks import finetune
+from tasks.benchmarks import BENCHMARKS, find_benchmark
+from tasks.duplicates import links as near_duplicates
 from tasks.evaluation import (
-    NATIVE,
+    KINDS,
     Cohort,
-    check_leakage,
     find_cohort,
     make_section,
     make_table,
     native_cohort,
     score_baselines,
     score_trainings,
+    with_further,
+    without_seen,
 )
 from tasks.finetune import Finetuning
+from tasks.label_efficiency import (
+    label_table,
+    of_share,
+    share_cohort,
+)
 from tasks.latents import read_latents
 from tasks.launch import launch
-from tasks.missing import MissingTable, applies, missing_table, score_missing
-from tasks.report import TableSection, write_report
+from tasks.leaks import leak_table
+from tasks.methods_text import MethodsText, methods_text
+from tasks.missing import applies, missing_table, score_missing
+from tasks.phenotype_layouts import with_layouts
+from tasks.report import FurtherTable, TableSection, write_report
 from tasks.report_content import Made, provenance, report_content
 from tasks.scores import write_scores
 from tasks.splits import made_from, people_of, roles, workspace_split
 from tasks.statistics import REPLICATES
 from tasks.tables import BenchmarkTable
 
-BenchmarkName = Annotated[str, Field(json_schema_extra={"enum": list(BENCHMARKS)})]
-"""The form offers the registered ones."""
-
-
-class EvaluateParams(BaseModel):
-    """Which pre-training to evaluate, on what, and with which budget."""
-
-    model_config = ConfigDict(extra="forbid", title="Evaluate")
-
-    workspace: str = workspace_field(
-        "Folder with the store, the splits and the trainings; tables and report are written into it."
-    )
-    pretrained: str = Field(
-        title="Pre-training",
-        description="Name of a finished training in <workspace>/trainings whose encoder is fine-tuned.",
-        min_length=1,
-        examples=["brainmvp_tiny"],
-    )
-    benchmarks: list[BenchmarkName] = Field(
-        default=list(PHANTOM_BENCHMARKS),
-        title="Benchmarks",
-        description="Names of registered benchmarks, at least one; those without data in the store show `no data`.",
-        min_length=1,
-        examples=[list(PHANTOM_BENCHMARKS)],
-    )
-    seeds: int = Field(3, ge=1, le=20, title="Seeds", description="Trainings of each row, from 1 to 20.")
-    epochs: int | None = Field(
-        None, ge=1, title="Epochs", description="Of every fine-tuning, at least 1; empty: as the recipe says."
-    )
-    lanes: int = Field(
-        2, ge=1, le=64, title="Lanes", description="Fine-tunings that run at the same time on this host, from 1 to 64."
-    )
-    template_mix: bool = Field(
-        False,
-        title="Template mix",
-        description="Train a third row at the same budget: pre-trained, learned templates mixed into the channels.",
-    )
-    missing_modalities: bool = Field(
-        False,
-        title="Missing modalities",
-        description="Predict segmentations again without each modality: zeros against the learned template.",
-    )
-    native_scores: bool = Field(
-        False,
-        title="Native scores",
-        description="Score segmentations a second time on the grids of their label files, which must still be there.",
-    )
-    split: str = Field(
-        "default",
-        title="Split",
-        description="Name of the split in <workspace>/splits: letters, digits, dashes and underscores.",
-        pattern=r"^[A-Za-z0-9_-]+$",
-    )
-    replicates: int = Field(
-        REPLICATES, ge=200, le=100_000, title="Bootstrap replicates", description="From 200 to 100,000."
-    )
-
-
-def run_name(params: EvaluateParams) -> str:
-    """Return `evaluate <pre-training> on <benchmarks>`, shortened after three."""
-    return f"evaluate {params.pretrained} on {few(params.benchmarks)}"
+Further = dict[str, dict[str, FurtherTable]]
+"""By kind and benchmark: the tables beside the main ones."""
 
 
 def _run_name() -> str:
@@ -151,6 +101,12 @@ def score_without(
     return score_missing(cohort, trainings, pretrained, folder)
 
 
+@task(name="score fewer labels", task_run_name="score {name}", cache_policy=NO_CACHE)
+def score_share(name: str, cohort: Cohort, trainings: Sequence[Finetuning], folder: Path) -> tuple[pd.DataFrame, int]:
+    """Score the trainings of one benchmark on a share of its labels; unchanged ones are read back."""
+    return score_trainings(cohort, trainings, folder)
+
+
 @flow(name="evaluate", flow_run_name=_run_name)
 def evaluate(params: EvaluateParams) -> dict[str, Any]:
     """Fine-tune, score and report; what is finished and unchanged is not done again."""
@@ -158,25 +114,30 @@ def evaluate(params: EvaluateParams) -> dict[str, Any]:
         find_benchmark(name)
     workspace = Path(params.workspace).resolve()
     made, cohorts = _read_workspace(params, workspace)
-    present = [cohort for cohort in cohorts if cohort.selected]
+    present = _without_seen(workspace / "trainings" / params.pretrained, made, cohorts)
     trainings = _prepare(params, workspace, made, present)
-    trained = fine_tune(list(trainings), params.lanes) if trainings else 0
+    fewer = [one for share in params.label_shares for one in _prepare(params, workspace, made, present, share)]
+    trained = fine_tune([*trainings, *fewer], params.lanes) if trainings else 0
     scored = [cohort for cohort in present if cohort.benchmark.kind == "segmentation"] if params.native_scores else []
     native = [native_cohort(cohort) for cohort in scored]
-    scores, computed = _score_all([*present, *native], trainings, workspace / "scores")
+    scores, leaks, computed = _score_all(params, [*present, *native], trainings, workspace / "scores")
     missing, more = _score_all_missing(params, made, present, trainings)
-    cohorts = [*cohorts, *native]
-    inputs = _inputs(params, made, trainings, cohorts, missing)
+    labels, most = _score_fewer_labels(params, made, present, fewer, scores)
+    further: Further = {"leaks": leaks, "missing": missing, "labels": labels}
+    there = {cohort.benchmark.name: cohort for cohort in present}
+    cohorts = [*(there.get(cohort.benchmark.name, cohort) for cohort in cohorts), *native]
+    methods = methods_text(made, trainings, [cohort.benchmark for cohort in present], params.replicates)
+    inputs = _inputs(params, made, trainings, cohorts, further, methods)
     kept = finetune.read_json(workspace / "report" / "evaluation.json") or {}
     if kept.get("inputs") != inputs or not _results_exist(workspace, kept["digests"]):
-        kept = {"inputs": inputs, **_write_results(params, made, cohorts, trainings, scores, missing)}
+        kept = {"inputs": inputs, **_write_results(params, made, cohorts, trainings, scores, further, methods)}
         write_bytes(str(workspace / "report" / "evaluation.json"), json.dumps(kept, indent=1).encode())
     publish_tables([BenchmarkTable.model_validate(table) for table in kept["tables"]], workspace / "tables")
     return {
         "report": str(workspace / "report" / "index.html"),
         "tables": kept["digests"],
         "trained": trained,
-        "scored": computed + more,
+        "scored": computed + more + most,
         "no_data": kept["no_data"],
     }
 
@@ -192,7 +153,8 @@ def _inputs(
     made: Made,
     trainings: Sequence[Finetuning],
     cohorts: Sequence[Cohort],
-    missing: dict[str, MissingTable],
+    further: Further,
+    methods: MethodsText,
 ) -> str:
     """Return the digest of everything that decides tables and report."""
     scores = made.workspace / "scores.parquet"
@@ -203,7 +165,12 @@ def _inputs(
             "benchmarks": [benchmark.content_digest() for benchmark in BENCHMARKS.values()],
             "cases": [[case.model_dump(mode="json") for case in cohort.selected] for cohort in cohorts],
             "scores": hashlib.sha256(scores.read_bytes()).hexdigest() if scores.exists() else "",
-            "missing": {name: table.model_dump(mode="json") for name, table in missing.items()},
+            "further": {
+                f"{kind} {name}": [table.to_markdown(), table.to_csv()]
+                for kind, found in further.items()
+                for name, table in found.items()
+            },
+            "methods": methods.to_markdown(),
         }
     )
 
@@ -214,7 +181,8 @@ def _write_results(
     cohorts: Sequence[Cohort],
     trainings: Sequence[Finetuning],
     scores: pd.DataFrame,
-    missing: dict[str, MissingTable],
+    further: Further,
+    methods: MethodsText,
 ) -> dict[str, Any]:
     """Write tables, pictures and the report; return what the next flow run needs to show them again."""
     date = datetime.now(UTC).date().isoformat()
@@ -225,13 +193,15 @@ def _write_results(
         mine = cohort.own(trainings)
         part = scores[scores["benchmark"] == name] if len(scores) else scores
         table = make_table(cohort, part, mine, facts, date, params.replicates)
-        sections[name] = replace(make_section(table, cohort, mine, part), missing=missing.get(name))
+        beside = {kind: found[name] for kind, found in further.items() if name in found}
+        sections[name] = with_further(make_section(table, cohort, mine, part), beside)
         write_section(sections[name], made.workspace / "tables")
     shown = [section for section in sections.values() if section.table.has_scores]
     absent = [section for section in sections.values() if not section.table.has_scores]
     others = [_absent_section(name, made, date) for name in BENCHMARKS if name not in sections]
-    page = report_content(made, trainings, shown, [*absent, *others], date)
+    page = report_content(made, trainings, shown, [*absent, *others], methods, date)
     write_report(page, made.workspace / "report" / "index.html")
+    write_bytes(str(made.workspace / "report" / "methods.md"), methods.to_markdown().encode("utf-8"))
     return {
         "tables": [section.table.model_dump(mode="json") for section in sections.values()],
         "digests": {name: section.table.digest for name, section in sections.items()},
@@ -242,7 +212,7 @@ def _write_results(
 def _read_workspace(params: EvaluateParams, workspace: Path) -> tuple[Made, list[Cohort]]:
     store = open_store(str(workspace / "store.zarr"))
     cases = store.cases().to_pandas()
-    people = people_of(cases, workspace)
+    people = with_layouts(people_of(cases, workspace))
     split, digest = workspace_split(workspace, params.split, store.url, people)
     by_subject = roles(split)
     tables_used = made_from(workspace, params.split, digest)
@@ -256,14 +226,22 @@ def _read_workspace(params: EvaluateParams, workspace: Path) -> tuple[Made, list
     return made, cohorts
 
 
-def _prepare(params: EvaluateParams, workspace: Path, made: Made, cohorts: Sequence[Cohort]) -> list[Finetuning]:
+def _without_seen(pretrained: Path, made: Made, cohorts: Sequence[Cohort]) -> list[Cohort]:
+    """Return the cohorts with data, the test subjects set aside that the pre-training has seen."""
+    present = [cohort for cohort in cohorts if cohort.selected]
+    if not present:
+        return []
+    finetune.pretrained_digest(pretrained)
+    seen, links = read_selection(pretrained / "selection.parquet"), near_duplicates(made.store.url)
+    return [without_seen(seen, cohort, links) for cohort in present]
+
+
+def _prepare(
+    params: EvaluateParams, workspace: Path, made: Made, cohorts: Sequence[Cohort], share: float = 1.0
+) -> list[Finetuning]:
     pretrained = workspace / "trainings" / params.pretrained
     if not cohorts:
         return []
-    finetune.pretrained_digest(pretrained)
-    seen = read_selection(pretrained / "selection.parquet")
-    for cohort in cohorts:
-        check_leakage(seen, cohort)
     run = finetune.read_json(pretrained / "run.json") or {}
     size = "tiny" if str(run.get("recipe", "")).endswith("_tiny") else "full"
     common = (
@@ -273,32 +251,44 @@ def _prepare(params: EvaluateParams, workspace: Path, made: Made, cohorts: Seque
         params.seeds,
         params.epochs,
         size,
-        params.template_mix,
+        params.template_mix and share == 1,
         made.tables,
+        share,
     )
-    return [one for cohort in cohorts for one in finetune.prepare(cohort.benchmark, cohort.selected, *common)]
+    return [
+        one
+        for cohort in cohorts
+        for one in finetune.prepare(of_share(cohort.benchmark, share), cohort.selected, *common)
+    ]
 
 
-def _score_all(cohorts: Sequence[Cohort], trainings: Sequence[Finetuning], folder: Path) -> tuple[pd.DataFrame, int]:
-    frames, computed = [], 0
+def _score_all(
+    params: EvaluateParams, cohorts: Sequence[Cohort], trainings: Sequence[Finetuning], folder: Path
+) -> tuple[pd.DataFrame, dict[str, FurtherTable], int]:
+    """Return the scores that count, the tables of leaks by benchmark, and how many rows were computed now."""
+    frames: list[pd.DataFrame] = []
+    leaks: dict[str, FurtherTable] = {}
+    computed = 0
     with Progress("score", len(cohorts), "benchmarks") as progress:
         for k, cohort in enumerate(cohorts):
             name = cohort.benchmark.name
             frame, fresh = score(name, cohort, cohort.own(trainings), folder)
-            frames.append(frame)
+            frames.append(cohort.without_leaks(frame))
+            if cohort.leaks:
+                leaks[name] = leak_table(cohort, frame, KINDS, params.replicates)
             computed += fresh
             progress.update(k + 1, note=f"{name}: {fresh} rows computed")
     scores = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     if len(scores):
         write_scores(scores, folder.parent / "scores.parquet", "all benchmarks")
-    return scores, computed
+    return scores, leaks, computed
 
 
 def _score_all_missing(
     params: EvaluateParams, made: Made, cohorts: Sequence[Cohort], trainings: Sequence[Finetuning]
-) -> tuple[dict[str, MissingTable], int]:
+) -> tuple[dict[str, FurtherTable], int]:
     """Return the tables without single modalities by benchmark, and how many trainings were scored now."""
-    found: dict[str, MissingTable] = {}
+    found: dict[str, FurtherTable] = {}
     computed = 0
     for cohort in cohorts if params.missing_modalities else ():
         if not applies(cohort):
@@ -307,45 +297,30 @@ def _score_all_missing(
         mine = cohort.own(trainings)
         pretrained = made.workspace / "trainings" / made.pretrained
         frame, fresh = score_without(name, cohort, mine, pretrained, made.workspace / "scores")
-        found[name] = missing_table(title, frame, params.replicates)
+        found[name] = missing_table(title, cohort.without_leaks(frame), params.replicates)
         computed += fresh
     return found, computed
 
 
-def publish_tables(found: Sequence[BenchmarkTable], folder: Path) -> None:
-    """Publish every table with its pictures as artifacts of this flow run."""
-    for table in found:
-        name = table.benchmark.name
-        pictures = [png_markdown(path.read_bytes(), path.stem) for path in sorted(folder.glob(f"{name}.*.png"))]
-        more = [path.read_text(encoding="utf-8") for path in folder.glob(f"{name}.missing.md")]
-        text = "\n\n".join([tables.to_markdown(table), *more, *pictures])
-        publish_markdown(f"benchmark-{name}", text, "Benchmark table")
-        publish_table(f"scores-{name}", tables.artifact_rows(table), table.benchmark.title)
-
-
-def write_section(section: TableSection, folder: Path) -> None:
-    """Write `<benchmark>.md`, `.csv` and `.tex`, and what there is of `.<k>.png`, `.missing.*` and `.reliability.csv`.
-
-    What an earlier evaluation left and this one does not write is removed.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    name, table = section.table.benchmark.name, section.table
-    for suffix, text in (
-        ("md", tables.to_markdown(table)),
-        ("csv", tables.to_csv(table)),
-        ("tex", tables.to_latex(table)),
-    ):
-        write_bytes(str(folder / f"{name}.{suffix}"), text.encode("utf-8"))
-    stale_files = (f"{name}.*.png", f"{name}.missing.*", f"{name}.reliability.csv", f"{name}{NATIVE}.*")
-    for stale in (path for pattern in stale_files for path in folder.glob(pattern)):
-        stale.unlink()
-    for k, picture in enumerate(section.pictures):
-        write_bytes(str(folder / f"{name}.{k}.png"), picture.png)
-    if section.reliability is not None:
-        write_bytes(str(folder / f"{name}.reliability.csv"), section.reliability.to_csv(index=False).encode())
-    if section.missing is not None:
-        write_bytes(str(folder / f"{name}.missing.md"), section.missing.to_markdown().encode())
-        write_bytes(str(folder / f"{name}.missing.csv"), section.missing.to_csv().encode())
+def _score_fewer_labels(
+    params: EvaluateParams,
+    made: Made,
+    cohorts: Sequence[Cohort],
+    trainings: Sequence[Finetuning],
+    scores: pd.DataFrame,
+) -> tuple[dict[str, FurtherTable], int]:
+    """Return the tables of fewer labels by benchmark, and how many trainings were scored now; scores: of all labels."""
+    found: dict[str, FurtherTable] = {}
+    computed = 0
+    for cohort in cohorts if params.label_shares else ():
+        frames = {1.0: scores[scores["benchmark"] == cohort.benchmark.name]}
+        for share in params.label_shares:
+            own = share_cohort(cohort, share)
+            frame, fresh = score_share(own.benchmark.name, own, own.own(trainings), made.workspace / "scores")
+            frames[share] = own.without_leaks(frame)
+            computed += fresh
+        found[cohort.benchmark.name] = label_table(cohort, frames, params.replicates)
+    return found, computed
 
 
 def _absent_section(name: str, made: Made, date: str) -> TableSection:

@@ -13,7 +13,8 @@ from flows.artifacts import counted, shown_names
 from infra import storage
 from infra.clusters import worker_count, worker_memory
 from infra.settings import Settings, machine_memory
-from models.records import SPECS, PlannedCase, PreprocessSpec, Scan, find_spec
+from models.records import BOLD, PlannedCase, Scan
+from models.spec import SPECS, PreprocessSpec, find_spec
 from models.store_layout import CASES
 from models.store_writer import check_place, open_writer
 from tasks import plan as plans
@@ -131,12 +132,13 @@ class Wanted:
 def check_params(params: PreprocessParams) -> Wanted:
     """Refuse what cannot be done before a store is made; the flow and its dry run alike.
 
-    Raises ValueError for the catalog and its datasets, what `check_store` raises, and StoreError for too little memory
-    for the spec's grid and for a disk that is too small.
+    Raises ValueError for the catalog, its datasets and BOLD images without an atlas, what `check_store` raises, and
+    StoreError for too little memory for the spec's grid and for a disk that is too small.
     """
     url, spec = check_store(params)
     catalog = read_catalog(params.catalog)
     scans = usable_scans(catalog, params)
+    check_functional(scans, spec)
     settings = Settings() if params.workers is None else Settings(workers=params.workers)
     by_case = plans.scans_by_case(scans)
     sentence, refused = plans.memory_verdicts(by_case, spec, memory_limit(settings))
@@ -188,13 +190,32 @@ def estimate_work(wanted: Wanted, params: PreprocessParams) -> Estimate:
 
 
 def chosen_spec(params: PreprocessParams) -> PreprocessSpec:
-    """Return the spec in the parameters, or the named one; raises MissingExtraError when a step cannot run here."""
+    """Return the spec in the parameters, or the named one.
+
+    Raises MissingExtraError when a step cannot run here, AtlasImageError for an atlas that is not there or another one.
+    """
     spec = params.own_spec or find_spec(params.spec)
     if {spec.bias_correction, spec.registration} != {"none"}:
         from tasks.registration import require_extra  # loads torch: a flow run with nothing to do goes without
 
         require_extra(spec)
+    if spec.connectome is not None and spec.connectome.atlas_image:
+        from tasks.atlas_image import require_atlas  # the same
+
+        require_atlas(spec.connectome)
     return spec
+
+
+def check_functional(scans: Sequence[Scan], spec: PreprocessSpec) -> None:
+    """Raise ValueError when there are BOLD images and the spec has no label image to average them over."""
+    if spec.connectome is None or spec.connectome.atlas_image:
+        return
+    if found := counted(f"of {scan.dataset}" for scan in scans if scan.modality == BOLD):
+        raise ValueError(
+            f"there are BOLD images ({', '.join(found)}), and the connectome of spec {spec.name!r} has no label image: "
+            "give an own_spec with atlas_image and atlas_sha256 (`brainloom atlas show` prints them), choose other "
+            "datasets, or leave the images out of the catalog"
+        )
 
 
 def usable_scans(scans: Sequence[Scan], params: PreprocessParams) -> list[Scan]:

@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.artifacts import png_markdown, publish_markdown, publish_table
 from flows.forms import params_of
-from flows.pretrain_params import BRAINMVP, PretrainParams, run_name, store_url, training_name
+from flows.pretrain_params import AGELESS, PretrainParams, run_name, store_url, training_name
 from flows.progress import Progress
 from models.config import RunningConfig
 from models.store import open_store
@@ -29,6 +29,7 @@ from tasks.pretraining import (
     prepare_training,
     probe_rows,
     with_ages,
+    with_images,
     with_targets,
 )
 from tasks.selection import select_cases
@@ -76,9 +77,10 @@ def prepare(params: PretrainParams) -> PreparedTraining:
     people = people_of(cases.to_pandas(), workspace)
     split, digest = workspace_split(workspace, params.split, url, people)
     selected = select_cases(cases, split, params.datasets or None, drop_test=True, links=near_duplicates(url))
+    selected = with_images(selected, cases)
     if params.fold is not None:
         selected = hold_out(selected, ensure_folds(workspace, params.split, url, people, params.folds), params.fold)
-    if params.recipe not in BRAINMVP:
+    if params.recipe not in AGELESS:
         selected = with_ages(selected, people)
     if params.probe_target:
         selected = with_targets(selected, people, params.probe_target)
@@ -179,5 +181,7 @@ CAPTIONS = {
     "templates": "Learned templates, a modality a row: sagittal, coronal and axial middle slices.",
     "similarity": "Validation cases by rising age. Left: cosine of their embeddings; then the weights of each loss "
     "term. White: 1.",
+    "masking": "A validation case a row: input, the patches that the encoder saw, output. The background stays black.",
+    "pairs": "Cosines of validation images (rows) and connectomes (columns), own pairs on the diagonal. White: 1.",
     "embedding": "Validation cases along the first two principal components of their features, coloured by age.",
 }

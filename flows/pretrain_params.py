@@ -23,8 +23,14 @@ RecipeName = Literal[
     "expw",
     "age_regression_tiny",
     "age_regression",
+    "cinp_tiny",
+    "cinp",
+    "image_mae_tiny",
+    "image_mae",
 ]
 BRAINMVP: tuple[str, ...] = ("brainmvp_tiny", "brainmvp", "brainmvp_unet_tiny", "brainmvp_unet")
+CINP: tuple[str, ...] = ("cinp_tiny", "cinp", "image_mae_tiny", "image_mae")
+AGELESS = (*BRAINMVP, *CINP)
 """Recipes that need no ages."""
 
 
@@ -51,8 +57,9 @@ class PretrainParams(BaseModel):
         "brainmvp_tiny",
         title="Recipe",
         description="brainmvp: UniFormer-S on 8 GPUs; brainmvp_unet: UNET3D. anatcl: 3D ResNet-18 on grey-matter maps "
-        "with ages and regional descriptors; simclr, yaware, expw and age_regression: its baselines. With _tiny a "
-        "small network on two CPU ranks.",
+        "with ages and regional descriptors; simclr, yaware, expw and age_regression: its baselines. cinp: 3D vision "
+        "transformer on T1 images and connectomes; image_mae: its baseline on images alone. With _tiny a small network "
+        "on two CPU ranks.",
     )
     variant: Literal["global", "local"] | None = Field(
         None,
@@ -73,7 +80,8 @@ class PretrainParams(BaseModel):
     preset: Literal["recommended", "paper", "code"] = Field(
         "recommended",
         title="Preset",
-        description="Values of the objective: ours with reasons (recommended), the paper's, or the released code's.",
+        description="Values of the objective: ours with reasons (recommended), the paper's, or the released code's. Of "
+        "cinp and image_mae no code was released.",
     )
     init_from: str = Field(
         "",
@@ -178,6 +186,10 @@ class PretrainParams(BaseModel):
             raise ValueError(f"variant is of the recipes anatcl and anatcl_tiny, not of {self.recipe}; leave it empty")
         if self.fold is not None and self.fold >= self.folds:
             raise ValueError(f"fold must be from 0 to {self.folds - 1} with {self.folds} folds, got {self.fold}")
+        if self.preset == "code" and self.recipe in CINP:
+            raise ValueError(
+                f"no code of CINP was released, so {self.recipe} has no preset code; use recommended or paper"
+            )
         return self
 
 

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import pandas as pd
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from flows.evaluate import publish_tables, write_section
+from flows.compared import TrainingRow, check_names, encoder_row, people_and_seen, write_page
 from flows.forms import few, params_of, store_field, store_in, workspace_field
 from flows.progress import Progress
-from models.selection import read_selection
+from flows.results import publish_tables, write_section
 from models.store import Store, open_store, store_digest
-from tasks.embeddings import EncoderSource, random_encoder, trained_encoder
-from tasks.finetune import read_json
+from tasks.embeddings import random_encoder, trained_encoder
 from tasks.latents import read_latents
-from tasks.phenotype_layouts import read_layout, with_layouts
-from tasks.probe_cohort import ProbeCohort, find_probe_cohort, seen_subjects
+from tasks.probe_cohort import ProbeCohort, find_probe_cohort
 from tasks.probe_report import (
     embedding_picture,
     ensemble_notes,
     forest_picture,
     import_notes,
-    probe_report,
     weights_of,
 )
 from tasks.probe_sites import site_cohort
@@ -46,38 +43,11 @@ from tasks.probing import (
     score_encoders,
     score_features,
 )
-from tasks.report import TableSection, write_report
+from tasks.report import TableSection
 from tasks.scores import write_scores
-from tasks.splits import people_of
 
 ProbeName = Annotated[str, Field(json_schema_extra={"enum": list(PROBES)})]
 """The form offers the registered ones."""
-
-
-class ProbeRow(BaseModel):
-    """One row of the tables: trainings that repeat each other, or members of an ensemble."""
-
-    model_config = ConfigDict(extra="forbid", title="Row")
-
-    name: str = Field(
-        title="Name",
-        description="What the tables call it, 1 to 40 characters; not the name of a row that every table has.",
-        min_length=1,
-        max_length=40,
-        examples=["AnatCL global"],
-    )
-    trainings: list[str] = Field(
-        title="Trainings",
-        description="Names of finished or imported trainings in <workspace>/trainings, at least one.",
-        min_length=1,
-        examples=[["anatcl-seed0", "anatcl-seed1"]],
-    )
-    together: Literal["seeds", "ensemble"] = Field(
-        "seeds",
-        title="Together",
-        description="seeds: repetitions, whose scores are averaged in every fold. ensemble: one model (the released "
-        "folds), whose predictions are averaged.",
-    )
 
 
 class ProbeParams(BaseModel):
@@ -89,7 +59,7 @@ class ProbeParams(BaseModel):
         "Folder with the splits, phenotypes and trainings; results are written into <workspace>/probes."
     )
     store: str = store_field()
-    rows: list[ProbeRow] = Field(
+    rows: list[TrainingRow] = Field(
         title="Rows",
         description="Encoders to compare, at least one; the first is tested against every other row.",
         min_length=1,
@@ -123,17 +93,8 @@ class ProbeParams(BaseModel):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        names = [_slug(row.name) for row in self.rows]
-        if twice := next((row.name for row in self.rows if names.count(_slug(row.name)) > 1), ""):
-            raise ValueError(f"two rows are called like {twice!r}; names must differ in letters or digits")
-        taken = {_slug(name) for name in RESERVED}
-        if wrong := next((row.name for row in self.rows if _slug(row.name) in taken), ""):
-            raise ValueError(f"{wrong!r} is the name of a row that every table has; call yours otherwise")
+        check_names(self.rows, RESERVED)
         return self
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def run_name(params: ProbeParams) -> str:
@@ -212,7 +173,15 @@ def probe(params: ProbeParams) -> dict[str, Any]:
     if scores:
         write_scores(pd.concat(scores, ignore_index=True), folder / "scores.parquet", "all probes")
     publish_tables([section.table for section in sections], folder / "tables")
-    return {**write_page(compared, sections, date), "scored": fresh}
+    notes = [
+        "Every encoder is frozen. Its features of the whole image are probed by a linear model in folds by subject; "
+        "subjects that a pre-training has seen are left out.",
+        *compared.notes,
+    ]
+    page = folder / "index.html"
+    empty = partial(empty_section, date=date)
+    found = write_page(page, "probes", compared.store, compared.rows, sections, PROBES, empty, notes, date)
+    return {**found, "scored": fresh}
 
 
 def read_comparison(params: ProbeParams) -> Comparison:
@@ -221,16 +190,19 @@ def read_comparison(params: ProbeParams) -> Comparison:
     store = open_store(store_in(params.workspace, params.store))
     trainings = {name: workspace / "trainings" / name for row in params.rows for name in row.trainings}
     sources = {name: trained_encoder(folder) for name, folder in trainings.items()}
-    rows = [_row(row, sources) for row in params.rows]
+    rows = [encoder_row(row, sources) for row in params.rows]
     network = rows[0].encoders[0].network
     rows.append(EncoderRow(RANDOM, tuple(random_encoder(network, seed) for seed in range(params.random_seeds))))
-    own = [read_layout(Path(path)) for path in params.layouts]
-    people = with_layouts(people_of(store.cases().to_pandas(), workspace), own)
-    selections = [read_selection(folder / "selection.parquet") for folder in trainings.values()]
-    seen = seen_subjects(selections, store.url)
+    people, seen = people_and_seen(workspace, store, params.layouts, trainings.values())
     cohorts = [
         find_probe_cohort(
-            benchmark, store, people, workspace, params.folds, seen, _latents(workspace, benchmark.datasets)
+            benchmark,
+            store,
+            people,
+            workspace,
+            params.folds,
+            seen,
+            read_latents(workspace / "sources", benchmark.datasets),
         )
         for benchmark in map(find_probe, dict.fromkeys(params.benchmarks))
     ]
@@ -240,16 +212,6 @@ def read_comparison(params: ProbeParams) -> Comparison:
         cohorts += [sites] if sites else []
         notes += [words] if words else []
     return Comparison(workspace, store, store_digest(store.url), tuple(rows), tuple(cohorts), tuple(notes))
-
-
-def _row(row: ProbeRow, sources: dict[str, EncoderSource]) -> EncoderRow:
-    encoders = tuple(sources[name] for name in row.trainings)
-    recipes = {str((read_json(one.folder / "run.json") or {}).get("recipe", "")) for one in encoders if one.folder}
-    return EncoderRow(row.name, encoders, row.together, tuple(sorted(recipes)))
-
-
-def _latents(workspace: Path, datasets: Sequence[str]) -> pd.DataFrame | None:
-    return read_latents(workspace / "sources", datasets)
 
 
 def make_section(
@@ -280,28 +242,3 @@ def make_section(
 def empty_section(cohort: ProbeCohort, date: str) -> TableSection:
     """Return the table of a probe without data: `no data`, beside what was published."""
     return TableSection(probe_table(cohort, pd.DataFrame(), {}, (), (), (), date))
-
-
-def write_page(compared: Comparison, sections: Sequence[TableSection], date: str) -> dict[str, Any]:
-    """Write the report and return what the flow returns of it."""
-    shown = [section for section in sections if section.table.has_scores]
-    absent = [section for section in sections if not section.table.has_scores]
-    named = {section.table.benchmark.name for section in sections}
-    others = [
-        empty_section(ProbeCohort(benchmark, compared.store), date)
-        for name, benchmark in PROBES.items()
-        if name not in named
-    ]
-    path = compared.workspace / "probes" / "index.html"
-    notes = [
-        "Every encoder is frozen. Its features of the whole image are probed by a linear model in folds by subject; "
-        "subjects that a pre-training has seen are left out.",
-        *compared.notes,
-    ]
-    page = probe_report(compared.workspace, compared.store, compared.rows, shown, [*absent, *others], notes, date)
-    write_report(page, path)
-    return {
-        "report": str(path),
-        "tables": {section.table.benchmark.name: section.table.digest for section in sections},
-        "no_data": [section.table.benchmark.name for section in absent],
-    }

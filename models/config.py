@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from models.config_anatcl import AgeRegressionConfig, AnatCLConfig
+from models.config_cinp import CINPConfig, ViT3DConfig
 from models.records import Record, digest_of, without_unset
 
 
@@ -91,7 +92,8 @@ def _network_kind(value: Any) -> str:
 AnyNetwork = Annotated[
     Annotated[NetworkConfig, Tag("uniformer")]
     | Annotated[UNet3DConfig, Tag("unet3d")]
-    | Annotated[ResNet3DConfig, Tag("resnet3d")],
+    | Annotated[ResNet3DConfig, Tag("resnet3d")]
+    | Annotated[ViT3DConfig, Tag("vit3d")],
     Discriminator(_network_kind),
 ]
 
@@ -176,7 +178,7 @@ class ClassificationConfig(SupervisedConfig):
 
 
 ObjectiveConfig = Annotated[
-    BrainMVPConfig | AnatCLConfig | AgeRegressionConfig | SegmentationConfig | ClassificationConfig,
+    BrainMVPConfig | AnatCLConfig | AgeRegressionConfig | CINPConfig | SegmentationConfig | ClassificationConfig,
     Field(discriminator="kind"),
 ]
 
@@ -189,7 +191,8 @@ class DataConfig(Record):
     selection: str
     """Path of selection.parquet: the frozen rows and their roles."""
     crop: tuple[int, int, int]
-    """Voxels, each a multiple of 16. For a 3D ResNet any size around the middle; (0, 0, 0): the whole grid."""
+    """Voxels, each a multiple of 16 (of the patch for a vision transformer). For a 3D ResNet any size around the
+    middle; (0, 0, 0): the whole grid."""
     batch_size: int = Field(ge=1)
     """Cases per rank and micro-batch."""
     workers: int = Field(0, ge=0)
@@ -284,16 +287,32 @@ class TrainingConfig(Record):
     @model_validator(mode="after")
     def _check_crop(self) -> Self:
         crop, step = self.data.crop, self.network.edge_multiple
-        has_decoder = not isinstance(self.network, ResNet3DConfig)
+        has_decoder = not isinstance(self.network, ResNet3DConfig | ViT3DConfig)
         if not has_decoder and isinstance(self.objective, BrainMVPConfig | SegmentationConfig):
             raise ValueError(
-                f"training {self.name}: network 'resnet3d' has no decoder, which objective {self.objective.kind!r} "
-                "needs; use 'uniformer' or 'unet3d'"
+                f"training {self.name}: network {self.network.kind!r} has no decoder, which objective "
+                f"{self.objective.kind!r} needs; use 'uniformer' or 'unet3d'"
             )
         whole = step == 1 and not any(crop)
         if (min(crop) <= 0 and not whole) or any(edge % step for edge in crop):
             rule = "positive, or all 0 for the whole grid," if step == 1 else f"positive multiples of {step},"
             raise ValueError(f"crop edges must be {rule} got {crop}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_cinp(self) -> Self:
+        if not isinstance(self.objective, CINPConfig):
+            return self
+        if not isinstance(self.network, ViT3DConfig):
+            raise ValueError(
+                f"training {self.name}: objective 'cinp' hides patches of a vision transformer, network "
+                f"{self.network.kind!r} has none; use 'vit3d'"
+            )
+        if self.data.crop != self.network.image_size:
+            raise ValueError(
+                f"training {self.name}: crop {self.data.crop} must equal the network's image_size "
+                f"{self.network.image_size}: on such images the encoder is used afterwards; set both alike"
+            )
         return self
 
     @model_validator(mode="after")

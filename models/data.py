@@ -47,6 +47,10 @@ class CaseReader:
         """Return float32 (measures, regions) by name; NaN where unknown."""
         return values_of(self.stored, [self.row], measures, regions)[0]
 
+    def read_connectome(self) -> np.ndarray:
+        """Return float32 (R, R); NaN for missing regions."""
+        return self.stored.read_connectome(self.row)
+
 
 class CaseDataset(Dataset[dict[str, Any]]):
     """Map-style dataset over the selected cases of one role.
@@ -92,7 +96,8 @@ class CaseDataset(Dataset[dict[str, Any]]):
     def info(self, index: int) -> CaseInfo:
         """Return what is known of a case without reading voxels."""
         case = self.cases[index]
-        stored = self._open(case.dataset).case_info(case.row)
+        data = self._open(case.dataset)
+        stored = data.case_info(case.row)
         return CaseInfo(
             dataset=case.dataset,
             row=case.row,
@@ -104,6 +109,7 @@ class CaseDataset(Dataset[dict[str, Any]]):
             target=case.target,
             person=case.person,
             age=case.age,
+            has_connectome=data.has_connectome(case.row),
         )
 
     def reader(self, index: int) -> CaseReader:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.config import AnyNetwork
+from models.config_cinp import ViT3DConfig
 from models.networks.build import pool
 from models.objectives.base import centred_start
 from models.store import StoredDataset
@@ -19,7 +20,10 @@ BATCH = 4
 
 
 def window_size(network: AnyNetwork, grid: Sequence[int]) -> tuple[int, int, int]:
-    """Return the voxels that an encoder is given: the whole grid, with edges rounded up to what it can take."""
+    """Return the voxels that an encoder is given: its image size, or the whole grid, with edges rounded up to what it
+    can take."""
+    if isinstance(network, ViT3DConfig):
+        return network.image_size
     step = network.edge_multiple
     x, y, z = (-(-int(edge) // step) * step for edge in grid)
     return x, y, z

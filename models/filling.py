@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.finished import BANK, FinishedTraining
-from models.records import MODALITIES, PreprocessSpec
+from models.records import MODALITIES
+from models.spec import PreprocessSpec
 from models.template import EPSILON, overlap
 
 GEOMETRY = ("grid", "spacing_mm", "frame", "grid_affine")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.config import TrainingConfig
 from models.export import CONFIG, NotFinishedError, read_done, read_weights, write_text_whole
-from models.records import PreprocessSpec
+from models.spec import PreprocessSpec
 
 ENCODER = "encoder."
 """Start of the names of the encoder's weights."""

@@ -15,17 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.config import AnatCLConfig, BrainMVPConfig
+from models.config import AnatCLConfig, BrainMVPConfig, CINPConfig
 from models.networks.build import pool
 from models.objectives.contrast import collapse_metrics
 
 TWO_VIEWS = (BrainMVPConfig, AnatCLConfig)
 """Of the objectives whose validation encodes two views of every case: all first views, then all second ones."""
+ONE_VIEW = (CINPConfig,)
+"""Of the objectives whose validation encodes every case once as it is, or, without connectomes, not at all."""
 LEAST_CASES = 4
 """With fewer cases a low rank says nothing."""
 
-Views = tuple[Tensor, Tensor]
-"""Pooled stage-4 features (cases, C) of the first and of the second views."""
+Views = tuple[Tensor, ...]
+"""Pooled stage-4 features (cases, C) of the first and, where there are any, of the second views."""
 
 
 @contextmanager
@@ -54,14 +56,13 @@ def feature_metrics(parts: Sequence[Views]) -> dict[str, float]:
 
     Of L2-normalised features. Rank: exp of the entropy of the singular values, from 1 (all cases alike) to the smaller
     of cases and channels (Roy and Vetterli 2007; RankMe, Garrido et al. 2023). Alignment and uniformity: Wang and
-    Isola 2020. Nothing for fewer than two cases.
+    Isola 2020. No alignment without second views; nothing for fewer than two cases.
     """
-    if not parts:
+    views = [F.normalize(torch.cat(list(view)), dim=1) for view in zip(*parts, strict=True)]
+    if not views or len(views[0]) < 2:
         return {}
-    one, two = (F.normalize(torch.cat(list(views)), dim=1) for views in zip(*parts, strict=True))
-    if len(one) < 2:
-        return {}
-    return {name.replace("embedding", "feature"): value for name, value in collapse_metrics(one, two).items()}
+    found = {name.replace("embedding", "feature"): x for name, x in collapse_metrics(views[0], views[-1]).items()}
+    return {name: value for name, value in found.items() if len(views) > 1 or name != "feature_alignment"}
 
 
 def collapse_warning(metrics: dict[str, float], cases: int, limit: float) -> str:

@@ -22,6 +22,7 @@ from models.config import (
 )
 from models.overrides import Recipe, apply_overrides
 from models.recipes_anatcl import ANATCL_RECIPES
+from models.recipes_cinp import CINP_RECIPES
 
 TUMOUR_REGIONS = (
     # Labels of BraTS2023 and of the phantoms: 1 necrosis, 2 oedema, 3 enhancing tumour.
@@ -197,6 +198,7 @@ RECIPES: dict[str, Recipe] = {
         brainmvp_unet,
         brainmvp_unet_tiny,
         *ANATCL_RECIPES,
+        *CINP_RECIPES,
         segmentation,
         segmentation_tiny,
         classification,

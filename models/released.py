@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.config import AnyNetwork, NetworkConfig, ResNet3DConfig, UNet3DConfig
+from models.config import AnyNetwork, NetworkConfig, ResNet3DConfig, UNet3DConfig, ViT3DConfig
 from models.finished import BANK
 from models.networks.build import build_encoder, build_pretraining_decoder, projection_head
 from models.records import MODALITIES
@@ -49,9 +49,14 @@ class Layout:
 
 
 def layout_of(network: AnyNetwork, grid: tuple[int, int, int], head_dim: int = 128) -> Layout:
-    """Return the layout of a network's file: of BrainMVP with templates on a grid of voxels, of AnatCL with a head."""
+    """Return the layout of a network's file: of BrainMVP with templates on a grid of voxels, of AnatCL with a head.
+
+    Raises WeightsError for a vision transformer.
+    """
     if isinstance(network, ResNet3DConfig):
         return _resnet_layout(network, head_dim)
+    if isinstance(network, ViT3DConfig):
+        raise WeightsError("no weights of a vision transformer ('vit3d') were released, so there is no layout of them")
     with torch.device("meta"):
         encoder = build_encoder(network).state_dict()
         decoder = build_pretraining_decoder(network).state_dict()

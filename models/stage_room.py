@@ -23,13 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.heartbeat import beat
+from models.store_layout import SHARD_ARRAYS
 
 log = logging.getLogger(__name__)
 
 CLAIMS = ".claims"
 RECEIPTS = ".staged"
 GIB = 2**30
-SHARD_ARRAYS = frozenset({"image", "label"})
 
 Sizes = dict[str, int]
 """Bytes by case, `<folder of the copy>/<dataset>/<row>`."""

@@ -30,7 +30,6 @@ from models.heartbeat import beat
 from models.records import SelectedCase
 from models.stage_room import (
     RECEIPTS,
-    SHARD_ARRAYS,
     Sizes,
     StagingError,
     claimed,
@@ -42,7 +41,7 @@ from models.stage_room import (
     running_claims,
 )
 from models.store import Store, StoredDataset, case_digest, open_store
-from models.store_layout import CASES
+from models.store_layout import CASES, SHARD_ARRAYS
 
 STALE_SECONDS = 3600.0
 """A temporary file of this age is of a process that was killed; a younger one may be of another training."""
@@ -144,8 +143,8 @@ class Mirror:
         data = self._opened[case.dataset]
         info = data.case_info(case.row)
         image, label = data.read_case(case.row)
-        descriptors = data.descriptor_bytes(case.row)
-        return case_digest(image, label, np.array(info.present), info.affine, info.origin, descriptors)
+        beside = data.beside_bytes(case.row)
+        return case_digest(image, label, np.array(info.present), info.affine, info.origin, beside)
 
     def _copy(self, path: str) -> None:
         data = storage.read_bytes(storage.join(self.store.url, path))

@@ -27,10 +27,11 @@ from models.metrics import append_metrics, truncate_after
 from models.objectives import build_objective
 from models.objectives.base import Clock
 from models.optimiser import build_optimiser
-from models.records import PreprocessSpec, SelectedCase
+from models.records import SelectedCase
 from models.sampler import OrderedBatches, StreamBatches, sample_rng
 from models.schedule import Plan, plan_steps
 from models.selection import Role, check_selection, of_role, read_selection, selection_digest
+from models.spec import PreprocessSpec
 from models.staging import stage_store
 from models.store import Store, open_store
 from models.tensorboard_events import EventFiles

@@ -24,9 +24,13 @@ import pyarrow.parquet as pq
 from numpy.typing import DTypeLike
 
 from infra import storage
-from models.records import PreprocessSpec
+from models.anatomy import Floats
 from models.shard_reader import ShardReader, to_float32
-from models.store_descriptors import Descriptors, descriptor_count, digest_bytes, read_descriptors
+from models.spec import PreprocessSpec
+from models.store_connectomes import digest_bytes as connectome_bytes
+from models.store_connectomes import has_connectome, read_connectome
+from models.store_descriptors import Descriptors, descriptor_count, read_descriptors
+from models.store_descriptors import digest_bytes as descriptors_bytes
 from models.store_layout import (
     CASES,
     Shape3,
@@ -170,10 +174,35 @@ class StoredDataset:
         counts = {row: count for row in self.rows if (count := descriptor_count(self._lines[row]))}
         return read_descriptors(self.url, self.name, counts)
 
+    def has_connectome(self, row: int) -> bool:
+        """Say whether a stored row has a connectome."""
+        return has_connectome(self._stored(row))
+
+    def read_connectome(self, row: int) -> Floats:
+        """Return the connectome (R, R) of a row, regions as `spec.connectome` orders them; NaN for missing regions.
+
+        Raises StoreError when the case has none, and when it is damaged or lost.
+        """
+        line, spec = self._stored(row), self.spec.connectome
+        if spec is None or not has_connectome(line):
+            raise StoreError(f"case {line['case']!r} of {self.name} (row {row}) has no connectome")
+        found = read_connectome(self.url, self.name, row, spec)
+        if found is None:
+            raise self._lost("connectome", line)
+        return found
+
     def descriptor_bytes(self, row: int) -> bytes:
         """Return what the descriptors of a row add to its case digest; empty for a case without."""
         found = self.descriptors
-        return b"" if found is None else digest_bytes(found.values[row], found.atlas, found.basis)
+        return b"" if found is None else descriptors_bytes(found.values[row], found.atlas, found.basis)
+
+    def connectome_bytes(self, row: int) -> bytes:
+        """Return what the connectome of a row adds to its case digest; empty for a case without."""
+        return connectome_bytes(self.read_connectome(row), self.spec.connectome) if self.has_connectome(row) else b""
+
+    def beside_bytes(self, row: int) -> bytes:
+        """Return what a row's case digest is made of beside the voxels."""
+        return self.descriptor_bytes(row) + self.connectome_bytes(row)
 
     def small(self, name: str) -> np.ndarray:
         """Return a per-case array as a whole: one of SMALL_ARRAYS, e.g. `source_affine` (case, modality, row, col).

@@ -1,7 +1,8 @@
 """How a store lies on disk: names, array shapes, shards and chunks, and opening arrays with the Rust codec pipeline.
 
     <name>.zarr/        attributes: schema version, preprocessing spec and digest, finalised state
-      <dataset>/        image, label, and one small array per property of a case (descriptors: store_descriptors)
+      <dataset>/        image, label, connectome (store_connectomes), and one small array per property of a case
+                        (descriptors: store_descriptors)
       cases.parquet     one line per row, folded from the receipts
       _build/           plans, leases, receipts, attempts
 
@@ -23,13 +24,16 @@ import zarrs
 from zarr.codecs import BloscCodec
 
 from infra import storage
-from models.records import DESCRIPTORS, PreprocessSpec
+from models.records import DESCRIPTORS
+from models.spec import PreprocessSpec
 
 SCHEMA = 1
 ATTRIBUTE = "brainloom"
 """Key of our attributes in the root group."""
 CASES = "cases.parquet"
 BUILD = "_build"
+SHARD_ARRAYS = ("image", "label", "connectome")
+"""Arrays whose objects belong to one case each; workers write them."""
 CASE_CHUNK = 1024
 """Cases in one chunk of the small arrays."""
 

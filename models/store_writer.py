@@ -17,13 +17,17 @@ import pyarrow.parquet as pq
 import xxhash
 
 from infra import storage
-from models.records import CaseGeometry, PreprocessSpec, Receipt, digest_of
+from models.anatomy import Floats
+from models.records import CaseGeometry, Receipt, digest_of
 from models.shard_encoder import ShardEncoder
+from models.spec import PreprocessSpec
+from models.store_connectomes import make_room, write_connectome
 from models.store_descriptors import clear_descriptors, write_descriptors
 from models.store_layout import (
     ATTRIBUTE,
     CASES,
     SCHEMA,
+    SHARD_ARRAYS,
     SMALL_ARRAYS,
     Shape3,
     StoreError,
@@ -32,6 +36,7 @@ from models.store_layout import (
     open_array,
     open_small,
     read_small,
+    rust_pipeline,
 )
 
 
@@ -41,13 +46,13 @@ def case_digest(
     present: np.ndarray,
     affine: np.ndarray,
     origin: Shape3,
-    descriptors: bytes = b"",
+    beside: bytes = b"",
 ) -> str:
-    """Return the XXH3-128 (hex) of a case as it decodes: voxels, label, present, extent, affine, origin, descriptors.
+    """Return the XXH3-128 (hex) of a case as it decodes: voxels, label, present, extent, affine, origin, the rest.
 
     image: (M, x, y, z) float16 on the extent, absent modalities included as zeros but not hashed;
-    label: (x, y, z) uint8 or None; present: (M,) bool; affine: (4, 4) float64, stored voxel -> RAS+ mm; descriptors:
-    see store_descriptors.digest_bytes.
+    label: (x, y, z) uint8 or None; present: (M,) bool; affine: (4, 4) float64, stored voxel -> RAS+ mm; beside:
+    what is no voxel, `digest_bytes` of store_descriptors and of store_connectomes, in this order.
     """
     state = xxhash.xxh3_128()
     state.update(np.asarray(present, dtype=np.uint8).tobytes())
@@ -59,7 +64,7 @@ def case_digest(
     state.update(b"label" if label is not None else b"no label")
     if label is not None:
         state.update(np.ascontiguousarray(label, dtype=np.uint8).data)
-    state.update(descriptors)
+    state.update(beside)
     return state.hexdigest()
 
 
@@ -81,22 +86,34 @@ class StoreWriter:
     def grow(self, dataset: str, rows: int, with_label: bool) -> None:
         """Make room for `rows` cases in a dataset. Only the flow that holds the lease may call this."""
         grow_dataset(self.url, dataset, self.spec, rows, with_label)
+        if self.spec.connectome is not None:
+            with rust_pipeline(), storage.explained("write", storage.join(self.url, dataset)):
+                make_room(storage.zarr_store(self.url, "r+"), self.url, dataset, self.spec.connectome, rows)
         self._arrays.clear()
 
     def write_case(
-        self, dataset: str, row: int, image: np.ndarray, label: np.ndarray | None, present: Sequence[bool] | None = None
+        self,
+        dataset: str,
+        row: int,
+        image: np.ndarray,
+        label: np.ndarray | None,
+        present: Sequence[bool] | None = None,
+        connectome: Floats | None = None,
     ) -> None:
         """Write one case as one shard per array. image: (M, x, y, z) float16; label: (x, y, z) uint8 or None.
 
-        present: which modalities to look at; None: all. Each shard is one object that is forced to disk and then takes
-        the place of whatever a killed process left there: readers and later attempts never see half of one. Raises
-        StoreError when the case is larger than the grid or the row was not planned.
+        present: which modalities to look at; None: all. connectome: (R, R), in stores whose spec has one. Each shard is
+        one object that is forced to disk and then takes the place of whatever a killed process left there: readers and
+        later attempts never see half of one. Raises StoreError when the case is larger than the grid, the row was not
+        planned, or the connectome has another number of regions.
         """
         self._check_fits(dataset, row, image)
         channels = range(len(image)) if present is None else np.flatnonzero(present).tolist()
         self._write_shard(dataset, "image", row, image, [(channel,) for channel in channels])
         if label is not None:
             self._write_shard(dataset, "label", row, label, [()])
+        if self.spec.connectome is not None:
+            write_connectome(self.url, dataset, row, connectome, self.spec.connectome)
 
     def _write_shard(
         self, dataset: str, name: str, row: int, values: np.ndarray, leads: Sequence[tuple[int, ...]]
@@ -109,8 +126,8 @@ class StoreWriter:
             storage.delete(target)
 
     def erase_case(self, dataset: str, row: int) -> None:
-        """Delete the shards of a row; it then reads as zeros."""
-        for name in ("image", "label"):
+        """Delete the shards of a row; it then reads as zeros, and has no connectome."""
+        for name in SHARD_ARRAYS:
             storage.delete(self._shard_url(dataset, name, row))
 
     def write_small(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import torch
+
 from models.data import to_device
 from models.distributed import gather_objects
 from models.export import write_picture
 from models.heartbeat import beat
 from models.metrics import read_metrics
-from models.monitor import TWO_VIEWS, Views, collapse_warning, feature_metrics, pooled_features, split_views
+from models.monitor import ONE_VIEW, TWO_VIEWS, Views, collapse_warning, feature_metrics, pooled_features, split_views
 from models.objectives.base import Metrics
 from models.state import Stop, TrainingState, evaluating
 
@@ -39,7 +41,7 @@ def validate(state: TrainingState, stop: Stop, force: bool = False) -> bool:
 
 def _log(state: TrainingState, metrics: dict[str, float], views: list[Views]) -> None:
     metrics |= feature_metrics(views)
-    cases = sum(len(one) for one, _ in views)
+    cases = sum(len(one) for one, *_ in views)
     warning = collapse_warning(metrics, cases, state.config.running.rank_limit)
     record = {"kind": "val", "step": state.step, "epoch": state.finished_epoch, "metrics": metrics}
     if warning and state.world.is_main:
@@ -80,11 +82,14 @@ def _local_sums(state: TrainingState, stop: Stop) -> tuple[Sums, bool, list[View
 
 
 def _validate_batch(state: TrainingState, batch: dict[str, Any]) -> tuple[Metrics, list[Views]]:
-    if not isinstance(state.config.objective, TWO_VIEWS):
+    settings = state.config.objective
+    if not isinstance(settings, (*TWO_VIEWS, *ONE_VIEW)):
         return state.objective.validate(batch, state.clock()), []
     with pooled_features(state.objective.encoder) as pooled:
         found = state.objective.validate(batch, state.clock())
-    return found, [split_views(pooled)]
+    if isinstance(settings, TWO_VIEWS):
+        return found, [split_views(pooled)]
+    return found, [(torch.cat(pooled).cpu(),)] if pooled else []
 
 
 def write_pictures(state: TrainingState, batch: dict[str, Any]) -> None:

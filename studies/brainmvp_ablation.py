@@ -14,20 +14,19 @@ seeds holds both. Tables compare every variant with the full method, paired over
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from models.recipes import RECIPES
-from models.records import SelectedCase
 from models.store import Store, open_store
 from studies.flows import run_flow
 from tasks.benchmarks import find_benchmark
 from tasks.catalog import build_catalog, write_catalog
+from tasks.cohort import fewer_labels
 from tasks.evaluation import Cohort, find_cohort, make_table, score_baselines, score_trainings
 from tasks.finetune import Finetuning, build_config, run_lanes, training_name
 from tasks.latents import read_latents
@@ -105,17 +104,6 @@ def pretrain(study: Study, variant: str, seed: int) -> PreparedTraining:
         launch([folder], config.world_size)
     print(f"{_now()} {name}: {prepared.done()['metrics'].get('psnr_model', float('nan')):.2f} dB", flush=True)
     return prepared
-
-
-def fewer_labels(cases: Sequence[SelectedCase], share: float, seed: int) -> list[SelectedCase]:
-    """Return the cases with a share of each class's training subjects, at least two; smaller shares are nested."""
-    rng = np.random.default_rng(seed)
-    kept: set[tuple[str, str]] = set()
-    for target in sorted({case.target for case in cases}):
-        subjects = sorted({(c.dataset, c.subject) for c in cases if c.role == "train" and c.target == target})
-        order = rng.permutation(len(subjects))
-        kept |= {subjects[k] for k in order[: max(2, round(share * len(subjects)))]}
-    return [case for case in cases if case.role != "train" or (case.dataset, case.subject) in kept]
 
 
 def fine_tunings(study: Study, task: str, share: float, starts: dict[tuple[str, int], Path]) -> list[Finetuning]:

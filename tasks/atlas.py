@@ -103,6 +103,15 @@ def regional_sums(values: np.ndarray, grid: Grid) -> np.ndarray:
     return np.asarray(region_weights(grid) @ values.ravel().astype(np.float64)) * voxel_mm3(grid)
 
 
+def desikan_killiany_labels() -> tuple[np.ndarray, np.ndarray]:
+    """Return the label image of the cortex at 1 mm, (x, y, z) int32 with 1 + place in DESIKAN_KILLIANY, and its affine.
+
+    Raises AtlasError when the atlas is not installed.
+    """
+    labels, affine = _load()
+    return np.where(labels <= len(DESIKAN_KILLIANY), labels, 0).astype(np.int32), affine
+
+
 def lobes_on(grid: Grid) -> np.ndarray:
     """Return the lobe of each voxel that mostly belongs to one, (x, y, z) uint8: 1 + place in LOBES, else 0; read-only.
 

@@ -117,8 +117,11 @@ class Benchmark(Record):
     name: str
     title: str
     kind: Literal["segmentation", "classification", "regression"]
-    protocol: Literal["fine-tune", "probe"] = Field("fine-tune", exclude_if=lambda value: value == "fine-tune")
+    protocol: Literal["fine-tune", "probe", "prompt"] = Field(
+        "fine-tune", exclude_if=lambda value: value == "fine-tune"
+    )
     """`fine-tune`: on the train role, scored on the test role. `probe`: linear, of a frozen encoder, cross-validated.
+    `prompt`: images by labelled connectomes (tasks.prompting), cross-validated.
     The value that all benchmarks had before there were probes is left out of digests."""
     datasets: tuple[str, ...] = Field(min_length=1)
     """Datasets of the store whose cases belong to it."""
@@ -130,6 +133,8 @@ class Benchmark(Record):
     """Phenotype column of a classification or a regression."""
     classes: tuple[str, ...] = ()
     """Class names in order; the last is the positive one of a two-class task."""
+    others: tuple[str, ...] = Field((), exclude_if=lambda value: not value)
+    """Values of the target column of cases that are no part of it."""
     cuts: tuple[float, ...] = Field((), exclude_if=lambda value: not value)
     """A numeric target becomes classes: the first up to and with the first cut, and so on; one fewer than classes."""
     quantiles: bool = Field(False, exclude_if=lambda value: not value)
@@ -144,6 +149,8 @@ class Benchmark(Record):
     lesions: LesionRule | None = None
     """Of a segmentation that is also scored lesion by lesion."""
     published: tuple[Published, ...] = ()
+    claims: tuple[str, ...] = Field((), exclude_if=lambda value: not value)
+    """What was published and is no score of one model, such as a gain, with its source: sentences under the table."""
     basis: Basis = "confirmed"
     """Of the protocol: are cohort, labels and split known?"""
     test_subjects: int | None = None
@@ -167,8 +174,10 @@ class Benchmark(Record):
             raise ValueError(f"benchmark {self.name!r}: {len(self.classes)} classes need one rising cut fewer")
         if self.protocol == "fine-tune" and (self.kind == "regression" or self.cuts or self.quantiles):
             raise ValueError(f"benchmark {self.name!r}: regression, cuts and quantiles are for protocol 'probe' only")
-        if self.protocol == "probe" and self.kind == "segmentation":
-            raise ValueError(f"benchmark {self.name!r}: a probe of the whole image predicts no segmentation")
+        if self.protocol != "fine-tune" and self.kind == "segmentation":
+            raise ValueError(f"benchmark {self.name!r}: a {self.protocol} of the whole image predicts no segmentation")
+        if self.protocol == "prompt" and self.kind != "classification":
+            raise ValueError(f"benchmark {self.name!r}: prompting tells classes, it predicts no number")
         if self.scheme:
             find_scheme(self.scheme)
         if unknown := set(self.metrics) - set(METRICS[self.kind]):
@@ -287,7 +296,7 @@ _REGISTERED: tuple[Benchmark, ...] = (
         note="285 cases",
     ),
     _classification(
-        "adni", "ADNI MCI vs NC", "adni", ("NC", "MCI"), basis="inferred", test_subjects=238,
+        "adni", "ADNI MCI vs HC", "adni", ("HC", "MCI"), others=("AD",), basis="inferred", test_subjects=238,
         published=(
             _number("BrainMVP", "accuracy", 0.6218, "summary B (conflicts with 0.6765)", "inferred"),
             _number("BrainMVP", "accuracy", 0.6765, "summary A and leaderboard (conflict with 0.6218)", "inferred"),
@@ -298,7 +307,7 @@ _REGISTERED: tuple[Benchmark, ...] = (
         note="1348 cases",
     ),
     _classification(
-        "adhd-200", "ADHD-200 ADHD vs NC", "adhd-200", ("NC", "ADHD"), basis="inferred", test_subjects=154,
+        "adhd-200", "ADHD-200 ADHD vs HC", "adhd-200", ("HC", "ADHD"), basis="inferred", test_subjects=154,
         published=(
             _number("BrainMVP", "accuracy", 0.6948, "summary B (conflicts with 0.6883)", "inferred"),
             _number("BrainMVP", "accuracy", 0.6883, "summary A and leaderboard (conflict with 0.6948)", "inferred"),
@@ -307,7 +316,7 @@ _REGISTERED: tuple[Benchmark, ...] = (
         note="767 cases",
     ),
     _classification(
-        "abide-i", "ABIDE-I ASD vs NC", "abide-i", ("NC", "ASD"), basis="inferred", test_subjects=165,
+        "abide-i", "ABIDE-I autism vs HC", "abide-i", ("HC", "autism"), basis="inferred", test_subjects=165,
         published=(
             _number("BrainMVP", "accuracy", 0.6545, "summary B (conflicts with 0.697)", "inferred"),
             _number("BrainMVP", "accuracy", 0.697, "leaderboard (conflicts with 0.6545)", "inferred"),

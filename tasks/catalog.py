@@ -14,9 +14,22 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from infra import storage
-from models.records import BRAIN_MASK, DESCRIPTORS, LABEL, MODALITIES, OTHER_MODALITIES, Reason, Scan, digest_of
+from models.records import (
+    BOLD,
+    BRAIN_MASK,
+    CONFOUNDS,
+    DESCRIPTORS,
+    FUNCTIONAL,
+    LABEL,
+    MODALITIES,
+    OTHER_MODALITIES,
+    SERIES,
+    Reason,
+    Scan,
+    digest_of,
+)
 from tasks.descriptors import descriptor_folder
-from tasks.headers import CHECKSUM_PREFIX, HeaderError, file_checksum, read_header
+from tasks.headers import CHECKSUM_PREFIX, HeaderError, file_checksum, read_header, text_identity
 from tasks.phenotype_join import PhenotypeIssue, join_phenotypes
 from tasks.phenotypes import PHENOTYPES_FILE, phenotypes_digest
 from tasks.sources import SourceConfig, find_scans
@@ -32,9 +45,11 @@ HEADER_THREADS = 32
 LOCAL_BLOCK = 64
 """Files that a thread reads in one go: of local files a hand-over between threads costs as much as the reading."""
 TELL_EVERY = 100
-CHANNEL_ORDER = (*MODALITIES, *OTHER_MODALITIES, LABEL, BRAIN_MASK, DESCRIPTORS)
-MASKS = (LABEL, BRAIN_MASK, DESCRIPTORS)
-"""What a case may have beside its images."""
+TEXTS = (SERIES, CONFOUNDS)
+"""Text files: known by size and ETag, without a header."""
+MASKS = (LABEL, BRAIN_MASK, DESCRIPTORS, CONFOUNDS)
+"""What a case may have beside its images and series."""
+CHANNEL_ORDER = (*MODALITIES, *OTHER_MODALITIES, SERIES, *MASKS)
 
 SCHEMA = pa.schema(
     [
@@ -88,7 +103,8 @@ def build_catalog(
         _refuse_homeless(source, found.scans, workspace)
     scans = read_headers([scan for found in founds for scan in found.scans], on_progress, checksums)
     scans = sort_scans(mark_label_shapes(mark_orphans(mark_duplicates(mark_clashes(scans)))))
-    phenotypes, issues = join_phenotypes([found.phenotypes for found in founds], scans)
+    phenotypes, joined = join_phenotypes([found.phenotypes for found in founds], scans)
+    issues = [*(issue for found in founds for issue in found.issues), *joined]
     roots = [source.url for source in sources]
     if workspace:
         folders = (conversion_folder, descriptor_folder)
@@ -132,11 +148,15 @@ def _silent(done: int, total: int) -> None:
 
 
 def with_header(scan: Scan, checksum: bool = False) -> Scan:
-    """Return one scan with what its header says; what is left out already, or is no image, is not opened."""
+    """Return one scan with what its header says; what is left out already, and text, is not opened."""
     if scan.status != "ok" or scan.modality == DESCRIPTORS:
         return scan
+    known = (scan.size_bytes, scan.etag) if scan.etag else None
     try:
-        header = read_header(scan.path, (scan.size_bytes, scan.etag) if scan.etag else None)
+        if scan.modality in TEXTS:
+            size, etag = text_identity(scan.path, known)
+            return scan.replace(size_bytes=size, etag=file_checksum(scan.path) if checksum else etag)
+        header = read_header(scan.path, known, frames=scan.modality == BOLD)
     except HeaderError as error:
         return left_out(scan, error.reason, str(error))
     return scan.replace(
@@ -163,30 +183,43 @@ def mark_clashes(scans: Iterable[Scan]) -> list[Scan]:
 
 
 def mark_duplicates(scans: Iterable[Scan]) -> list[Scan]:
-    """Leave out all but the first usable scan of each dataset, case and modality, naming the one that is kept."""
+    """Leave out all but the first usable scan of each dataset, case and modality, naming the one that is kept.
+
+    A connectome is made of one thing: a BOLD image and ROI series of a case are duplicates of each other.
+    """
     kept: dict[tuple[str, str, str], Scan] = {}
     result = []
     for scan in scans:
-        first = kept.setdefault((scan.dataset, scan.case, scan.modality), scan) if scan.status == "ok" else scan
+        place = (scan.dataset, scan.case, BOLD if scan.modality == SERIES else scan.modality)
+        first = kept.setdefault(place, scan) if scan.status == "ok" else scan
         if first is not scan:
-            scan = left_out(scan, Reason.DUPLICATE_SCAN, f"{scan.modality} of {scan.case} is already {first.path}")
+            scan = left_out(scan, Reason.DUPLICATE_SCAN, f"{first.modality} of {scan.case} is already {first.path}")
         result.append(scan)
     return result
 
 
 def mark_orphans(scans: Sequence[Scan]) -> list[Scan]:
-    """Leave out labels, brain masks and descriptors of cases without a usable image."""
-    imaged = {(scan.dataset, scan.case) for scan in scans if scan.status == "ok" and scan.modality not in MASKS}
+    """Leave out labels, brain masks and descriptors of cases without a usable image, and confounds without BOLD."""
+    usable = [scan for scan in scans if scan.status == "ok"]
+    functional = {(scan.dataset, scan.case, scan.modality) for scan in usable if scan.modality in FUNCTIONAL}
+    imaged = {(scan.dataset, scan.case) for scan in usable if scan.modality not in (*MASKS, *FUNCTIONAL)}
+
+    def lacks(scan: Scan) -> str:
+        """Return what a usable scan needs and its case lacks, or nothing."""
+        if scan.modality == CONFOUNDS:
+            return "" if (scan.dataset, scan.case, BOLD) in functional else "BOLD image"
+        return "image" if scan.modality in MASKS and (scan.dataset, scan.case) not in imaged else ""
+
     return [
-        left_out(scan, Reason.NO_SCAN, f"{scan.case} has {_article(scan.modality)} but no usable image")
-        if scan.status == "ok" and (scan.dataset, scan.case) not in imaged
+        left_out(scan, Reason.NO_SCAN, f"{scan.case} has {_article(scan.modality)} but no usable {lacks(scan)}")
+        if scan.status == "ok" and lacks(scan)
         else scan
         for scan in scans
     ]
 
 
 def _article(modality: str) -> str:
-    return modality if modality == DESCRIPTORS else f"a {modality}"
+    return modality if modality in (DESCRIPTORS, CONFOUNDS) else f"a {modality}"
 
 
 def mark_label_shapes(scans: Sequence[Scan]) -> list[Scan]:
@@ -197,7 +230,7 @@ def mark_label_shapes(scans: Sequence[Scan]) -> list[Scan]:
     """
     images: dict[tuple[str, str], list[Scan]] = defaultdict(list)
     for scan in scans:
-        if scan.status == "ok" and scan.modality not in MASKS and scan.shape:
+        if scan.status == "ok" and scan.modality not in (*MASKS, *FUNCTIONAL) and scan.shape:
             images[scan.dataset, scan.case].append(scan)
     return [_with_label_shape(scan, images[scan.dataset, scan.case]) for scan in scans]
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from infra import storage
 from models.records import Scan
-from tasks.catalog import HEADER_THREADS, read_headers, refuse_nothing
+from tasks.catalog import HEADER_THREADS, TEXTS, read_headers, refuse_nothing
 from tasks.estimate import NOTHING_STARTED, human_bytes, human_seconds
-from tasks.headers import CHECKSUM_BLOCK, file_identity
+from tasks.headers import CHECKSUM_BLOCK, READ_BYTES, file_identity
 from tasks.sources import SourceConfig, find_scans, phenotype_tables
 from tasks.sources.dicom import DicomSource, survey
 
@@ -72,16 +72,17 @@ def _files(source: SourceConfig, checksums: bool) -> SourceEstimate:
     found = find_scans(source)
     refuse_nothing(source, len(found.scans))
     scans = [scan for scan in found.scans if scan.status == "ok"]
-    sample = scans[:: max(1, len(scans) // SAMPLE)][:SAMPLE]
+    opened = scans if checksums else [scan for scan in scans if scan.modality not in TEXTS]
+    sample = opened[:: max(1, len(opened) // SAMPLE)][:SAMPLE]
     began = time.perf_counter()
     sampled = read_headers(sample, checksums=checksums)
     seconds = time.perf_counter() - began
-    total = sum(map(_size, scans)) if checksums else 16_384 * len(scans)
+    total = sum(map(_size, scans)) if checksums else READ_BYTES * len(opened)
     if checksums:
         share = sum(scan.size_bytes for scan in sampled) / max(1, total)
         seconds /= share or 1
     else:
-        seconds *= len(scans) / max(1, len(sample))
+        seconds *= len(opened) / max(1, len(sample))
     what = "checksums" if checksums else "headers"
     return SourceEstimate(
         dataset=source.dataset,
@@ -90,7 +91,7 @@ def _files(source: SourceConfig, checksums: bool) -> SourceEstimate:
         read_bytes=total,
         seconds=seconds,
         disk_bytes=0,
-        requests=0 if storage.is_local(source.root) else _requests(scans, found.listed, checksums),
+        requests=0 if storage.is_local(source.root) else _requests(opened, found.listed, checksums),
         basis=f"from reading {len(sample)} {what} with {HEADER_THREADS} threads",
     )
 

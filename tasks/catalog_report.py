@@ -133,7 +133,7 @@ def _span(values: list[float]) -> str:
 
 
 def _commonest(scans: list[Scan]) -> str:
-    shapes = Counter(scan.shape for scan in scans).most_common()
+    shapes = Counter(scan.shape for scan in scans if scan.shape).most_common()
     if not shapes:
         return ""
     text = " x ".join(map(str, shapes[0][0]))

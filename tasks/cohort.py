@@ -65,7 +65,7 @@ def _with_targets(benchmark: Benchmark, cases: pd.DataFrame) -> tuple[pd.DataFra
             f"{', '.join(sorted(cases.columns))}"
         )
     values = cases[benchmark.target]
-    known = values.notna() & (values.astype(str) != "")
+    known = values.notna() & (values.astype(str) != "") & ~values.astype(str).isin(benchmark.others)
     if unknown := set(values[known].astype(str)) - set(benchmark.classes):
         raise CohortError(
             f"benchmark {benchmark.name!r}: column {benchmark.target!r} has values {sorted(unknown)} that are not "
@@ -79,6 +79,17 @@ def targets_of_seed(benchmark: Benchmark, cases: Sequence[SelectedCase], seed: i
     if benchmark.shuffle_seed is None:
         return list(cases)
     return shuffle_targets(cases, benchmark.shuffle_seed + seed)
+
+
+def fewer_labels(cases: Sequence[SelectedCase], share: float, seed: int) -> list[SelectedCase]:
+    """Return the cases with a share of each class's training subjects, at least two; smaller shares are nested."""
+    rng = np.random.default_rng(seed)
+    kept: set[tuple[str, str]] = set()
+    for target in sorted({case.target for case in cases}):
+        subjects = sorted({(c.dataset, c.subject) for c in cases if c.role == "train" and c.target == target})
+        order = rng.permutation(len(subjects))
+        kept |= {subjects[k] for k in order[: max(2, round(share * len(subjects)))]}
+    return [case for case in cases if case.role != "train" or (case.dataset, case.subject) in kept]
 
 
 def shuffle_targets(cases: Sequence[SelectedCase], seed: int) -> list[SelectedCase]:

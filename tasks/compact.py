@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infra import storage
+from models.store_layout import SHARD_ARRAYS
 from models.store_writer import open_writer
 from tasks import plan as plans
 from tasks import receipts, shards
@@ -59,7 +60,7 @@ def _erasable(url: str, statuses: dict[Row, str]) -> list[Row]:
     there = {
         (dataset, int(name))
         for dataset in {dataset for dataset, _ in gone}
-        for array in ("image", "label")
+        for array in SHARD_ARRAYS
         for name in storage.listdir(storage.join(url, dataset, array, "c"))
         if name.isdigit()
     }
@@ -69,7 +70,7 @@ def _erasable(url: str, statuses: dict[Row, str]) -> list[Row]:
 def _size(url: str, dataset: str, row: int) -> int:
     """Return the bytes of a row's shards."""
     total = 0
-    for array in ("image", "label"):
+    for array in SHARD_ARRAYS:
         fs, path = storage.filesystem(storage.join(url, dataset, array, "c", str(row)))
         if fs.exists(path):
             total += int(fs.du(path))

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from models.records import PreprocessSpec, Record
+from models.records import Record
+from models.spec import PreprocessSpec
 from models.store import Store, open_store
 
 CaseName = tuple[str, str]
@@ -22,6 +23,8 @@ class VoxelDifference(Record):
     """Voxels with another label."""
     descriptors: bool = False
     """Whether the regional descriptors differ."""
+    connectome: bool = False
+    """Whether the connectomes differ."""
     shifted: str = ""
     """What differs of extent, origin and affine; with different extents voxels cannot be compared."""
 
@@ -31,6 +34,7 @@ class VoxelDifference(Record):
         parts = [f"largest difference {gaps}"] if gaps else []
         parts += [f"{self.label_voxels} label voxels differ"] if self.label_voxels else []
         parts += ["descriptors differ"] if self.descriptors else []
+        parts += ["connectomes differ"] if self.connectome else []
         parts += [f"differs in {self.shifted}"] if self.shifted else []
         return "; ".join(parts) or "same voxels, but another set of present modalities or labels"
 
@@ -124,6 +128,7 @@ def _voxels(first: Store, second: Store, line_a: dict[str, Any], line_b: dict[st
         modalities={name: round(_largest(channels_a.get(name), channels_b.get(name)), 6) for name in names},
         label_voxels=_label_gap(label_a, label_b),
         descriptors=data_a.descriptor_bytes(line_a["row"]) != data_b.descriptor_bytes(line_b["row"]),
+        connectome=data_a.connectome_bytes(line_a["row"]) != data_b.connectome_bytes(line_b["row"]),
         shifted=shifted,
     )
 
@@ -131,7 +136,7 @@ def _voxels(first: Store, second: Store, line_a: dict[str, Any], line_b: dict[st
 def _largest(one: np.ndarray | None, other: np.ndarray | None) -> float:
     """Return max |a - b|; a channel that is absent counts as zeros."""
     there = [np.asarray(c, np.float32) for c in (one, other) if c is not None]
-    return float(np.abs(there[0] - (there[1] if len(there) == 2 else 0)).max())
+    return float(np.abs(there[0] - (there[1] if len(there) == 2 else 0)).max(initial=0))
 
 
 def _label_gap(one: np.ndarray | None, other: np.ndarray | None) -> int:

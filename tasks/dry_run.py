@@ -7,9 +7,11 @@ import shutil
 from collections.abc import Sequence
 
 from infra import storage
-from models.records import PlannedCase, PreprocessSpec, Scan
+from models.records import PlannedCase, Scan
+from models.spec import PreprocessSpec
+from models.store_layout import SHARD_ARRAYS
 from tasks import shards
-from tasks.estimate import Estimate, Measured, estimate_preprocess
+from tasks.estimate import Estimate, Measured, estimate_preprocess, is_opened
 from tasks.plan import CaseKey, key_of, scans_by_case
 
 
@@ -24,7 +26,8 @@ def estimate_store(
     """Estimate the work on some planned cases of a catalog's usable scans; reads the store, writes nothing."""
     by_case = scans_by_case(scans)
     wanted = {key_of(case): by_case[key_of(case)] for case in todo}
-    measured = measure_store(url, by_case)
+    opened = {key: [scan for scan in group if is_opened(scan, spec)] for key, group in by_case.items()}
+    measured = measure_store(url, opened)
     return estimate_preprocess(wanted, len(by_case), spec, workers, memory_limit, url, measured, free_bytes(url))
 
 
@@ -52,10 +55,10 @@ def measure_store(url: str, by_case: dict[CaseKey, list[Scan]]) -> Measured | No
 
 
 def _shard_bytes(url: str, datasets: set[str]) -> int:
-    """Return the bytes of all image and label shards of some datasets, from listings alone."""
+    """Return the bytes of all images, labels and connectomes of some datasets, from listings alone."""
     total = 0
     for dataset in datasets:
-        for name in ("image", "label"):
+        for name in SHARD_ARRAYS:
             try:
                 listing = storage.find(storage.join(url, dataset, name))
             except FileNotFoundError:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from infra import storage
-from models.records import PreprocessSpec
+from models.spec import PreprocessSpec
 from tasks.fingerprint import EDGE, fingerprints_of
 
 TABLE = "duplicates.parquet"
@@ -113,7 +113,7 @@ def passed_over(cases: pa.Table, reference_order: Sequence[str]) -> dict[str, in
     """Return the subjects by reference modality that are too few to be compared."""
     subjects: dict[str, set[Subject]] = {}
     for line in cases.select(["dataset", "subject", "status", "modalities"]).to_pylist():
-        if line["status"] == "stored":
+        if line["status"] == "stored" and line["modalities"]:  # a connectome alone has no fingerprint
             subjects.setdefault(_reference(line, reference_order), set()).add(_subject(line))
     return {reference: len(some) for reference, some in sorted(subjects.items()) if len(some) < MIN_SUBJECTS}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +18,15 @@ from infra.storage import write_bytes
 from models.config import AnyNetwork, SupervisedConfig
 from models.export import NotFinishedError, read_done
 from models.finished import read_settings
-from models.records import PreprocessSpec, SelectedCase, digest_of
+from models.records import SelectedCase, digest_of
+from models.spec import PreprocessSpec, unlike_images
 
 if TYPE_CHECKING:
     from models.networks.build import Encoder
-    from models.store import Store
+    from models.store import Store, StoredDataset
+
+Vectors = tuple[NDArray[np.float32], ...]
+"""Arrays (N, dim) that have a line for each of the same cases."""
 
 RULES_VERSION = 1
 """Raised when the way from image to embedding changes, so that kept embeddings are computed again."""
@@ -97,16 +101,40 @@ def embeddings(
     """
     channels = _channels(source, store, modality)
     path = folder / f"{_key(source, store, channels)[:24]}.parquet"
-    kept = _read(path) if path.exists() else {}
+
+    def compute(missing: Sequence[SelectedCase]) -> Vectors:
+        return (_compute(source, store, missing, channels, done),)
+
+    (values,), fresh = kept_vectors(
+        path, cases, ("embedding",), compute, {"encoder": source.name, "weights": source.weights}
+    )
+    return values, fresh
+
+
+def kept_vectors(
+    path: Path,
+    cases: Sequence[SelectedCase],
+    columns: Sequence[str],
+    compute: Callable[[Sequence[SelectedCase]], Vectors],
+    about: Mapping[str, str],
+) -> tuple[Vectors, int]:
+    """Return one array (N, dim) a column with a line for each case, and how many cases were computed now.
+
+    Kept at `path` by case digest; `compute` makes the arrays of the cases that are not there. What a file was made from
+    decides its name; `about` is only told to who reads it.
+    """
+    kept = _read(path, columns) if path.exists() else {}
     missing = [case for case in cases if case.digest not in kept]
     if missing:
-        kept |= _compute(source, store, missing, channels, done)
-        _write(path, kept, source)
-    return np.stack([kept[case.digest] for case in cases]), len(missing)
+        made = compute(missing)
+        kept |= {case.digest: line for case, *line in zip(missing, *made, strict=True)}
+        _write(path, kept, columns, about)
+    lines = [kept[case.digest] for case in cases]
+    return tuple(np.stack(column) for column in zip(*lines, strict=True)), len(missing)
 
 
 def _channels(source: EncoderSource, store: Store, modality: str) -> list[int]:
-    if source.spec and (differs := unlike(source.spec, store.spec)):
+    if source.spec and (differs := unlike_images(source.spec, store.spec)):
         raise EmbeddingError(
             f"training {source.name} and the store {store.url} differ in {differs} (specs {source.spec.name!r} and "
             f"{store.spec.name!r}): an encoder is valid on images like its own only; probe a store of its spec"
@@ -125,14 +153,6 @@ def _channels(source: EncoderSource, store: Store, modality: str) -> list[int]:
     return [store.spec.modalities.index(name) for name in names]
 
 
-def unlike(one: PreprocessSpec, other: PreprocessSpec) -> str:
-    """Return the first field in which two specs make images that look different to an encoder; the grid may differ."""
-    for name in ("spacing_mm", "frame", "intensity", "percentiles", "percentile_region", "tissue"):
-        if getattr(one, name) != getattr(other, name):
-            return name
-    return ""
-
-
 def _key(source: EncoderSource, store: Store, channels: Sequence[int]) -> str:
     made_from = [source.weights, source.network.model_dump(mode="json"), store.spec.content_digest(), list(channels)]
     return digest_of([*made_from, RULES_VERSION])
@@ -144,34 +164,50 @@ def _compute(
     cases: Sequence[SelectedCase],
     channels: Sequence[int],
     done: Callable[[int, int], None],
-) -> dict[str, NDArray[np.float32]]:
+) -> NDArray[np.float32]:
     from models.embed import embed_cases, window_size
 
     encoder, size = source.load(), window_size(source.network, store.spec.grid)
-    found: dict[str, NDArray[np.float32]] = {}
+
+    def embed(dataset: StoredDataset, rows: Sequence[int], count: Callable[[int], None]) -> Vectors:
+        return (embed_cases(encoder, dataset, rows, channels, size, count),)
+
+    return by_dataset(store, cases, embed, done)[0]
+
+
+def by_dataset(
+    store: Store,
+    cases: Sequence[SelectedCase],
+    embed: Callable[[StoredDataset, Sequence[int], Callable[[int], None]], Vectors],
+    done: Callable[[int, int], None],
+) -> Vectors:
+    """Return what `embed` makes of the rows of each dataset, in the order of the cases; `done` is told as above."""
+    found: dict[SelectedCase, list[NDArray[np.float32]]] = {}
     for dataset in sorted({case.dataset for case in cases}):
-        mine = [case for case in cases if case.dataset == dataset]
-        rows, before = [case.row for case in mine], len(found)
+        mine, before = [case for case in cases if case.dataset == dataset], len(found)
 
         def count(finished: int, before: int = before) -> None:
             done(before + finished, len(cases))
 
-        values = embed_cases(encoder, store.dataset(dataset), rows, channels, size, count)
-        found |= {case.digest: value for case, value in zip(mine, values, strict=True)}
-    return found
+        made = embed(store.dataset(dataset), [case.row for case in mine], count)
+        found |= {case: line for case, *line in zip(mine, *made, strict=True)}
+    return tuple(np.stack(column) for column in zip(*(found[case] for case in cases), strict=True))
 
 
-def _read(path: Path) -> dict[str, NDArray[np.float32]]:
+def _read(path: Path, columns: Sequence[str]) -> dict[str, list[NDArray[np.float32]]]:
     table = pq.read_table(path)
-    values = np.stack([np.asarray(value, dtype=np.float32) for value in table["embedding"].to_numpy()])
-    return dict(zip(table["case_digest"].to_pylist(), values, strict=True))
+    values = [[np.asarray(value, dtype=np.float32) for value in table[name].to_numpy()] for name in columns]
+    return {digest: line for digest, *line in zip(table["case_digest"].to_pylist(), *values, strict=True)}
 
 
-def _write(path: Path, kept: dict[str, NDArray[np.float32]], source: EncoderSource) -> None:
-    names = sorted(kept)
-    columns = {"case_digest": names, "embedding": [kept[name] for name in names]}
-    schema = pa.schema([("case_digest", pa.string()), ("embedding", pa.list_(pa.float32()))])
-    table = pa.table(columns, schema=schema.with_metadata({"encoder": source.name, "weights": source.weights}))
+def _write(
+    path: Path, kept: dict[str, list[NDArray[np.float32]]], columns: Sequence[str], about: Mapping[str, str]
+) -> None:
+    digests = sorted(kept)
+    values = {name: [kept[digest][place] for digest in digests] for place, name in enumerate(columns)}
+    fields = [("case_digest", pa.string()), *((name, pa.list_(pa.float32())) for name in columns)]
+    schema = pa.schema(fields).with_metadata(dict(about))
+    table = pa.table({"case_digest": digests, **values}, schema=schema)
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from infra import storage
-from models.records import PreprocessSpec, Scan
+from models.records import BOLD, FUNCTIONAL, LABEL, SERIES, Scan
+from models.spec import PreprocessSpec
 from models.store_layout import StoreError
 from tasks.plan import BASE_BYTES, CaseKey, isotropic_voxels, projected_bytes
 
@@ -18,6 +19,8 @@ SECONDS_PER_MVOXEL = 0.01
 RESAMPLED_SECONDS_PER_MVOXEL = 0.02
 """Seconds of one worker per million voxels in the files, without and with resampling (docs/speed.md, measured
 on two cores): a guess for a machine that has not preprocessed anything yet."""
+BOLD_SECONDS_PER_MVOXEL = 0.03
+"""The same for the frames of a BOLD image (docs/connectomes.md)."""
 SECONDS_PER_CASE = 0.1
 """Beside its voxels: receipt, marker, shard index, quality measures."""
 LEAST_SHARE, LEAST_MEASURED = 0.05, 0.5
@@ -124,7 +127,7 @@ def estimate_preprocess(
     """
     needs = {key: projected_bytes(scans, spec) + BASE_BYTES for key, scans in todo.items()}
     accepted = [scans for key, scans in todo.items() if needs[key] <= memory_limit]
-    files = [scan for scans in accepted for scan in scans]
+    files = [scan for scans in accepted for scan in scans if is_opened(scan, spec)]
     seconds, time_basis = _worker_seconds(files, len(accepted), spec, measured)
     disk, disk_basis = _disk(accepted, spec, measured)
     # A case is one worker's: the last one alone may be running.
@@ -145,8 +148,13 @@ def estimate_preprocess(
         disk_free=disk_free,
         memory_bytes=max((need for need in needs.values() if need <= memory_limit), default=0),
         memory_limit=memory_limit,
-        requests=_requests(accepted, store_url),
+        requests=_requests(accepted, spec, store_url),
     )
+
+
+def is_opened(scan: Scan, spec: PreprocessSpec) -> bool:
+    """Say whether a file costs anything: functional ones, which are large, only where connectomes are made of them."""
+    return scan.modality not in FUNCTIONAL or spec.reads(scan.modality)
 
 
 def _worker_seconds(
@@ -161,6 +169,8 @@ def _worker_seconds(
 
 
 def _rate(scan: Scan, spec: PreprocessSpec) -> float:
+    if scan.modality == BOLD:
+        return BOLD_SECONDS_PER_MVOXEL
     same = all(abs(edge - spec.spacing_mm) < SAME_MM for edge in scan.spacing_mm)
     return SECONDS_PER_MVOXEL if same and spec.frame == "image" else RESAMPLED_SECONDS_PER_MVOXEL
 
@@ -173,23 +183,34 @@ def _disk(cases: Sequence[Sequence[Scan]], spec: PreprocessSpec, measured: Measu
 
 
 def bare_bytes(cases: Iterable[Sequence[Scan]], spec: PreprocessSpec) -> int:
-    """Return the bytes of some cases as they would be stored without compression: float16 images, uint8 labels."""
+    """Return the bytes of some cases as they would be stored without compression.
+
+    float16 images, uint8 labels, float32 connectomes.
+    """
     return sum(_case_bytes(scans, spec) for scans in cases)
 
 
 def _case_bytes(scans: Sequence[Scan], spec: PreprocessSpec) -> int:
     grid = math.prod(spec.grid)
-    voxels = grid if spec.frame == "template" else min(grid, isotropic_voxels(scans, spec))
-    images = sum(spec.shows(scan.modality) for scan in scans)
-    return voxels * (2 * images + sum(scan.modality == "label" for scan in scans))
+    images = [scan for scan in scans if spec.shows(scan.modality)]
+    labels = [scan for scan in scans if scan.modality == LABEL]
+    voxels = grid if spec.frame == "template" else min(grid, isotropic_voxels([*images, *labels], spec))
+    regions = len(spec.connectome.regions) if spec.connectome and _is_functional(scans) else 0
+    return voxels * (2 * len(images) + len(labels)) + 4 * regions**2
 
 
-def _requests(cases: Sequence[Sequence[Scan]], store_url: str) -> int:
-    reads = sum(not storage.is_local(scan.path) for scans in cases for scan in scans)
+def _is_functional(scans: Sequence[Scan]) -> bool:
+    """Say whether a connectome can be made of a case's files."""
+    return any(scan.modality in (BOLD, SERIES) for scan in scans)
+
+
+def _requests(cases: Sequence[Sequence[Scan]], spec: PreprocessSpec, store_url: str) -> int:
+    reads = sum(not storage.is_local(scan.path) for scans in cases for scan in scans if is_opened(scan, spec))
     if storage.is_local(store_url):
         return reads
-    labels = sum(any(scan.modality == "label" for scan in scans) for scans in cases)
-    return reads + STORE_REQUESTS * len(cases) + labels
+    labels = sum(any(scan.modality == LABEL for scan in scans) for scans in cases)
+    connectomes = len(cases) if spec.connectome else 0  # written, or deleted in case there was one
+    return reads + STORE_REQUESTS * len(cases) + labels + connectomes
 
 
 def human_bytes(count: int) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,13 @@ from tasks.cohort import select_cases, targets_of_seed
 from tasks.faces import face_mask, frame_of
 from tasks.figures import OverlayCase, overlays
 from tasks.finetune import TEMPLATES_AT_MOST, Finetuning, budget
+from tasks.label_efficiency import LabelTable
+from tasks.leaks import find_leaks, leak_note
 from tasks.native_truth import SourceLabels
 from tasks.overlap import overlap_sentence
 from tasks.predictions import predictions_digest, read_probabilities, read_regions
-from tasks.report import Picture, TableSection, primary_picture
+from tasks.prompt_figures import reliability_figure, support_figure
+from tasks.report import FurtherTable, Picture, TableSection, primary_picture
 from tasks.scores import (
     RowKey,
     ScoreError,
@@ -34,9 +37,9 @@ from tasks.scores import (
     score_path,
     segmentation_scores,
 )
-from tasks.splits import leaking
-from tasks.summary import MIXED, PRETRAINED, reliability_curves, summarise
-from tasks.tables import BenchmarkTable
+from tasks.splits import Subject
+from tasks.summary import MIXED, PRETRAINED, SCRATCH, reliability_curves, summarise
+from tasks.tables import BenchmarkTable, heading
 
 if TYPE_CHECKING:
     from models.store import Store, StoredDataset
@@ -64,6 +67,8 @@ class Cohort:
     """Columns dataset, subject and LATENTS; only phantoms have them."""
     native: SourceLabels | None = None
     """Scored on the grids of the label files instead of the stored ones."""
+    leaks: Mapping[Subject, str] = field(default_factory=dict)
+    """Test subjects that the pre-training has seen, and why; they are predicted and count in no table."""
 
     @property
     def trained_as(self) -> str:
@@ -77,6 +82,13 @@ class Cohort:
     def of_role(self, role: str) -> list[SelectedCase]:
         """Return the lines of one role."""
         return [case for case in self.selected if case.role == role]
+
+    def without_leaks(self, scores: pd.DataFrame) -> pd.DataFrame:
+        """Return long-form scores without the subjects that the pre-training has seen."""
+        if not self.leaks or scores.empty:
+            return scores
+        pairs = zip(scores["dataset"], scores["subject"], strict=True)
+        return scores[[pair not in self.leaks for pair in pairs]]
 
     def of_seed(self, seed: int) -> Cohort:
         """Return the cohort with the targets of one training's seed: its own where the benchmark shuffles them."""
@@ -142,16 +154,18 @@ def native_cohort(cohort: Cohort) -> Cohort:
     return replace(cohort, benchmark=benchmark, native=SourceLabels(cohort.store))
 
 
-def check_leakage(pretraining: Iterable[SelectedCase], cohort: Cohort) -> None:
-    """Refuse a pre-training that has seen a test subject of the benchmark, or its people under other ids."""
+def without_seen(
+    pretraining: Sequence[SelectedCase], cohort: Cohort, links: Iterable[tuple[Subject, Subject]]
+) -> Cohort:
+    """Return the cohort with the test subjects set aside that a pre-training has seen; see tasks.leaks.
+
+    Raises ScoreError when too few are left, and when a table says that the pre-training holds people of the benchmark
+    under other ids: who they are is not known then.
+    """
     seen = {(case.dataset, case.subject) for case in pretraining if case.role != "test"}
-    if leak := leaking(seen, {(case.dataset, case.subject) for case in cohort.of_role("test")}):
-        raise ScoreError(
-            f"benchmark {cohort.benchmark.name!r}: {len(leak)} test subjects were in the pre-training, first "
-            f"{leak[0][0]}/{leak[0][1]}; pre-train again with this workspace's split, or evaluate another pre-training"
-        )
     if sentence := overlap_sentence(cohort.people, seen, cohort.benchmark.datasets, certainly=True):
         raise ScoreError(f"benchmark {cohort.benchmark.name!r}: {sentence}")
+    return replace(cohort, leaks=find_leaks(pretraining, cohort, links))
 
 
 def score_trainings(cohort: Cohort, trainings: Sequence[Finetuning], folder: Path) -> tuple[pd.DataFrame, int]:
@@ -319,7 +333,7 @@ def make_table(
         budget=words,
         provenance=tuple(provenance),
         date=date,
-        notes=(*_mix_notes(trainings), *(NATIVE_NOTES if cohort.native else ())),
+        notes=(*_mix_notes(trainings), *(NATIVE_NOTES if cohort.native else ()), *leak_note(cohort)),
     )
 
 
@@ -350,8 +364,38 @@ def make_section(
         shown = [training for training in trainings if training.row == PRETRAINED]
         if table.benchmark.kind == "segmentation" and shown and not cohort.native:
             pictures.append(_overlay_picture(cohort, shown[0], scores))
-    classes = table.has_scores and table.benchmark.kind == "classification"
-    return TableSection(table, pictures, reliability=reliability_curves(scores, table.benchmark) if classes else None)
+    if not table.has_scores or table.benchmark.kind != "classification":
+        return TableSection(table, pictures)
+    curves = reliability_curves(scores, table.benchmark)
+    return TableSection(table, [*pictures, *_reliability_pictures(table, curves)], reliability=curves)
+
+
+def _reliability_pictures(table: BenchmarkTable, curves: pd.DataFrame) -> list[Picture]:
+    """Return the reliability curves of the trained rows, first seed; nothing without the calibration error."""
+    errors = {line.row: line.estimate for line in table.lines if line.metric == "ece" and line.estimate is not None}
+    rows = [row for row in (PRETRAINED, MIXED, SCRATCH) if row in errors and (curves["row"] == row).any()]
+    if not rows:
+        return []
+    first = curves[curves["seed"] == curves["seed"].min()]
+    shown = {row: first[first["row"] == row] for row in rows}
+    title = f"Calibration of {table.benchmark.title}"
+    png = reliability_figure(shown, errors, title, "predicted probability")
+    return [
+        Picture(png, title, "Share of test cases that came true, by predicted probability, first seed; dashed: ideal")
+    ]
+
+
+def with_further(section: TableSection, further: Mapping[str, FurtherTable]) -> TableSection:
+    """Return the section with further tables by kind, and the curve of fewer labels where it is among them."""
+    section, labels = replace(section, further=dict(further)), further.get("labels")
+    if not isinstance(labels, LabelTable):
+        return section
+    words = ("share of the labels, %", f"{heading(labels.metric, labels.region)}, 95 % interval over subjects")
+    curve = support_figure(labels.curves(), None, labels.title, words)
+    picture = Picture(
+        curve, f"{labels.title}: curve", "As many optimiser steps at every share of the training subjects"
+    )
+    return replace(section, pictures=[*section.pictures, picture])
 
 
 def ranked_cases(scores: pd.DataFrame, row: str, seed: int) -> list[tuple[str, str, float]]:

@@ -1,6 +1,6 @@
 """A stored case back as NIfTI: on its stored grid, or resampled onto the grids and intensities of its source files.
 
-Regional descriptors come as a tab-separated table beside the images.
+Regional descriptors and connectomes come as tab-separated tables beside the images.
 
 What cannot come back: intensities outside the percentiles (clipped), voxels outside the extent (cropped), more than
 half precision, and whatever resampling to the stored grid has smoothed. On a source grid with the stored spacing the
@@ -19,12 +19,16 @@ from nibabel.affines import from_matvec
 from nibabel.processing import resample_from_to
 
 from infra import storage
-from models.records import DESCRIPTORS, GREY, LABEL, PreprocessSpec, Receipt
+from models.records import DESCRIPTORS, GREY, LABEL, Receipt
+from models.spec import PreprocessSpec
 from models.store import StoredCase, StoredDataset, StoreError, open_store
+from models.store_connectomes import CONNECTOME
 from tasks import receipts
+from tasks.connectome import matrix_text
 from tasks.descriptors import table_text
 from tasks.stored_cases import stored_rows
 
+TABLES = (DESCRIPTORS, CONNECTOME)
 SCANNER, MNI = 1, 4
 """Codes of sform and qform."""
 
@@ -54,12 +58,13 @@ def export_cases(
     modalities: Collection[str] = (),
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write `<dataset>_<case>_<modality>.nii.gz`, `..._label.nii.gz` and `..._descriptors.tsv` of some cases.
+    """Write `<dataset>_<case>_<modality>.nii.gz` and `..._label.nii.gz` of some cases, and their tables.
 
-    Returns the files. names: `dataset/case`. native: onto each source's own grid in the world of its file, with its
-    intensities; the label goes onto the grid of the case's reference modality. modalities: only these, `label` and
-    `descriptors` among them; default all. Raises StoreError for a case that is not stored (with its status and reason),
-    for an unknown modality, and for a file that exists unless overwrite.
+    Those are `..._descriptors.tsv` and `..._connectome.tsv`. Returns the files. names: `dataset/case`. native: onto
+    each source's own grid in the world of its file, with its intensities; the label goes onto the grid of the case's
+    reference modality. modalities: only these, `label`, `descriptors` and `connectome` among them; default all. Raises
+    StoreError for a case that is not stored (with its status and reason), for an unknown modality, and for a file that
+    exists unless overwrite.
     """
     store = open_store(url)
     files = []
@@ -110,10 +115,11 @@ def _export(
     case = _Case(data.case_info(row), *data.read_case(row), data.spec)
     there = [*case.present, *([LABEL] if case.label is not None else [])]
     there += [DESCRIPTORS] if data.descriptor_bytes(row) else []
+    there += [CONNECTOME] if data.has_connectome(row) else []
     if unknown := sorted(set(modalities) - set(there)):
         raise StoreError(f"{data.name}/{case.info.case} has no {unknown[0]}; it has: {', '.join(there)}")
     wanted = {
-        name: out / f"{data.name}_{case.info.case}_{name}.{'tsv' if name == DESCRIPTORS else 'nii.gz'}"
+        name: out / f"{data.name}_{case.info.case}_{name}.{'tsv' if name in TABLES else 'nii.gz'}"
         for name in there
         if not modalities or name in modalities
     }
@@ -123,6 +129,8 @@ def _export(
     for name, path in wanted.items():
         if name == DESCRIPTORS and data.descriptors is not None:
             path.write_text(table_text(data.descriptors, row), encoding="utf-8")
+        elif name == CONNECTOME and data.spec.connectome is not None:
+            path.write_text(matrix_text(data.read_connectome(row), data.spec.connectome.regions), encoding="utf-8")
         else:
             nib.save(_native(data, case, name) if native else _as_stored(case, name), path)
     return list(wanted.values())

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from models.records import PreprocessSpec
+from models.spec import PreprocessSpec
 
 Frame = Literal["template", "image", "none"]
 

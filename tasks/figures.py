@@ -30,9 +30,10 @@ TOGETHER = {
     "embedding": "embedding, validation",
     "feature": "stage-4 features, validation",
     "probe": "probe of the phenotype, validation",
+    "retrieval": "retrieval in a batch, validation",
+    "matching": "network-image matching, validation",
 }
 """Metrics `<group>_<member>` that are compared with each other and share a panel."""
-CHANCE = {"auroc": 0.5, "balanced_accuracy": 0.5}
 STYLE: Any = {
     "font.size": 9, "font.family": "DejaVu Sans", "text.color": INK, "axes.labelcolor": INK,
     "axes.edgecolor": "#cbd2d9", "xtick.color": INK, "ytick.color": INK,
@@ -48,11 +49,16 @@ def png_of(figure: Figure, dpi: int = 110) -> bytes:
     return buffer.getvalue()
 
 
-def forest_plot(lines: Sequence[Line], title: str, over: str = "subjects") -> bytes:
+def chance_of(metric: str, classes: int) -> float | None:
+    """Return what guessing among so many classes scores; None for a metric without such a value."""
+    return {"auroc": 0.5, "balanced_accuracy": 1 / max(classes, 2)}.get(metric)
+
+
+def forest_plot(lines: Sequence[Line], title: str, over: str = "subjects", classes: int = 2) -> bytes:
     """Return a forest plot: one row a line (all of one metric and region), point and 95 % interval; PNG.
 
-    `over`: what the intervals speak of. Published numbers are open diamonds without an interval. Raises ValueError when
-    no line has a number.
+    `over`: what the intervals speak of; `classes`: among how many is chosen. Published numbers are open diamonds
+    without an interval. Raises ValueError when no line has a number.
     """
     shown = [line for line in lines if line.estimate is not None]
     if not shown:
@@ -63,12 +69,12 @@ def forest_plot(lines: Sequence[Line], title: str, over: str = "subjects") -> by
     with rc_context(STYLE):
         figure = Figure(figsize=(7.2, 0.9 + 0.42 * len(shown)), layout="constrained")
         axes = figure.add_subplot()
-        _draw_forest(axes, shown, over)
+        _draw_forest(axes, shown, over, chance_of(shown[0].metric, classes))
         axes.set_title(title, loc="left", fontweight="bold", fontsize=10, pad=14)
         return png_of(figure)
 
 
-def _draw_forest(axes: Axes, lines: Sequence[Line], over: str) -> None:
+def _draw_forest(axes: Axes, lines: Sequence[Line], over: str, chance: float | None) -> None:
     metric = lines[0].metric
     places = np.arange(len(lines))[::-1]
     for place, line in zip(places, lines, strict=True):
@@ -82,11 +88,9 @@ def _draw_forest(axes: Axes, lines: Sequence[Line], over: str) -> None:
         )
         text = number(estimate, metric)
         axes.annotate(text, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8.5, color=colour)
-    if metric in CHANCE:
-        axes.axvline(CHANCE[metric], color=MUTED, lw=1, ls=(0, (4, 3)), zorder=0)
-        axes.annotate(
-            "chance", (CHANCE[metric], len(lines) - 0.45), fontsize=7.5, color=MUTED, ha="center", va="bottom"
-        )
+    if chance is not None:
+        axes.axvline(chance, color=MUTED, lw=1, ls=(0, (4, 3)), zorder=0)
+        axes.annotate("chance", (chance, len(lines) - 0.45), fontsize=7.5, color=MUTED, ha="center", va="bottom")
     if metric not in UNITS:
         left, right = axes.get_xlim()
         axes.set_xlim(max(left, -0.02), min(right, 1.02))

@@ -16,7 +16,7 @@ from models.config import MadeFrom, TrainingConfig
 from models.records import SelectedCase
 from models.selection import write_selection
 from tasks.benchmarks import Benchmark
-from tasks.cohort import targets_of_seed
+from tasks.cohort import fewer_labels, targets_of_seed
 from tasks.summary import MIXED, PRETRAINED, SCRATCH
 
 Launch = Callable[..., Any]
@@ -67,13 +67,15 @@ def prepare(
     size: str = "tiny",
     template_mix: bool = False,
     made_from: MadeFrom | None = None,
+    share: float = 1.0,
 ) -> list[Finetuning]:
     """Write run.json and selection.parquet of all rows and seeds; return them, the rows of a seed in turn.
 
     The rows are pre-trained and scratch and, with `template_mix`, pre-trained with learned templates mixed into the
     channels (see `with_template_mix`) where a benchmark has more than one.
 
-    made_from: versions of the split and the phenotypes, for run.json.
+    made_from: versions of the split and the phenotypes, for run.json. share: of the training subjects, drawn anew for
+    each seed, with as many optimiser steps as all of them have.
 
     A folder that was made from something else (other config, cases or pre-trained weights) is set aside under its old
     digest. All rows have the network of the pre-training. Raises ValueError when that is not finished.
@@ -84,7 +86,7 @@ def prepare(
     if template_mix and len(benchmark.modalities) > 1:
         origins[MIXED] = origin
     return [
-        _prepare_one(benchmark, row, seed, own, store, trainings, origin, epochs, size, settings)
+        _prepare_one(benchmark, row, seed, own, store, trainings, origin, epochs, size, settings, share)
         for seed in range(seeds)
         for own in [targets_of_seed(benchmark, cases, seed)]
         for row, origin in origins.items()
@@ -148,6 +150,17 @@ def with_template_mix(config: TrainingConfig) -> TrainingConfig:
     )
 
 
+def with_fewer_labels(
+    config: TrainingConfig, cases: Sequence[SelectedCase], share: float
+) -> tuple[TrainingConfig, list[SelectedCase]]:
+    """Return the cases with a share of the training labels, and the config with as many optimiser steps as before."""
+    kept = fewer_labels(cases, share, config.seed)
+    before, after = (sum(case.role == "train" for case in some) for some in (cases, kept))
+    epochs = round(config.epochs * before / after)
+    looks = config.select_every and max(1, round(config.select_every * epochs / config.epochs))
+    return config.replace(epochs=epochs, select_every=looks), kept
+
+
 def _prepare_one(
     benchmark: Benchmark,
     row: str,
@@ -159,6 +172,7 @@ def _prepare_one(
     epochs: int | None,
     size: str,
     settings: dict[str, Any],
+    share: float,
 ) -> Finetuning:
     name = training_name(benchmark.name, row, seed)
     folder = trainings / name
@@ -166,6 +180,8 @@ def _prepare_one(
     values = {"name": name, "seed": seed, "init_from": origin[0], **settings}
     config = build_config(benchmark, store, selection, size, epochs, **values)
     config = with_template_mix(config) if row == MIXED else config
+    if share < 1:
+        config, cases = with_fewer_labels(config, cases, share)
     inputs = {
         "config": config.content_digest(),
         "cases": sorted(f"{case.dataset}/{case.row}/{case.digest}/{case.role}/{case.target}" for case in cases),

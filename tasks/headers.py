@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -31,6 +32,12 @@ CHECKSUM_BLOCK = 8 << 20
 CHECKSUM_PREFIX = "sha256:"
 MAX_VOXELS = 2**30
 """A 1024^3 volume: eight times a 0.25 mm head scan."""
+MAX_FRAMES = 2**14
+"""Of a BOLD image: three hours at 0.7 s."""
+MAX_BOLD_VOXELS = 2**33
+"""Over all frames: 9,000 of 2 mm."""
+MAX_TEXT_BYTES = 64 << 20
+"""Of a text file with ROI series or confounds: 1,200 frames of 400 regions take 6 MB."""
 MAX_DEFLATE_RATIO = 1032
 """DEFLATE cannot expand a byte into more (zlib's technical notes), so a header that claims more is false."""
 
@@ -48,7 +55,7 @@ class HeaderInfo:
     """What a NIfTI header says, and the identity of the file that said it."""
 
     shape: tuple[int, ...]
-    """As stored; axes beyond the third are all 1."""
+    """As stored; axes beyond the third are all 1, but for the frames of a BOLD image."""
     spacing_mm: tuple[float, float, float]
     """Lengths of the affine's columns (header zooms can disagree with the affine)."""
     dtype: str
@@ -100,23 +107,49 @@ def file_checksum(url: str) -> str:
     return f"{CHECKSUM_PREFIX}{total.hexdigest()}"
 
 
-def read_header(url: str, identity: tuple[int, str] | None = None) -> HeaderInfo:
+def read_header(url: str, identity: tuple[int, str] | None = None, frames: bool = False) -> HeaderInfo:
     """Read and check the header of one NIfTI file or NumPy array, local or on S3.
 
-    `identity` saves a request when a listing gave it already. Raises HeaderError (missing file, unreadable, not 3D,
-    bad affine) for what is wrong with the file, and OSError when the remote storage itself fails.
+    `identity` saves a request when a listing gave it already; `frames` asks for a BOLD image, of two frames or more.
+    Raises HeaderError (missing file, unreadable, not 3D or not 4D, bad affine) for what is wrong with the file, and
+    OSError when the remote storage itself fails.
     """
-    fs, path = storage.filesystem(url)
-    try:
+    with _readable(url):
         size, etag = identity or file_identity(url)
+        fs, path = storage.filesystem(url)
         raw = fs.cat_file(path, start=0, end=min(size, READ_BYTES)) if size else b""
+    if is_array(url) and not frames:
+        return parse_array_header(raw, size, etag)
+    return parse_header(raw, size, etag, frames)
+
+
+def text_identity(url: str, identity: tuple[int, str] | None = None) -> tuple[int, str]:
+    """Return (size in bytes, ETag) of a text file with series or confounds, which is not opened.
+
+    `identity` saves a request when a listing gave it already. Raises HeaderError for a file that is absent, empty or
+    larger than MAX_TEXT_BYTES, and OSError when the remote storage itself fails.
+    """
+    with _readable(url):
+        size, etag = identity or file_identity(url)
+    if not size:
+        raise HeaderError(Reason.UNREADABLE, f"{url} is empty; a table of numbers is expected")
+    if size > MAX_TEXT_BYTES:
+        detail = f"{url} has {size:,} bytes, {MAX_TEXT_BYTES:,} are allowed for series and confounds"
+        raise HeaderError(Reason.UNREADABLE, detail)
+    return size, etag
+
+
+@contextmanager
+def _readable(url: str) -> Iterator[None]:
+    """Turn what keeps a file from being opened into a HeaderError; an error of a remote storage stays one."""
+    try:
+        yield
     except FileNotFoundError:
         raise HeaderError(Reason.MISSING_FILE, f"{url} does not exist; restore it or take it off the list") from None
     except OSError as error:
         if not storage.is_local(url):
             raise
         raise HeaderError(Reason.UNREADABLE, f"{url} cannot be read: {error.strerror or error}") from None
-    return parse_array_header(raw, size, etag) if is_array(url) else parse_header(raw, size, etag)
 
 
 def parse_array_header(raw: bytes, size_bytes: int, etag: str = "") -> HeaderInfo:
@@ -135,11 +168,14 @@ def parse_array_header(raw: bytes, size_bytes: int, etag: str = "") -> HeaderInf
     return HeaderInfo(space, (x, y, z), header.dtype.newbyteorder("=").name, affine, size_bytes, etag)
 
 
-def parse_header(raw: bytes, size_bytes: int, etag: str = "") -> HeaderInfo:
-    """Check the first bytes of a NIfTI file of `size_bytes` bytes; raises HeaderError naming the rule and the value."""
+def parse_header(raw: bytes, size_bytes: int, etag: str = "", frames: bool = False) -> HeaderInfo:
+    """Check the first bytes of a NIfTI file of `size_bytes` bytes; raises HeaderError naming the rule and the value.
+
+    frames: it must be 4D with two frames or more; otherwise it must be one volume.
+    """
     compressed = raw[:2] == b"\x1f\x8b"
     header = _decode(_decompress(raw) if compressed else raw[:HEADER_BYTES], size_bytes)
-    shape = _check_shape(header)
+    shape = _check_shape(header, frames)
     dtype = _check_dtype(header)
     _check_size(math.prod(shape) * dtype.itemsize, size_bytes, compressed, header)
     affine = _check_affine(header, shape)
@@ -180,20 +216,34 @@ def _decode(head: bytes, size_bytes: int) -> Any:
         raise HeaderError(Reason.UNREADABLE, f"the NIfTI header cannot be decoded: {error}") from None
 
 
-def _check_shape(header: Any) -> tuple[int, ...]:
+def _check_shape(header: Any, frames: bool) -> tuple[int, ...]:
     dim = [int(value) for value in header["dim"]]
     rank = dim[0]
     if not 1 <= rank <= 7:
         raise HeaderError(Reason.UNREADABLE, f"the header claims {rank} dimensions; NIfTI allows 1 to 7")
     shape = tuple(dim[1 : rank + 1])
-    if min(shape) < 1 or math.prod(shape) > MAX_VOXELS:
+    limit = MAX_BOLD_VOXELS if frames else MAX_VOXELS
+    if min(shape) < 1 or math.prod(shape) > limit:
         raise HeaderError(
-            Reason.UNREADABLE,
-            f"the header claims absurd dimensions {shape}; at most {MAX_VOXELS:,} voxels are accepted",
+            Reason.UNREADABLE, f"the header claims absurd dimensions {shape}; at most {limit:,} voxels are accepted"
         )
-    if rank < 3 or min(shape[:3]) < 2 or any(edge != 1 for edge in shape[3:]):
+    return _check_frames(shape) if frames else _check_volume(shape)
+
+
+def _check_volume(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) < 3 or min(shape[:3]) < 2 or any(edge != 1 for edge in shape[3:]):
         raise HeaderError(Reason.NOT_3D, f"shape {shape}; one volume with three axes of two or more voxels is expected")
     return shape
+
+
+def _check_frames(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a BOLD image without empty axes behind the frames."""
+    if len(shape) < 4 or min(shape[:4]) < 2 or shape[3] > MAX_FRAMES or any(edge != 1 for edge in shape[4:]):
+        raise HeaderError(
+            Reason.NOT_4D,
+            f"shape {shape}; a BOLD image has three axes of two or more voxels and 2 to {MAX_FRAMES:,} frames",
+        )
+    return shape[:4]
 
 
 def _check_dtype(header: Any) -> np.dtype:

@@ -256,7 +256,9 @@ def _own_failure(folders: Sequence[Path]) -> str:
 def _failure_text(folders: Sequence[Path], log: Path, code: int, own: str) -> str:
     names = ", ".join(folder.name for folder in folders)
     cause = own or (f"killed by signal {-code}" if code < 0 else f"exit code {code}")
+    # Behind a reason of its own the log ends with what torchrun says of every rank: nothing that helps.
+    more = f"Its traceback is in {log}" if own else f"End of {log}:\n{log_tail(log)}"
     return (
         f"training failed ({names}): {cause}. Its checkpoints are kept: launching it again continues from the newest. "
-        f"End of {log}:\n{log_tail(log)}"
+        f"{more}"
     )

@@ -26,7 +26,7 @@ def require_mni(block: Block) -> Block:
     block: RAS-nearest axes. Three signs: axes turned against the world's, a field of view that leaves out a part of
     the MNI152 brain, tissue that is centred elsewhere. An image that was shifted into place by hand passes.
     """
-    turned, shift = _turn(block.grid), _tissue_shift(block)
+    turned, shift = turn_of(block.grid.affine), _tissue_shift(block)
     low, high = np.array(BRAIN_MM).T
     box = np.eye(4)
     box[:3, 3] = low
@@ -44,9 +44,10 @@ def require_mni(block: Block) -> Block:
     return block
 
 
-def _turn(grid: Grid) -> float:
-    axes = grid.affine[:3, :3] / np.linalg.norm(grid.affine[:3, :3], axis=0)
-    return float(np.degrees(np.arccos(np.clip(np.diag(axes), -1, 1))).max())
+def turn_of(affine: np.ndarray) -> float:
+    """Return by how many degrees the axes of a grid are turned against the nearest of the world's, at most."""
+    axes = np.abs(affine[:3, :3]) / np.linalg.norm(affine[:3, :3], axis=0)
+    return float(np.degrees(np.arccos(np.clip(axes.max(axis=0), -1, 1))).max())
 
 
 def _tissue_shift(block: Block) -> float:

@@ -205,34 +205,34 @@ def _draw(view: _View, title: str, notes: str, row: int) -> Image.Image:
             if number < blocks:
                 _draw_plane_name(canvas, (left, top - 5, width), plane, before, after)
             left += width + GAP
-        _write(canvas, (left - block_width - GAP, top + 3), name, 12, TEXT, bold=True)
+        write_text(canvas, (left - block_width - GAP, top + 3), name, 12, TEXT, bold=True)
     return canvas
 
 
 def _draw_header(canvas: Image.Image, view: _View, title: str, notes: str) -> None:
     right = canvas.width - MARGIN
-    _write(canvas, (MARGIN, 10), title, 15, TEXT, bold=True)
+    write_text(canvas, (MARGIN, 10), title, 15, TEXT, bold=True)
     values = view.label_values
     for value in reversed(values):
         name = view.label_names.get(value, f"label {value}")
         right -= round(_font(11, False).getlength(name))
-        _write(canvas, (right, view.header - 43), name, 11, MUTED)
+        write_text(canvas, (right, view.header - 43), name, 11, MUTED)
         right -= 16
         colour = _label_colour(values, value)
         ImageDraw.Draw(canvas).rounded_rectangle(
             (right, view.header - 41, right + 10, view.header - 31), 2, fill=colour
         )
         right -= 14
-    _write(canvas, (MARGIN, 31), notes, 11, MUTED)
+    write_text(canvas, (MARGIN, 31), notes, 11, MUTED)
     ImageDraw.Draw(canvas).line((MARGIN, view.header - 22, canvas.width - MARGIN, view.header - 22), fill=LINE)
 
 
 def _draw_plane_name(canvas: Image.Image, place: tuple[int, int, int], plane: str, before: str, after: str) -> None:
     left, bottom, width = place
     font = _font(10, False)
-    _write(canvas, (left, bottom - 11), before, 10, MUTED)
-    _write(canvas, (left + round((width - font.getlength(plane)) / 2), bottom - 11), plane, 10, MUTED)
-    _write(canvas, (left + width - round(font.getlength(after)), bottom - 11), after, 10, MUTED)
+    write_text(canvas, (left, bottom - 11), before, 10, MUTED)
+    write_text(canvas, (left + round((width - font.getlength(plane)) / 2), bottom - 11), plane, 10, MUTED)
+    write_text(canvas, (left + width - round(font.getlength(after)), bottom - 11), after, 10, MUTED)
 
 
 def _pane(plane: npt.NDArray[np.float32], outlines: list[_Outline], size: tuple[int, int]) -> Image.Image:
@@ -279,9 +279,10 @@ def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", name), size)
 
 
-def _write(
+def write_text(
     canvas: Image.Image, place: tuple[int, int], text: str, size: int, colour: tuple[int, int, int], bold: bool = False
 ) -> None:
+    """Write a line of text; place: its left upper corner."""
     ImageDraw.Draw(canvas).text(place, text, font=_font(size, bold), fill=colour)
 
 

@@ -65,7 +65,9 @@ class Volume:
 
 
 @dataclass(frozen=True)
-class _Layout:
+class Layout:
+    """What a header says of the voxels after it."""
+
     header: Any
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -73,10 +75,12 @@ class _Layout:
 
     @property
     def voxels(self) -> int:
+        """How many there are."""
         return math.prod(self.shape)
 
     @property
     def expected(self) -> int:
+        """Bytes of the decoded file."""
         return self.offset + self.voxels * self.dtype.itemsize
 
 
@@ -87,8 +91,13 @@ def parse_nifti(raw: bytes, name: str, memory_bytes: int = DEFAULT_MEMORY) -> Vo
     deflate stream is sequential, each byte may refer to the 32 kB before it.
     """
     packed = raw[:2] == GZIP_MAGIC
-    layout = _layout(_head(raw, name) if packed else raw[:HEADER_BYTES], name)
-    _refuse_absurd(layout, len(raw), packed, name, memory_bytes)
+    layout = layout_of(head_of(raw, name) if packed else raw[:HEADER_BYTES], name)
+    refuse_absurd(layout, len(raw), packed, name)
+    if (need := layout.expected + layout.voxels * 4) > memory_bytes:
+        raise BadScanError(
+            Reason.MEMORY,
+            f"{name}: {layout.shape} of {layout.dtype} needs {need >> 20} MiB, the limit is {memory_bytes >> 20} MiB",
+        )
     body = _gunzip(raw, layout.expected + SLACK_BYTES, name) if packed else raw
     if len(body) > layout.expected + SLACK_BYTES:
         limit = layout.expected + SLACK_BYTES
@@ -104,14 +113,15 @@ def parse_nifti(raw: bytes, name: str, memory_bytes: int = DEFAULT_MEMORY) -> Vo
     return Volume(data, affine, name, flags)
 
 
-def _head(raw: bytes, name: str) -> bytes:
-    with _gzip_errors(name):
+def head_of(raw: bytes, name: str) -> bytes:
+    """Return the header of a gzip file, decoded; raises BadScanError for a corrupt stream."""
+    with gzip_errors(name):
         return igzip.GzipFile(fileobj=io.BytesIO(raw)).read(HEADER_BYTES)
 
 
 def _gunzip(raw: bytes, limit: int, name: str) -> bytes:
     """Decode a gzip stream to its end, so that its checksum was compared; stops one byte beyond the limit."""
-    with _gzip_errors(name):
+    with gzip_errors(name):
         # In one call and without a copy. Nearly every file is a single member; what follows it goes the slower way.
         member = isal_zlib.decompressobj(wbits=MAX_WBITS | 16)
         body: bytes = member.decompress(raw, limit + 1)
@@ -128,7 +138,8 @@ def _gunzip(raw: bytes, limit: int, name: str) -> bytes:
 
 
 @contextmanager
-def _gzip_errors(name: str) -> Iterator[None]:
+def gzip_errors(name: str) -> Iterator[None]:
+    """Turn what decoders raise for a damaged stream into BadScanError."""
     try:
         yield
     except EOFError:
@@ -137,7 +148,7 @@ def _gzip_errors(name: str) -> Iterator[None]:
         raise BadScanError(Reason.UNREADABLE, f"{name}: corrupt gzip stream ({error})") from error
 
 
-def _layout(head: bytes, name: str) -> _Layout:
+def layout_of(head: bytes, name: str) -> Layout:
     """Parse a NIfTI-1 or NIfTI-2 single-file header, either byte order."""
     for cls, length, magic in ((nib.Nifti1Header, 348, b"n+1\0"), (nib.Nifti2Header, 540, b"n+2\0")):
         if len(head) >= length and magic in (head[344:348], head[4:8]):
@@ -151,7 +162,7 @@ def _layout(head: bytes, name: str) -> _Layout:
     offset = float(header["vox_offset"])
     if not (offset == 0 or length <= offset <= SLACK_BYTES * 256):
         raise BadScanError(Reason.UNREADABLE, f"{name}: header claims a voxel offset of {offset}")
-    return _Layout(header, tuple(dims[1 : dims[0] + 1]), _dtype(header, name), int(offset) or length + 4)
+    return Layout(header, tuple(dims[1 : dims[0] + 1]), _dtype(header, name), int(offset) or length + 4)
 
 
 def _dtype(header: Any, name: str) -> np.dtype[Any]:
@@ -164,19 +175,14 @@ def _dtype(header: Any, name: str) -> np.dtype[Any]:
     return dtype
 
 
-def _refuse_absurd(layout: _Layout, size: int, packed: bool, name: str, memory_bytes: int) -> None:
+def refuse_absurd(layout: Layout, size: int, packed: bool, name: str) -> None:
+    """Raise BadScanError when a file of so many bytes cannot hold what its header claims."""
     holds = size * (DEFLATE_RATIO if packed else 1) + SLACK_BYTES * packed
     if layout.expected > holds:
         raise BadScanError(
             Reason.UNREADABLE,
             f"{name}: header claims {layout.shape} of {layout.dtype}, {layout.expected} bytes; "
             f"a {'gzip ' if packed else ''}file of {size} bytes holds at most {holds} (truncated or wrong header)",
-        )
-    need = layout.expected + layout.voxels * 4
-    if need > memory_bytes:
-        raise BadScanError(
-            Reason.MEMORY,
-            f"{name}: {layout.shape} of {layout.dtype} needs {need >> 20} MiB, the limit is {memory_bytes >> 20} MiB",
         )
 
 
@@ -190,17 +196,23 @@ def _three_axes(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
 
 def _scaled(values: np.ndarray, header: Any, name: str) -> torch.Tensor:
     """Return the intensities: integers stay integers unless the header scales them."""
-    try:
-        slope, intercept = header.get_slope_inter()
-    except HeaderDataError as error:
-        raise BadScanError(Reason.UNREADABLE, f"{name}: header claims an impossible scaling ({error})") from error
-    if np.isinf(header["scl_slope"]):  # NaN and 0 are how files say `no scaling`
-        raise BadScanError(Reason.UNREADABLE, f"{name}: header claims an impossible scaling (infinite slope)")
-    kept = INTEGERS.get(values.dtype.newbyteorder("=").name) if slope in (None, 1.0) and not intercept else None
+    slope, intercept = scaling_of(header, name)
+    kept = INTEGERS.get(values.dtype.newbyteorder("=").name) if slope == 1 and not intercept else None
     with np.errstate(over="ignore", invalid="ignore"):
         native = np.require(values.astype(kept or "float32", order="F", copy=False), requirements=["F", "A"])
     with warnings.catch_warnings():
         # Nothing writes into the decoded file: it would be a copy of 18 MB for nothing.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         data = torch.from_numpy(native)
-    return data if kept else data * (1.0 if slope is None else slope) + (intercept or 0.0)
+    return data if kept else data * slope + intercept
+
+
+def scaling_of(header: Any, name: str) -> tuple[float, float]:
+    """Return slope and intercept of a header, 1 and 0 when it has none; raises BadScanError for impossible ones."""
+    try:
+        slope, intercept = header.get_slope_inter()
+    except HeaderDataError as error:
+        raise BadScanError(Reason.UNREADABLE, f"{name}: header claims an impossible scaling ({error})") from error
+    if np.isinf(header["scl_slope"]):  # NaN and 0 are how files say `no scaling`
+        raise BadScanError(Reason.UNREADABLE, f"{name}: header claims an impossible scaling (infinite slope)")
+    return (1.0 if slope is None else float(slope)), float(intercept or 0.0)

@@ -15,7 +15,7 @@ from tasks.phenotypes import KEYS, combine
 
 WORDS = ("sex", "site", "diagnosis")
 """Columns in which an absent value is empty text; in others it is NaN or None."""
-Problem = Literal["conflict", "unknown subject", "no phenotypes"]
+Problem = Literal["conflict", "bad value", "unknown subject", "no phenotypes"]
 
 
 @dataclass(frozen=True)

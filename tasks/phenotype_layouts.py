@@ -1,7 +1,7 @@
 """How a dataset names its phenotypes: columns and values of its own tables become ours.
 
-Public layouts are code below. Those of closed data are YAML files in `tasks/layouts`: nobody could check them here, so
-each says its basis, and a file of the same dataset given by the user takes its place.
+Layouts are YAML files in `tasks/layouts`. Each says its basis, because nobody could check those of closed data here; a
+file of the same dataset given by the user takes its place.
 """
 
 from __future__ import annotations
@@ -27,9 +27,16 @@ class ColumnRule(Record):
     model_config = ConfigDict(populate_by_name=True)
 
     sources: tuple[str, ...] = Field(alias="from", min_length=1)
-    """Names of the dataset's own column, upper and lower case alike: the first that is there is taken."""
+    """Names of the dataset's own column, upper and lower case alike: the first that says anything is taken."""
     values: dict[str, str] = Field(default_factory=dict)
-    """Words or codes of the dataset -> ours, upper and lower case alike; others are missing. Empty: as written."""
+    """Words or codes of the dataset -> ours, upper and lower case alike; our words stay, others are missing. Empty: as
+    written."""
+
+    def word_of(self, text: str) -> str | None:
+        """Return our word for a word or code of the dataset, or None for an unknown one."""
+        known = {ours.lower(): ours for ours in self.values.values()}
+        known |= {theirs.lower(): ours for theirs, ours in self.values.items()}
+        return known.get(text.strip().lower())
 
 
 class Layout(Record):
@@ -37,22 +44,9 @@ class Layout(Record):
 
     dataset: str
     basis: Basis
+    missing: frozenset[str] = frozenset()
+    """Codes and words that say, in any column, that nothing is known."""
     columns: dict[str, ColumnRule] = Field(min_length=1)
-
-
-# Preprocessed Connectomes Project, phenotypic file of ABIDE I; public legend.
-ABIDE_I = Layout(
-    dataset="abide-i",
-    basis="confirmed",
-    columns={
-        "dsm_iv": ColumnRule(
-            sources=("DSM_IV_TR",), values={"0": "HC", "1": "autism", "2": "Asperger", "3": "PDD-NOS"}
-        ),
-        "sex": ColumnRule(sources=("SEX",), values={"1": "M", "2": "F", "M": "M", "F": "F"}),
-        "age": ColumnRule(sources=("AGE_AT_SCAN", "age")),
-        "site": ColumnRule(sources=("SITE_ID", "site")),
-    },
-)
 
 
 class LayoutError(ValueError):
@@ -61,9 +55,9 @@ class LayoutError(ValueError):
 
 @cache
 def layouts() -> dict[str, Layout]:
-    """Return the layouts of the package by dataset: those in code and those in YAML."""
+    """Return the layouts of the package by dataset."""
     found = [read_layout(path) for path in sorted(FOLDER.glob("*.yaml"))]
-    return {layout.dataset: layout for layout in (ABIDE_I, *found)}
+    return {layout.dataset: layout for layout in found}
 
 
 def read_layout(path: Path) -> Layout:
@@ -79,24 +73,30 @@ def read_layout(path: Path) -> Layout:
 def with_layouts(people: pd.DataFrame, own: Iterable[Layout] = ()) -> pd.DataFrame:
     """Return the people with our columns filled from those of their dataset; `own` layouts win over the package's.
 
-    A dataset without a layout, and a column of which no source is there, stay as they are.
+    A dataset without a layout, and a column of which no source says anything, stay as they are.
     """
     known = layouts() | {layout.dataset: layout for layout in own}
     result = people.copy()
     for dataset in sorted(set(people["dataset"]) & set(known)):
         rows = people["dataset"] == dataset
-        lower = {str(name).lower(): name for name in reversed(people.columns)}
         for name, rule in known[dataset].columns.items():
-            source = next((lower[one.lower()] for one in rule.sources if one.lower() in lower), None)
+            source = _source(people.loc[rows], rule)
             if source is not None:
-                values = _mapped(people.loc[rows, source], rule)
+                values = _mapped(people.loc[rows, source], rule, known[dataset].missing)
                 result[name] = result[name].astype(object) if name in result else None
                 result.loc[rows, name] = values
     return result
 
 
-def _mapped(values: pd.Series, rule: ColumnRule) -> pd.Series:
-    if not rule.values:
-        return values.astype(object)
-    words = {key.lower(): ours for key, ours in rule.values.items()}
-    return pd.Series([words.get(word(value).strip().lower()) for value in values], index=values.index, dtype=object)
+def _source(people: pd.DataFrame, rule: ColumnRule) -> str | None:
+    """Return the first column of a rule that says anything about some people of one dataset, or None."""
+    lower = {str(name).lower(): str(name) for name in reversed(people.columns)}
+    there = (lower[one.lower()] for one in rule.sources if one.lower() in lower)
+    return next((name for name in there if (people[name].notna() & (people[name] != "")).any()), None)
+
+
+def _mapped(values: pd.Series, rule: ColumnRule, missing: frozenset[str]) -> pd.Series:
+    texts = [word(value).strip() for value in values]
+    ours = [rule.word_of(text) for text in texts] if rule.values else list(values)
+    known = [None if text in missing else value for text, value in zip(texts, ours, strict=True)]
+    return pd.Series(known, index=values.index, dtype=object)

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from infra import storage
-from models.records import GREY, PlannedCase, PreprocessSpec, Reason, Scan, SourceFile
+from models.records import BOLD, FUNCTIONAL, GREY, SERIES, PlannedCase, Reason, Scan, SourceFile
+from models.spec import PreprocessSpec
 from models.store_layout import BUILD, StoreError, check_dataset_name, shard_shape
 from tasks.headers import CHECKSUM_PREFIX, file_identity
 
@@ -34,6 +35,14 @@ much again nilearn's maps and the atlas for maps of grey matter."""
 
 TISSUE_BYTES = 160
 """A voxel of the grid on which tissue is looked at, with priors and regions (measured: 150)."""
+
+BOLD_BLOCKS, BOLD_FRAME, SERIES_COPIES = 2.25, 16, 10
+"""A BOLD image at its peak: so many blocks of frames, bytes a voxel of one frame (the atlas on its grid), and float64
+copies of the regions' signals while they are cleaned (measured: docs/connectomes.md)."""
+SERIES_BYTES = 4
+"""A byte of a text file with time series: the file, its lines, and the numbers (measured: 2.3)."""
+BLOCK_BYTES = 64 << 20
+"""Frames of a BOLD image that are held at once, as float64, but one at least."""
 
 CaseKey = tuple[str, str]
 """Dataset and case."""
@@ -196,10 +205,15 @@ def projected_bytes(scans: Sequence[Scan], spec: PreprocessSpec) -> int:
     them, beside the files before it; and what N4 and registration hold. While the case is put together: every file as
     float32, every modality on the grid of the case as float32 and float16, and the measures of quality. Files that the
     spec does not read cost nothing; a brain mask is no image of the case, but masking holds every image twice.
-    Measured against it: docs/preprocessing.md.
+    Measured against it: docs/preprocessing.md. The connectome of a case is made before its images are read.
     """
+    return max(_image_bytes(scans, spec), _connectome_bytes(scans, spec))
+
+
+def _image_bytes(scans: Sequence[Scan], spec: PreprocessSpec) -> int:
     images = [scan for scan in scans if spec.shows(scan.modality)]
-    masks = [scan for scan in scans if spec.reads(scan.modality) and not spec.shows(scan.modality)]
+    others = [scan for scan in scans if spec.reads(scan.modality) and not spec.shows(scan.modality)]
+    masks = [scan for scan in others if scan.modality not in FUNCTIONAL]
     if not images:
         return 0
     kept = FLOAT * sum(map(_voxels, images)) + sum(map(_voxels, masks))
@@ -214,6 +228,24 @@ def projected_bytes(scans: Sequence[Scan], spec: PreprocessSpec) -> int:
     tissue = _tissue_bytes(spec) if spec.tissue == "approximate" else 0
     extras = EXTRA_BYTES * (bool(steps) + (GREY in spec.modalities))
     return kept + extras + max(reading + steps, masking, placed + making, tissue)
+
+
+def _connectome_bytes(scans: Sequence[Scan], spec: PreprocessSpec) -> int:
+    """Return what the connectome takes while it is made: a BOLD image is read in blocks of frames."""
+    if spec.connectome is None:
+        return 0
+    needs = [EXTRA_BYTES + SERIES_BYTES * scan.size_bytes for scan in scans if scan.modality == SERIES]
+    for scan in scans:
+        if scan.modality == BOLD:
+            frame, frames = math.prod(scan.shape[:3]), math.prod(scan.shape[3:])
+            signals = SERIES_COPIES * 2 * FLOAT * frames * len(spec.connectome.regions)
+            needs.append(EXTRA_BYTES + scan.size_bytes + bold_bytes(frame) + signals)
+    return max(needs, default=0)
+
+
+def bold_bytes(frame: int) -> int:
+    """Return what frames of so many voxels take while they are averaged, beside their file."""
+    return int(BOLD_BLOCKS * max(BLOCK_BYTES, 2 * FLOAT * frame)) + BOLD_FRAME * frame
 
 
 def _tissue_bytes(spec: PreprocessSpec) -> int:

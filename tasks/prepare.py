@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from infra import storage
+from models.anatomy import Floats
 from models.records import (
     BRAIN_MASK,
     DESCRIPTORS,
@@ -20,23 +20,26 @@ from models.records import (
     DescriptorTable,
     Matrix,
     PlannedCase,
-    PreprocessSpec,
     Reason,
     SourceFile,
 )
+from models.spec import PreprocessSpec
 from models.store_descriptors import COUNT
 from tasks import integrity, nifti, registration, volumes
 from tasks.affines import BadScanError
 from tasks.arrays import parse_image
 from tasks.benchmarks import scheme_conflict
+from tasks.case_connectome import connectome_of
+from tasks.case_quality import grey_quality, image_quality, label_quality
 from tasks.descriptors import parse_table
 from tasks.fingerprint import fingerprint
-from tasks.intensity import intensity_range, noise, scale, signal
+from tasks.intensity import intensity_range, scale
 from tasks.mni import require_mni
 from tasks.nifti import Volume
-from tasks.qc_voxels import base_of, drift_measure, end_measures, grid_measure
+from tasks.qc_voxels import end_measures, grid_measure
 from tasks.registration import Move
 from tasks.resampling import resample
+from tasks.source_files import bytes_of, name_of
 from tasks.volumes import Block, Box, Grid
 
 
@@ -45,14 +48,18 @@ class PreparedCase:
     """A case ready to be stored; pure values."""
 
     image: np.ndarray
-    """(M, x, y, z) float16, in [0, 1] unless the spec keeps intensities; absent modalities are zero."""
+    """(M, x, y, z) float16, in [0, 1] unless the spec keeps intensities; absent modalities are zero. Without any voxel,
+    (M, 0, 0, 0), in a case without images."""
     label: np.ndarray | None
     """(x, y, z) uint8."""
     present: tuple[bool, ...]
     geometry: CaseGeometry
     qc: dict[str, Any]
     fingerprint: tuple[float, ...]
+    """Empty in a case without images."""
     descriptors: DescriptorTable | None = None
+    connectome: Floats | None = None
+    """(R, R), in the order of the spec's regions."""
 
     @property
     def extent(self) -> tuple[int, int, int]:
@@ -66,13 +73,43 @@ def prepare_case(
 ) -> PreparedCase:
     """Read, check, place, crop and scale one case. Raises BadScanError with the reason for quarantine.
 
-    device: where the steps run after the files are decoded, `cpu` or `cuda`.
+    A case has images, a connectome, or both. device: where the steps run after the files are decoded, `cpu` or `cuda`.
     """
     names = [file.modality for file in planned.files]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise BadScanError(Reason.DUPLICATE_SCAN, f"more than one file of {', '.join(doubled)}")
     files = {file.modality: file for file in planned.files}
     used = _images(files, spec)
+    made = connectome_of(files, spec, memory_bytes)
+    if not used and made is None:
+        also = "" if spec.connectome is None else " and reads connectomes from bold or roi_series"
+        raise BadScanError(
+            Reason.NO_SCAN, f"files of {list(files) or 'nothing'}; the spec knows {list(spec.modalities)}{also}"
+        )
+    table = parse_table(bytes_of(files[DESCRIPTORS]), name_of(files[DESCRIPTORS])) if DESCRIPTORS in files else None
+    prepared = _with_images(planned, files, used, table, spec, memory_bytes, device) if used else _bare(spec, table)
+    qc = dict(prepared.qc)
+    read = {*used, BRAIN_MASK, DESCRIPTORS, *([LABEL] if used else []), *(made.used if made else [])}
+    if ignored := sorted(set(files) - read):
+        qc["ignored_modalities"] = ignored
+    if prepared.descriptors is not None:
+        values = prepared.descriptors.array()
+        qc |= {COUNT: int(np.isfinite(values).sum()), "descriptor_basis": prepared.descriptors.basis}
+    if made is None:
+        return replace(prepared, qc=qc)
+    return replace(prepared, qc=qc | made.qc, connectome=made.matrix)
+
+
+def _with_images(
+    planned: PlannedCase,
+    files: dict[str, SourceFile],
+    used: list[str],
+    table: DescriptorTable | None,
+    spec: PreprocessSpec,
+    memory_bytes: int,
+    device: str,
+) -> PreparedCase:
+    """Return a case with its images, their label and its descriptors; used: the modalities that are read."""
     reference = _reference(used, spec)
     move = _registered(files[reference], spec, memory_bytes)
     # A map of grey matter is in MNI space by definition.
@@ -85,33 +122,37 @@ def prepare_case(
     label = _source(read_label(files[LABEL], memory_bytes), move, device) if LABEL in files else None
     if label is not None:
         _check_label_grid(label, scans)
-    table = parse_table(_bytes_of(files[DESCRIPTORS]), _name_of(files[DESCRIPTORS])) if DESCRIPTORS in files else None
     if GREY in spec.modalities and GREY not in scans and spec.tissue == "approximate":
         scans, table = _with_grey(scans, table, move, spec)
     prepared = _assemble(scans, label, _reference(list(scans), spec), spec)
     if label is not None and (conflict := scheme_conflict(prepared.qc["label_values"], planned.label_scheme)):
         raise BadScanError(Reason.LABEL_VALUES, f"{label.block.name}: {conflict}")
-    qc = dict(prepared.qc)
-    if ignored := sorted(set(files) - {*used, LABEL, BRAIN_MASK, DESCRIPTORS}):
-        qc["ignored_modalities"] = ignored
-    if table is not None:
-        qc |= {COUNT: int(np.isfinite(table.array()).sum()), "descriptor_basis": table.basis}
     if move is None:
-        return replace(prepared, qc=qc, descriptors=table)
+        return replace(prepared, descriptors=table)
     geometry = prepared.geometry.replace(registration=_matrix(move.matrix))
-    qc["registration_correlation"] = move.correlation
+    qc = {**prepared.qc, "registration_correlation": move.correlation}
     return replace(prepared, geometry=geometry, qc=qc, descriptors=table)
 
 
+def _bare(spec: PreprocessSpec, table: DescriptorTable | None) -> PreparedCase:
+    """Return a case without images."""
+    count = len(spec.modalities)
+    return PreparedCase(
+        image=np.zeros((count, 0, 0, 0), np.float16),
+        label=None,
+        present=(False,) * count,
+        geometry=CaseGeometry(affine=_matrix(np.eye(4)), origin=(0, 0, 0)),
+        qc={},
+        fingerprint=(),
+        descriptors=table,
+    )
+
+
 def _images(files: dict[str, SourceFile], spec: PreprocessSpec) -> list[str]:
-    """Return the modalities whose files are read as images, in the order of the spec; raises BadScanError for none."""
+    """Return the modalities whose files are read as images, in the order of the spec; empty when there are none."""
     used = [modality for modality in spec.modalities if modality in files]
     if GREY not in used:
         used += [modality for modality in files if spec.shows(modality) and modality not in used]
-    if not used:
-        raise BadScanError(
-            Reason.NO_SCAN, f"files of {list(files) or 'nothing'}; the spec knows {list(spec.modalities)}"
-        )
     return used
 
 
@@ -135,7 +176,7 @@ def _with_grey(
 
 def read_scan(file: SourceFile, spec: PreprocessSpec, memory_bytes: int) -> Volume:
     """Read one image: intact, finite, not constant, its bias field corrected if asked; raises BadScanError."""
-    volume = parse_image(_bytes_of(file), _name_of(file), memory_bytes)
+    volume = parse_image(bytes_of(file), name_of(file), memory_bytes)
     volume = integrity.varied(integrity.finite(volume, spec.nan_share_max))
     if spec.intensity == "keep" and file.modality in spec.modalities:
         volume = integrity.storable(volume)
@@ -145,7 +186,7 @@ def read_scan(file: SourceFile, spec: PreprocessSpec, memory_bytes: int) -> Volu
 
 def read_label(file: SourceFile, memory_bytes: int) -> Volume:
     """Read one segmentation: intact, finite, integers of 0..255; an all-zero one is allowed. Raises BadScanError."""
-    volume = parse_image(_bytes_of(file), _name_of(file), memory_bytes)
+    volume = parse_image(bytes_of(file), name_of(file), memory_bytes)
     return integrity.as_label(integrity.finite(volume, 0.0))
 
 
@@ -215,11 +256,11 @@ def _assemble(scans: dict[str, Source], label: Source | None, reference: str, sp
         bounds = None if spec.intensity == "keep" else ranges[modality]
         _fill(image[spec.modalities.index(modality)], volumes.cut(block, box), box, bounds)
     stored = None if label is None else _placed_label(label.block, target, box)
-    qc = _image_quality(image, spec, scans, ranges) | ends
+    qc = image_quality(image, spec, {m: scan.flags for m, scan in scans.items()}, ranges) | ends
     if GREY in scans and spec.frame == "template":
-        qc |= _grey_quality(image[spec.modalities.index(GREY)], target, box)
+        qc |= grey_quality(image[spec.modalities.index(GREY)], target, box)
     if label is not None and stored is not None:
-        qc |= _label_quality(label, stored)
+        qc |= label_quality(stored, label.flags)
     present = tuple(modality in scans for modality in spec.modalities)
     return PreparedCase(
         image=image,
@@ -294,63 +335,6 @@ def _geometry(
         source_affine={modality: _matrix(scan.grid.affine) for modality, scan in scans.items()},
         intensity_range=ranges,
     )
-
-
-def _image_quality(
-    image: np.ndarray, spec: PreprocessSpec, scans: dict[str, Source], ranges: dict[str, tuple[float, float]]
-) -> dict[str, Any]:
-    """Return finite numbers and flags for the QC page; image: (M, x, y, z) float16."""
-    channels = {modality: image[spec.modalities.index(modality)] for modality in scans}
-    tissue = np.zeros(image.shape[1:], dtype=np.int16)
-    for channel in channels.values():
-        np.bitwise_or(tissue, channel.view(np.int16), out=tissue)
-    count = int(np.count_nonzero(tissue))
-    qc: dict[str, Any] = {"foreground_share": round(count / tissue.size, 4)}
-    for modality, channel in channels.items():
-        total, above = signal(channel)
-        sigma = noise(channel)
-        base = base_of(ranges[modality])
-        qc[f"snr_{modality}"] = round((total / above + base) / sigma, 3) if sigma > 0 else 0.0
-        qc[f"mean_{modality}"] = round(total / count, 4)
-        qc.update(drift_measure(channel, base, modality))
-        qc.update({f"{flag}_{modality}": value for flag, value in scans[modality].flags.items()})
-    return qc
-
-
-def _grey_quality(channel: np.ndarray, target: Grid, box: Box) -> dict[str, Any]:
-    from tasks.anatomy import grey_measures  # here: only maps of grey matter need the template
-
-    whole = np.zeros(target.shape, channel.dtype)
-    whole[box] = channel
-    return grey_measures(whole, target)
-
-
-def _label_quality(label: Source, stored: np.ndarray) -> dict[str, Any]:
-    counts = np.bincount(stored.ravel())
-    values = [int(v) for v in np.flatnonzero(counts)]
-    flags = {f"{flag}_{LABEL}": value for flag, value in label.flags.items()}
-    return {"label_voxels": int(counts[1:].sum()), "label_values": values, **flags}
-
-
-def _bytes_of(file: SourceFile) -> bytes:
-    try:
-        raw = storage.read_bytes(file.path)
-    except FileNotFoundError:
-        raise BadScanError(Reason.MISSING_FILE, f"{file.path} is not there any more") from None
-    except storage.StorageError:
-        raise  # the storage is away, which says nothing about the file
-    except OSError as error:
-        raise BadScanError(Reason.UNREADABLE, f"{file.path} cannot be read: {error.strerror or error}") from error
-    if file.size_bytes and len(raw) != file.size_bytes:
-        raise BadScanError(
-            Reason.UNREADABLE,
-            f"{file.path} has {len(raw)} bytes, the catalog says {file.size_bytes}; build the catalog again",
-        )
-    return raw
-
-
-def _name_of(file: SourceFile) -> str:
-    return file.path.rsplit("/", 1)[-1]
 
 
 def _matrix(affine: np.ndarray) -> Matrix:

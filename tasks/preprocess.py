@@ -15,7 +15,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from infra.storage import StorageError
-from models.records import PlannedCase, PreprocessSpec, Reason, Receipt
+from models.records import PlannedCase, Reason, Receipt
+from models.spec import PreprocessSpec
+from models.store_connectomes import digest_bytes as connectome_bytes
 from models.store_descriptors import table_bytes
 from models.store_layout import limit_threads
 from models.store_writer import StoreWriter, case_digest, open_writer
@@ -49,7 +51,9 @@ def preprocess_case(
         prepared = prepare_case(planned, spec, memory_bytes, device)
     except BadScanError as bad:
         return receipts.empty_receipt(planned, digest, bad.reason, bad.detail)
-    store_writer.write_case(planned.dataset, planned.row, prepared.image, prepared.label, prepared.present)
+    store_writer.write_case(
+        planned.dataset, planned.row, prepared.image, prepared.label, prepared.present, prepared.connectome
+    )
     affine = np.asarray(prepared.geometry.affine)
     return Receipt(
         **planned.model_dump(),
@@ -61,7 +65,7 @@ def preprocess_case(
             np.array(prepared.present),
             affine,
             prepared.geometry.origin,
-            table_bytes(prepared.descriptors),
+            table_bytes(prepared.descriptors) + connectome_bytes(prepared.connectome, spec.connectome),
         ),
         modalities=tuple(m for m, there in zip(spec.modalities, prepared.present, strict=True) if there),
         has_label=prepared.label is not None,

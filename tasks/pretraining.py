@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from infra.storage import write_bytes
 from models.config import TrainingConfig, deciding
@@ -151,6 +152,25 @@ def check_fold(folder: Path, cases: Sequence[SelectedCase]) -> None:
             f"{frozen[moved[0].dataset, moved[0].case]!r} there, {moved[0].role!r} now; choose another name, or give "
             "the fold that it was started with"
         )
+
+
+def with_images(cases: Sequence[SelectedCase], stored: pa.Table) -> list[SelectedCase]:
+    """Return the cases that have an image; a log line counts those with a connectome alone, from which no pre-training
+    learns.
+
+    stored: cases.parquet of the store. Raises SelectionError when no training case has an image.
+    """
+    lines = stored.select(["dataset", "row", "modalities"]).to_pylist()
+    seen = {(line["dataset"], line["row"]) for line in lines if line["modalities"]}
+    kept = [case for case in cases if (case.dataset, case.row) in seen]
+    if not any(case.role == "train" for case in kept):
+        raise SelectionError(
+            f"none of the training cases has an image ({len(cases)} cases, with connectomes alone); pre-training needs "
+            "images: add them to the catalog and preprocess again"
+        )
+    if left := len(cases) - len(kept):
+        _log.warning("%d of %d cases have a connectome and no image: they are left out", left, len(cases))
+    return kept
 
 
 def with_ages(cases: Sequence[SelectedCase], people: pd.DataFrame) -> list[SelectedCase]:

@@ -16,7 +16,7 @@ from tasks.benchmarks import Benchmark
 from tasks.duplicates import links as near_duplicates
 from tasks.folds import ensure_folds, fold_of, folds_digest
 from tasks.overlap import overlap_sentence
-from tasks.probes import Ints, ProbeError, check_targets
+from tasks.probes import Bools, Ints, ProbeError, check_targets
 from tasks.splits import Subject, link_groups, subjects_in
 
 if TYPE_CHECKING:
@@ -57,6 +57,13 @@ class ProbeCohort:
         """n_test / n_train of a fold, on average."""
         sizes = np.bincount(self.fold)
         return float(sizes.mean() / (len(self.fold) - sizes.mean()))
+
+    def part(self, mask: Bools) -> ProbeCohort:
+        """Return the cohort of some of its cases, (N,) bool; folds keep their numbers."""
+        cases = tuple(case for case, here in zip(self.cases, mask, strict=True) if here)
+        latents = None if self.latents is None else self.latents[mask].reset_index(drop=True)
+        people = self.people[mask].reset_index(drop=True)
+        return replace(self, cases=cases, fold=self.fold[mask], people=people, latents=latents)
 
     def of_seed(self, seed: int) -> ProbeCohort:
         """Return the cohort with the targets of one seed: a negative control permutes them inside every fold anew."""
@@ -99,21 +106,42 @@ def find_probe_cohort(
     pre-trainings have seen everybody, or people of these datasets under other ids (tasks.overlap); FoldError for fewer
     subjects than folds.
     """
-    wanted = benchmark.modalities[0]
+    return find_cohort(with_image(benchmark, people), benchmark, store, people, workspace, folds, seen, latents)
+
+
+def with_image(benchmark: Benchmark, people: pd.DataFrame) -> pd.DataFrame:
+    """Return the stored cases of a benchmark that have its first modality, in order."""
     chosen = people[(people["status"] == "stored") & people["dataset"].isin(benchmark.datasets)]
-    chosen = chosen[chosen["modalities"].map(lambda has: wanted in has).astype(bool)]
-    chosen = chosen.sort_values(["dataset", "subject", "case"])
+    chosen = chosen[chosen["modalities"].map(lambda has: benchmark.modalities[0] in has).astype(bool)]
+    return chosen.sort_values(["dataset", "subject", "case"])
+
+
+def find_cohort(
+    chosen: pd.DataFrame,
+    benchmark: Benchmark,
+    store: Store,
+    people: pd.DataFrame,
+    workspace: Path,
+    folds: int,
+    seen: Collection[Subject] = (),
+    latents: pd.DataFrame | None = None,
+) -> ProbeCohort:
+    """Return the cohort of the chosen cases of a benchmark: of several of a subject the first with a known target.
+
+    Folds are kept, and errors raised, as `find_probe_cohort` says.
+    """
+    who = named(benchmark)
     chosen = chosen.assign(_target=targets_of(benchmark, chosen))
     known = chosen[chosen["_target"].notna()].drop_duplicates(["dataset", "subject"])
     if known.empty:
         why = f"{len(chosen)} cases of {', '.join(benchmark.datasets)} are stored, none has a usable value in column"
         return ProbeCohort(benchmark, store, notes=(f"{why} {benchmark.target!r}.",) if len(chosen) else ())
     if certain := overlap_sentence(people, seen, benchmark.datasets, certainly=True):
-        raise ProbeError(f"probe {benchmark.name!r}: {certain}")
+        raise ProbeError(f"{who}: {certain}")
     unseen = known[[pair not in seen for pair in subjects_in(known)]].reset_index(drop=True)
     if unseen.empty:
         raise ProbeError(
-            f"probe {benchmark.name!r}: all {len(known)} subjects were seen by a pre-training; pre-train with a split "
+            f"{who}: all {len(known)} subjects were seen by a pre-training; pre-train with a split "
             "that keeps some of them for testing, or probe other data"
         )
     possible = overlap_sentence(people, seen, benchmark.datasets)
@@ -133,8 +161,13 @@ def find_probe_cohort(
         for line, target in zip(unseen.itertuples(index=False), unseen["_target"], strict=True)
     )  # fmt: skip
     cohort = ProbeCohort(benchmark, store, cases, fold, _digest(table, cases), unseen, _aligned(latents, cases), notes)
-    check_targets(cohort.fold, cohort.target, benchmark.classes, f"probe {benchmark.name!r}")
+    check_targets(cohort.fold, cohort.target, benchmark.classes, who)
     return cohort
+
+
+def named(benchmark: Benchmark) -> str:
+    """Return what errors call a benchmark, e.g. `probe 'adni-ad'`."""
+    return f"{benchmark.protocol} {benchmark.name!r}"
 
 
 def targets_of(benchmark: Benchmark, people: pd.DataFrame) -> pd.Series:
@@ -149,7 +182,7 @@ def targets_of(benchmark: Benchmark, people: pd.DataFrame) -> pd.Series:
         numbers = numbers.where(np.isfinite(numbers))
         if benchmark.target == "age" and len(odd := numbers[(numbers < 0) | (numbers > OLDEST)]):
             raise ProbeError(
-                f"probe {benchmark.name!r}: {len(odd)} ages, first {odd.iloc[0]:g}, are not from 0 to {OLDEST} years; "
+                f"{named(benchmark)}: {len(odd)} ages, first {odd.iloc[0]:g}, are not from 0 to {OLDEST} years; "
                 "correct them in the phenotypes (months, days, a code for missing?)"
             )
         if benchmark.classes:
@@ -183,7 +216,7 @@ def _check_classes(benchmark: Benchmark, people: pd.DataFrame) -> None:
     values = people["_target"].value_counts()
     if absent := [name for name in benchmark.classes if name not in values]:
         raise ProbeError(
-            f"probe {benchmark.name!r}: no unseen subject is {absent[0]!r} in column {benchmark.target!r}; there are "
+            f"{named(benchmark)}: no unseen subject is {absent[0]!r} in column {benchmark.target!r}; there are "
             f"{', '.join(f'{count} {name}' for name, count in values.items())}; check the layout of the phenotypes, or "
             "leave the benchmark out"
         )
@@ -194,7 +227,7 @@ def _check_folds(benchmark: Benchmark, fold: Ints, folds: int) -> None:
     sizes = np.bincount(fold, minlength=folds)
     if sizes.min() == 0 or len(fold) - sizes.max() < TRAINING_MIN:
         raise ProbeError(
-            f"probe {benchmark.name!r}: its {len(fold)} unseen subjects lie in {folds} folds as "
+            f"{named(benchmark)}: its {len(fold)} unseen subjects lie in {folds} folds as "
             f"{', '.join(map(str, sizes))}; every fold needs one, and {TRAINING_MIN} others to train on: ask for fewer "
             "folds, or add subjects to the store"
         )

@@ -93,6 +93,7 @@ def ensemble_notes(rows: Sequence[EncoderRow]) -> list[str]:
 
 
 def probe_report(
+    title: str,
     workspace: Path,
     store: Store,
     rows: Sequence[EncoderRow],
@@ -101,14 +102,14 @@ def probe_report(
     notes: Sequence[str],
     date: str,
 ) -> ReportContent:
-    """Return the page with all tables of a flow run."""
+    """Return the page with all tables of a flow run; `title` says what was made, e.g. probes."""
     cases = store.cases().to_pandas()
     stored = cases[cases["status"] == "stored"]
     subjects = max((line.n for section in shown for line in section.table.lines), default=0)
     summary = [
         ("cases stored", str(len(stored))),
         ("subjects stored", str(len(stored.drop_duplicates(["dataset", "subject"])))),
-        ("subjects of the largest probe", str(subjects)),
+        ("subjects of the largest table", str(subjects)),
         ("rows of encoders", str(len(rows))),
     ]
     spec = store.spec
@@ -119,7 +120,7 @@ def probe_report(
         *((f"version of {name}", version) for name, version in software_versions()),
     ]
     return ReportContent(
-        title=f"brainloom probes: {workspace.name}",
+        title=f"brainloom {title}: {workspace.name}",
         date=date,
         summary=summary,
         provenance=provenance,

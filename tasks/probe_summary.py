@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,23 +18,36 @@ from tasks.statistics import one_subject_points
 from tasks.summary import Line, corrected, primary_metric, published_lines
 from tasks.tables import BenchmarkTable
 
+Part = tuple[npt.NDArray[Any], Floats]
+"""Targets (N,) of one seed on one fold, and its predictions: probabilities (N, K), or numbers (N,)."""
+
 
 def fold_scores(scores: pd.DataFrame, benchmark: Benchmark, metric: str) -> Floats:
     """Return one metric of one row, (E, K): each seed on each fold; NaN where it is undefined."""
-    seeds = sorted(scores["seed"].unique())
-    folds = sorted(scores["fold"].unique())
-    groups = scores.groupby(["seed", "fold"])
-    return np.array([[_metric(groups.get_group((seed, fold)), benchmark, metric) for fold in folds] for seed in seeds])
+    return _metrics(fold_parts(scores, benchmark), benchmark, metric)
 
 
-def _metric(part: pd.DataFrame, benchmark: Benchmark, metric: str) -> float:
+def fold_parts(scores: pd.DataFrame, benchmark: Benchmark) -> list[list[Part]]:
+    """Return the targets and predictions of one row by seed and fold."""
+    seeds, folds = sorted(scores["seed"].unique()), sorted(scores["fold"].unique())
     if benchmark.kind == "regression":
-        target, value = (part[name].to_numpy(dtype=np.float64) for name in ("target", "value"))
-        return regression_metric(metric, target, value)
-    wide = part.pivot(index=["dataset", "case"], columns="region", values="value")[list(benchmark.classes)]
-    targets = part.drop_duplicates(["dataset", "case"]).set_index(["dataset", "case"])["target"].reindex(wide.index)
-    indices = np.array([benchmark.classes.index(name) for name in targets], dtype=np.int64)
-    return class_metric(metric, indices, wide.to_numpy())
+        table = scores.set_index(["seed", "fold"])[["target", "value"]].astype(np.float64)
+    else:
+        table = scores.pivot(index=["seed", "fold", "dataset", "case", "target"], columns="region", values="value")
+        table = table[list(benchmark.classes)].reset_index(["target"]).sort_index()
+        table["target"] = [benchmark.classes.index(name) for name in table["target"]]
+    groups = dict(iter(table.groupby(level=["seed", "fold"])))
+    return [[_part(groups[seed, fold]) for fold in folds] for seed in seeds]
+
+
+def _part(table: pd.DataFrame) -> Part:
+    values = table.drop(columns="target").to_numpy(dtype=np.float64)
+    return table["target"].to_numpy(), values[:, 0] if values.shape[1] == 1 else values
+
+
+def _metrics(parts: Sequence[Sequence[Part]], benchmark: Benchmark, metric: str) -> Floats:
+    function = regression_metric if benchmark.kind == "regression" else class_metric
+    return np.array([[function(metric, *part) for part in folds] for folds in parts])
 
 
 def regression_metric(metric: str, target: Floats, predicted: Floats) -> float:
@@ -61,30 +75,65 @@ def summarise_probes(scores: pd.DataFrame, cohort: ProbeCohort, kinds: dict[str,
     benchmark = cohort.benchmark
     if scores.empty:
         return [Line(benchmark=benchmark.name, row="no data", metric="", kind="no data"), *published_lines(benchmark)]
-    rows = {str(row): part for row, part in scores.groupby("row", sort=False)}
+    rows = [_row(str(row), part, benchmark) for row, part in scores.groupby("row", sort=False)]
+    pairs = {row.name: None if row is rows[0] else _compared(rows[0], row, benchmark) for row in rows}
     lines: list[Line] = []
     for metric in benchmark.metrics:
-        values = {row: fold_scores(part, benchmark, metric) for row, part in rows.items()}
-        reference = next(iter(values.values()))
-        column = [_line(cohort, metric, row, own, reference, kinds) for row, own in values.items()]
+        column = [_line(cohort, metric, row, pairs[row.name], kinds) for row in rows]
         lines += corrected(column) if (metric, "") == primary_metric(benchmark) else column
     return [*lines, *published_lines(benchmark)]
 
 
-def _line(cohort: ProbeCohort, metric: str, row: str, values: Floats, reference: Floats, kinds: dict[str, str]) -> Line:
-    n, share = len(cohort.cases), cohort.test_share
+@dataclass(frozen=True)
+class _Row:
+    """The predictions of one row."""
+
+    name: str
+    scores: pd.DataFrame
+    parts: list[list[Part]]
+    cases: frozenset[tuple[str, str]]
+
+
+def _row(name: str, scores: pd.DataFrame, benchmark: Benchmark) -> _Row:
+    return _Row(
+        name, scores, fold_parts(scores, benchmark), frozenset(zip(scores["dataset"], scores["case"], strict=True))
+    )
+
+
+def _compared(first: _Row, other: _Row, benchmark: Benchmark) -> tuple[_Row, _Row]:
+    """Return both rows on the cases that both have."""
+    if first.cases == other.cases:
+        return first, other
+    common = first.cases & other.cases
+
+    def restricted(row: _Row) -> _Row:
+        pairs = zip(row.scores["dataset"], row.scores["case"], strict=True)
+        return _row(row.name, row.scores[[pair in common for pair in pairs]], benchmark)
+
+    return restricted(first), restricted(other)
+
+
+def _line(
+    cohort: ProbeCohort, metric: str, row: _Row, compared: tuple[_Row, _Row] | None, kinds: dict[str, str]
+) -> Line:
+    values = _metrics(row.parts, cohort.benchmark, metric)
+    n, share = len(row.cases), cohort.test_share
     interval = fold_interval(values, share, n)
     numbers = {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
     if len(values) > 1:
         numbers["seed_sd"] = float(np.std(values.mean(axis=1), ddof=1))
-    kind = kinds.get(row, "ours")
-    if values is not reference and kind != "ceiling":
-        gap, p = fold_test(reference, values, share, n)
+    kind, notes = kinds.get(row.name, "ours"), [interval.note] if interval.note else []
+    if compared is not None and kind != "ceiling":
+        reference, own = (_metrics(one.parts, cohort.benchmark, metric) for one in compared)
+        common = len(compared[0].cases)
+        gap, p = fold_test(reference, own, share, common)
         numbers |= {"difference": gap.estimate, "difference_low": gap.low, "difference_high": gap.high, "p": p}
+        if compared[1] is not row and (metric, "") == primary_metric(cohort.benchmark):
+            notes.append(f"compared with the first row on the {common} subjects that both have")
     finite: dict[str, Any] = {name: value for name, value in numbers.items() if np.isfinite(value)}
     return Line(
-        benchmark=cohort.benchmark.name, row=row, metric=metric, kind=kind, n=n, seeds=len(values),
-        basis=cohort.benchmark.basis, note=interval.note, **finite,
+        benchmark=cohort.benchmark.name, row=row.name, metric=metric, kind=kind, n=n, seeds=len(values),
+        basis=cohort.benchmark.basis, note="; ".join(notes), **finite,
     )  # fmt: skip
 
 
@@ -98,6 +147,20 @@ def probe_table(
     date: str,
 ) -> BenchmarkTable:
     """Return the table of a probe; without scores it says `no data` beside the published rows."""
+    statements = _statements(cohort, scores) if len(scores) else []
+    return make_table(cohort, scores, kinds, absent, [*statements, *cohort.notes, *notes], provenance, date)
+
+
+def make_table(
+    cohort: ProbeCohort,
+    scores: pd.DataFrame,
+    kinds: dict[str, str],
+    absent: Sequence[Line],
+    notes: Sequence[str],
+    provenance: Sequence[tuple[str, str]],
+    date: str,
+) -> BenchmarkTable:
+    """Return the table of cross-validated rows with the sentences under it; `absent` rows stand before published."""
     lines = summarise_probes(scores, cohort, kinds)
     published = [line for line in lines if line.kind == "published"]
     computed = [line for line in lines if line.kind != "published"]
@@ -106,7 +169,7 @@ def probe_table(
         lines=(*computed, *(absent if len(scores) else ()), *published),
         provenance=tuple(provenance),
         date=date,
-        notes=(*(_statements(cohort, scores) if len(scores) else ()), *cohort.notes, *notes),
+        notes=tuple(notes),
     )
 
 

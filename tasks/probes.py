@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 GRID: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)
 """Of C (logistic) and alpha (ridge)."""

@@ -6,17 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from models.records import digest_of
 from tasks.baselines import CEILING
 from tasks.embeddings import EncoderSource, embeddings
 from tasks.probe_cohort import ProbeCohort
-from tasks.probes import Floats, probe_classes, probe_numbers
-from tasks.scores import RowKey, inputs_digest, kept_scores, prediction_scores, probability_scores, score_path
+from tasks.probes import Bools, Floats, probe_classes, probe_numbers
+from tasks.row_scores import Seed, score_row
 from tasks.summary import Line
 
 RANDOM = "random encoder"
@@ -32,11 +31,11 @@ EXPECTED: dict[str, str] = {
 """Recipes of the baseline pre-trainings that every table shows, and their names where they were not trained."""
 RESERVED: tuple[str, ...] = (RANDOM, DESCRIPTORS, CONSTANT, CEILING, "age", "sex", "age+sex")
 """Names that a table's own rows have."""
-RULES_VERSION = 1
-"""Raised when a rule of the probes changes, so that kept scores are computed again."""
-
+SCORES = "probes/scores"
+"""Where a workspace keeps the scores of probes."""
 Together = Literal["seeds", "ensemble"]
 Progress = Callable[[str], None]
+Member = TypeVar("Member")
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,16 @@ class EncoderRow:
     (probabilities, or numbers) are the mean of its members'."""
     recipes: tuple[str, ...] = ()
     """Of its trainings."""
+
+    @property
+    def groups(self) -> list[tuple[EncoderSource, ...]]:
+        """Its seeds: the encoders whose predictions are averaged in each."""
+        return grouped(self.encoders, self.together)
+
+
+def grouped(members: tuple[Member, ...], together: Together) -> list[tuple[Member, ...]]:
+    """Return the members of each seed of a row."""
+    return [members] if together == "ensemble" else [(one,) for one in members]
 
 
 @dataclass(frozen=True)
@@ -66,10 +75,10 @@ def feature_rows(cohort: ProbeCohort) -> list[FeatureRow]:
     """Return the simple rows of a cohort: raw descriptors, age and sex, no features, and the ceiling of a phantom."""
     rows = [_descriptors(cohort)]
     if cohort.benchmark.target not in {"age", "site"}:
-        rows.append(_age_sex(cohort))
+        rows.append(age_sex_row(cohort))
     rows.append(FeatureRow(CONSTANT, np.zeros((len(cohort.cases), 1))))
     if cohort.latents is not None:
-        rows.append(_latents(cohort))
+        rows.append(latents_row(cohort))
     return rows
 
 
@@ -97,43 +106,47 @@ def score_encoders(
     cohort: ProbeCohort, row: EncoderRow, workspace: Path, progress: Progress = lambda note: None
 ) -> tuple[pd.DataFrame, int]:
     """Return the long-form scores of a row of encoders and how many of them were computed now."""
-    groups = [row.encoders] if row.together == "ensemble" else [(one,) for one in row.encoders]
 
     def embedded(members: tuple[EncoderSource, ...]) -> list[Floats]:
         return [_embedded(cohort, one, workspace, progress) for one in members]
 
-    seeds = [_Seed([one.weights for one in members], partial(embedded, members)) for members in groups]
-    return _score(cohort, row.name, seeds, workspace)
+    seeds = [
+        probe_seed([one.weights for one in members], row.name, partial(embedded, members)) for members in row.groups
+    ]
+    return score_row(cohort, row.name, seeds, workspace / SCORES)
 
 
 def score_features(cohort: ProbeCohort, row: FeatureRow, seeds: int, workspace: Path) -> tuple[pd.DataFrame, int]:
     """Return the scores of a simple row: it has no seed, but each of the shuffles of a negative control has one."""
+    return score_row(cohort, row.name, feature_seeds(cohort, row, seeds), workspace / SCORES)
+
+
+def feature_seeds(cohort: ProbeCohort, row: FeatureRow, seeds: int, scored: Bools | None = None) -> list[Seed]:
+    """Return the seeds of a simple row; `scored` (N,) are the cases that count, all of them are trained on."""
     assert row.features is not None
     values = row.features
     made_from = np.nan_to_num(values, nan=-1e30).round(9).tolist()
     shuffles = seeds if cohort.benchmark.shuffle_seed is not None else 1
-    return _score(cohort, row.name, [_Seed(made_from, lambda: [values])] * shuffles, workspace)
+    return [probe_seed(made_from, row.name, lambda: [values], scored)] * shuffles
 
 
-@dataclass(frozen=True)
-class _Seed:
-    """The features of one seed of a row."""
+def probe_seed(
+    made_from: object, row: str, features: Callable[[], Sequence[Floats]], scored: Bools | None = None
+) -> Seed:
+    """Return a seed whose predictions are the mean of linear probes of features (N, C), one for each member."""
 
-    made_from: object
-    """What decides them."""
-    features: Callable[[], list[Floats]]
-    """(N, C) of every member whose predictions are averaged."""
+    def predict(cohort: ProbeCohort) -> Floats:
+        return np.mean([probe_features(values, cohort, row) for values in features()], axis=0)
+
+    return Seed(made_from, predict, scored)
 
 
-def _score(cohort: ProbeCohort, row: str, seeds: Sequence[_Seed], workspace: Path) -> tuple[pd.DataFrame, int]:
-    """Return the long-form scores of all seeds of a row and how many of them were computed now."""
-    frames, fresh = [], 0
-    for number, seed in enumerate(seeds):
-        key = RowKey(cohort.benchmark.name, row, number)
-        frame, computed = _kept(cohort.of_seed(number), key, workspace, seed)
-        frames.append(frame)
-        fresh += computed
-    return pd.concat(frames, ignore_index=True), fresh
+def probe_features(features_NC: Floats, cohort: ProbeCohort, row: str) -> Floats:
+    """Return what linear probes predict: probabilities (N, K), or numbers (N,) of a regression."""
+    benchmark, who = cohort.benchmark, f"probe {cohort.benchmark.name!r}, row {row!r}"
+    if benchmark.kind == "regression":
+        return probe_numbers(features_NC, cohort.target, cohort.fold, who)
+    return probe_classes(features_NC, cohort.target, cohort.fold, len(benchmark.classes), who)
 
 
 def embed_row(cohort: ProbeCohort, source: EncoderSource, workspace: Path) -> Floats:
@@ -150,28 +163,6 @@ def _embedded(cohort: ProbeCohort, source: EncoderSource, workspace: Path, progr
     return values.astype(np.float64)
 
 
-def _kept(cohort: ProbeCohort, key: RowKey, workspace: Path, seed: _Seed) -> tuple[pd.DataFrame, bool]:
-    predictions = digest_of([seed.made_from, cohort.folds_digest, RULES_VERSION])
-    inputs = inputs_digest(key, cohort.benchmark, cohort.cases, predictions)
-    path = score_path(workspace / "probes" / "scores", key)
-    return kept_scores(path, inputs, partial(_probe, cohort, key, seed.features))
-
-
-def _probe(cohort: ProbeCohort, key: RowKey, features: Callable[[], list[Floats]]) -> pd.DataFrame:
-    """Return the long-form scores of one row and seed, with the fold of every case."""
-    benchmark, who = cohort.benchmark, f"probe {key.benchmark!r}, row {key.row!r}"
-    if benchmark.kind == "regression":
-        found = [probe_numbers(values, cohort.target, cohort.fold, who) for values in features()]
-        frame = prediction_scores(key, cohort.cases, np.mean(found, axis=0))
-    else:
-        count = len(benchmark.classes)
-        found = [probe_classes(values, cohort.target, cohort.fold, count, who) for values in features()]
-        frame = probability_scores(key, benchmark, cohort.cases, np.mean(found, axis=0))
-    folds = {(case.dataset, case.case): int(fold) for case, fold in zip(cohort.cases, cohort.fold, strict=True)}
-    pairs = zip(frame["dataset"], frame["case"], strict=True)
-    return frame.assign(fold=[folds[pair] for pair in pairs])
-
-
 def _descriptors(cohort: ProbeCohort) -> FeatureRow:
     names = sorted({case.dataset for case in cohort.cases})
     found = {name: cohort.store.dataset(name).descriptors for name in names}
@@ -186,7 +177,8 @@ def _descriptors(cohort: ProbeCohort) -> FeatureRow:
     return FeatureRow(f"{DESCRIPTORS} ({basis})", np.stack(values).astype(np.float64))
 
 
-def _age_sex(cohort: ProbeCohort) -> FeatureRow:
+def age_sex_row(cohort: ProbeCohort) -> FeatureRow:
+    """Return age and sex, whichever are known; the sex is left out where it is the target."""
     people, columns = cohort.people, {}
     if "age" in people:
         columns["age"] = pd.to_numeric(people["age"], errors="coerce").to_numpy(dtype=np.float64)
@@ -198,8 +190,8 @@ def _age_sex(cohort: ProbeCohort) -> FeatureRow:
     return FeatureRow("+".join(known), np.column_stack(list(known.values())))
 
 
-def _latents(cohort: ProbeCohort) -> FeatureRow:
-    """Return what generated the anatomy: every number among the latents, never the target itself."""
+def latents_row(cohort: ProbeCohort) -> FeatureRow:
+    """Return what generated a phantom: every number among the latents, never the target itself."""
     assert cohort.latents is not None
     numbers = cohort.latents.select_dtypes("number").drop(columns=cohort.benchmark.target, errors="ignore")
     return FeatureRow(CEILING, numbers.to_numpy(dtype=np.float64))

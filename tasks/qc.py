@@ -11,13 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra import storage
-from models.records import GREY, PreprocessSpec, Scan
+from models.records import GREY, Scan
+from models.spec import PreprocessSpec
 from models.store import Store, StoredCase, StoredDataset, open_store, read_lines
 from models.store_layout import CASES
 from tasks.catalog import read_catalog
 from tasks.catalog_report import left_out_table, short_detail
 from tasks.faces import frame_of
 from tasks.mosaic import mosaic
+from tasks.qc_connectomes import matrix_picture, side_by_side
 from tasks.qc_measures import read_measures
 from tasks.qc_outliers import Ranking, rank
 
@@ -41,7 +43,7 @@ def worst_rows(ranking: Ranking, dataset: str, count: int) -> list[int]:
 
 
 def mosaic_of(store: Store, dataset: str, row: int) -> bytes:
-    """Return the mosaic of one stored case as PNG."""
+    """Return the mosaic of one stored case as PNG, its connectome beside it; one of them when it has only one."""
     return _draw(store, store.dataset(dataset), row)
 
 
@@ -55,9 +57,16 @@ def mosaics_of(store: Store, chosen: Iterable[tuple[str, int]]) -> Iterator[tupl
 
 
 def _draw(store: Store, data: StoredDataset, row: int) -> bytes:
-    info = data.case_info(row)
-    image, label = data.read_case(row)
-    title, spec = f"{data.name}  {info.case}", store.spec
+    info, spec = data.case_info(row), store.spec
+    pictures = [_slices(data, info, spec)] if any(info.present) else []
+    if spec.connectome is not None and data.has_connectome(row):
+        pictures.append(matrix_picture(data.read_connectome(row), spec.connectome, "" if pictures else info.case))
+    return side_by_side(pictures)
+
+
+def _slices(data: StoredDataset, info: StoredCase, spec: PreprocessSpec) -> bytes:
+    image, label = data.read_case(info.row)
+    title = f"{data.name}  {info.case}"
     names: dict[int, str] = {}
     if label is None and shows_grey(spec):
         label, names = _lobes(spec)

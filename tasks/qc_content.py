@@ -11,17 +11,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from models.records import LABEL
 from models.store import Store, open_store, read_cases, store_digest
+from models.store_connectomes import CONNECTOME
 from tasks.duplicates import THRESHOLD, read_duplicates
 from tasks.qc import mean_map, mosaics_of, shows_grey, worst_rows
 from tasks.qc_chart import Strip, strips
-from tasks.qc_measures import read_measures
+from tasks.qc_connectomes import dataset_picture
+from tasks.qc_measures import CONNECTOME_MEASURES, read_measures
 from tasks.qc_outliers import OUTLIER_Z, Ranking, rank
 from tasks.report import Picture
 
 MOSAICS = 3
 """Per dataset, as the flow and the UI show them; a full-size case takes most of a second."""
-SHOWN = frozenset({"snr", "foreground_share", "foreground_ml", "label_ml", "grey_ml", "grey_prior"})
+SHOWN = frozenset(
+    {
+        *("snr", "foreground_share", "foreground_ml", "label_ml", "grey_ml", "grey_prior"),
+        *(measure.name for measure in CONNECTOME_MEASURES),
+    }
+)
 """Measures in the table of cases; the CSV has all."""
 STATUSES = ("stored", "quarantined", "retired")
 
@@ -43,6 +51,8 @@ class DatasetQuality:
     cases: list[dict[str, Any]]
     """All stored cases, those that stand out first."""
     pictures: list[Picture] = field(default_factory=list)
+    connectomes: Picture | None = None
+    """What the connectomes of the dataset look like together."""
 
     @property
     def outliers(self) -> list[dict[str, Any]]:
@@ -72,9 +82,13 @@ class StoreQuality:
         return sorted(found, key=lambda case: -case["deviation"])
 
     def first_pictures(self, per_dataset: int) -> list[Picture]:
-        """Return the first mosaics of each dataset, the worst of all datasets before the second of any."""
+        """Return the first mosaics of each dataset, the worst of all datasets before the second of any.
+
+        What the connectomes of a dataset look like together comes before all.
+        """
         rounds = zip_longest(*(dataset.pictures[:per_dataset] for dataset in self.datasets))
-        return [picture for one in rounds for picture in one if picture is not None]
+        together = [dataset.connectomes for dataset in self.datasets]
+        return [picture for one in (together, *rounds) for picture in one if picture is not None]
 
 
 def gather(url: str, quarantine: Sequence[Mapping[str, Any]], mosaics: int = MOSAICS) -> StoreQuality:
@@ -92,7 +106,13 @@ def gather(url: str, quarantine: Sequence[Mapping[str, Any]], mosaics: int = MOS
         digest=store_digest(url),
         spec=f"{store.spec.name}, {store.spec.spacing_mm:g} mm",
         datasets=[
-            _dataset(ranking, name, {status: counts[name, status] for status in STATUSES}, pictures.get(name, []))
+            _dataset(
+                ranking,
+                name,
+                {status: counts[name, status] for status in STATUSES},
+                pictures.get(name, []),
+                dataset_picture(store, name, _motion(ranking, name)) if mosaics else None,
+            )
             for name in sorted({row["dataset"] for row in rows})
         ],
         quarantine=quarantine,
@@ -117,7 +137,18 @@ def _pictures(store: Store, ranking: Ranking, count: int) -> dict[str, list[Pict
     return found
 
 
-def _dataset(ranking: Ranking, name: str, counts: Mapping[str, int], pictures: list[Picture]) -> DatasetQuality:
+def _motion(ranking: Ranking, dataset: str) -> dict[int, float]:
+    """Return the mean framewise displacement of the cases with a connectome, by row; NaN where it is unknown."""
+    cases = ranking.of(dataset)
+    cases = cases[cases["has_connectome"]]
+    moved = ranking.values.get("fd_mean_mm")
+    values = np.full(len(cases), np.nan) if moved is None else moved.loc[cases.index].to_numpy(float)
+    return dict(zip((int(row) for row in cases["row"]), values.tolist(), strict=True))
+
+
+def _dataset(
+    ranking: Ranking, name: str, counts: Mapping[str, int], pictures: list[Picture], connectomes: Picture | None
+) -> DatasetQuality:
     cases = ranking.of(name)
     values = ranking.values.loc[cases.index]
     kinds = Counter(kind for facts in cases["facts"] for kind in facts)
@@ -131,6 +162,7 @@ def _dataset(ranking: Ranking, name: str, counts: Mapping[str, int], pictures: l
         strips=strips(ranking, name),
         cases=_lines(ranking, cases, values),
         pictures=pictures,
+        connectomes=connectomes,
     )
 
 
@@ -160,7 +192,13 @@ def _lines(ranking: Ranking, cases: pd.DataFrame, values: pd.DataFrame) -> list[
                 "case": case["case"],
                 "deviation": round(score, 1) if np.isfinite(score) else None,
                 "why": case["reasons"] if score > OUTLIER_Z else [],
-                "modalities": " ".join(case["modalities"]) + (" label" if case["has_label"] else ""),
+                "modalities": " ".join(
+                    [
+                        *case["modalities"],
+                        *([LABEL] if case["has_label"] else []),
+                        *([CONNECTOME] if case["has_connectome"] else []),
+                    ]
+                ),
                 "missing": " ".join(case["missing"]),
                 "flags": "; ".join(case["facts"].values()),
                 "numbers": {

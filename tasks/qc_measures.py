@@ -14,11 +14,13 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from models.records import PreprocessSpec
+from models.spec import PreprocessSpec
 from models.store import open_store, read_cases
+from models.store_connectomes import FRAMES
 from models.store_layout import open_array
 
 COLUMNS = ["dataset", "row", "case", "subject", "status", "modalities", "has_label", "extent", "qc"]
+KEPT = "connectome_kept"
 SMALLEST_LABEL_ML = 0.01
 """Labels are compared by ratio; below this one they count as equal."""
 
@@ -126,6 +128,32 @@ MEASURES: tuple[Measure, ...] = (
     ),
 )  # fmt: skip
 
+CONNECTOME_MEASURES: tuple[Measure, ...] = (
+    Measure(
+        FRAMES, "frames of the connectome", "low", 0.1,
+        "frames that its matrix was made of, after scrubbing: few frames make noisy correlations.",
+        by_ratio=True,
+    ),
+    Measure(
+        KEPT, "share of frames kept", "low", 0.05,
+        "of the frames in the file: the rest had too much motion, or were not steady yet.",
+    ),
+    Measure(
+        "fd_mean_mm", "mean framewise displacement", "high", 0.1,
+        "motion of the head from frame to frame, over all frames, as fMRIPrep measured it.",
+        by_ratio=True, unit=" mm",
+    ),
+    Measure(
+        "connectome_missing_regions", "regions without signal", "high", 1.0,
+        "regions outside the field of view, or constant.",
+    ),
+    Measure(
+        "connectome_mean_z", "mean of the connectome", "either", 0.02,
+        "over all pairs of regions: signals that share something which was not removed have a high one.",
+    ),
+)  # fmt: skip
+"""Only of stores whose spec has a connectome."""
+
 FLAGS: dict[str, str] = {
     "nan_replaced": "{name}: {value} voxels were not finite and became 0",
     "negative_replaced": "{name}: {value} negative voxels became 0",
@@ -135,6 +163,7 @@ FLAGS: dict[str, str] = {
     "affine_defect": "{name}: {value}",
     "affine_conflict_mm": "{name}: sform and qform are up to {value} mm apart",
     "zooms_disagree": "{name}: voxel size of the header disagrees with its affine",
+    "high_pass_absent": "{name}: its confounds have no cosines, so slow drift was not removed",
 }
 """Flags of a receipt's `qc`, each followed by `_<modality>`, as words."""
 
@@ -166,7 +195,8 @@ class Measured:
     """All stored cases of a store, one line each, by dataset and row."""
 
     cases: pd.DataFrame
-    """dataset, row, case, subject, modalities (list), has_label, extent, facts (kind -> words), faces (by modality)."""
+    """dataset, row, case, subject, modalities (list), has_label, extent, facts (kind -> words), faces (by modality),
+    has_connectome."""
     values: pd.DataFrame
     """One column per measure (and modality), NaN where it was not measured; same index."""
     columns: dict[str, Column] = field(default_factory=dict)
@@ -182,7 +212,11 @@ def read_measures(url: str) -> Measured:
     cases = pd.DataFrame(lines, columns=[name for name in COLUMNS if name not in {"status", "qc"}])
     facts = [dict(_facts(qc, line["has_label"])) for qc, line in zip(quality, lines, strict=True)]
     cases["facts"] = pd.Series(facts, index=cases.index, dtype=object)
+    cases["has_connectome"] = [FRAMES in qc for qc in quality]
     cases["faces"] = pd.Series([_faces(qc) for qc in quality], index=cases.index, dtype=object)
+    for qc in quality:
+        if every := qc.get(f"{FRAMES}_all"):
+            qc[KEPT] = qc[FRAMES] / every
     values = pd.DataFrame(
         [{name: value for name, value in qc.items() if name in columns} for qc in quality],
         columns=list(columns),
@@ -200,7 +234,7 @@ def read_measures(url: str) -> Measured:
 def _columns(spec: PreprocessSpec) -> dict[str, Column]:
     wanted = [
         Column(measure, modality)
-        for measure in MEASURES
+        for measure in (*MEASURES, *(CONNECTOME_MEASURES if spec.connectome else ()))
         for modality in (spec.modalities if measure.of_modality else ("",))
     ]
     return {column.name: column for column in wanted}

@@ -24,6 +24,7 @@ import pandas as pd
 from scipy.special import ndtri
 
 from models.records import LABEL
+from models.store_connectomes import CONNECTOME
 from tasks.qc_measures import Column, Measured
 
 OUTLIER_Z = 3.5
@@ -163,8 +164,10 @@ def _sentence(column: Column, case: pd.Series, value: float, z: float, usual: tu
 def _missing(cases: pd.DataFrame) -> list[list[str]]:
     """Return for each case what nearly all cases of its dataset have and it has not."""
     there = [
-        {*modalities, *([LABEL] if has_label else [])}
-        for modalities, has_label in zip(cases["modalities"], cases["has_label"], strict=True)
+        {*modalities, *([LABEL] if has_label else []), *([CONNECTOME] if has_connectome else [])}
+        for modalities, has_label, has_connectome in zip(
+            cases["modalities"], cases["has_label"], cases["has_connectome"], strict=True
+        )
     ]
     if len(cases) < MIN_CASES:
         return [[] for _ in there]

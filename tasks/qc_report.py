@@ -15,7 +15,6 @@ from models.store_layout import BUILD, CASES
 from tasks.catalog_report import markdown_table
 from tasks.qc_chart import HEIGHT, REACH, WIDTH, place
 from tasks.qc_content import MOSAICS, StoreQuality
-from tasks.qc_measures import MEASURES
 from tasks.qc_outliers import COMMON, FACT_Z, MIN_CASES, OUTLIER_Z
 from tasks.report import page_template
 
@@ -105,7 +104,7 @@ def render_qc(found: StoreQuality) -> str:
     digest = base64.b64encode(hashlib.sha256(SORT.encode()).digest()).decode()
     return page_template("qc.html").render(
         found=found,
-        measures=MEASURES,
+        measures=list(dict.fromkeys(column.measure for column in found.ranking.columns.values())),
         sort=SORT,
         script=f"'sha256-{digest}'",
         limits={"z": OUTLIER_Z, "fact": FACT_Z, "cases": MIN_CASES, "common": f"{COMMON:.0%}", "shown": SHOWN_CASES},

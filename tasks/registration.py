@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from infra import storage
-from models.records import PreprocessSpec, Reason
+from models.records import Reason
+from models.spec import PreprocessSpec
 from tasks import nifti
 from tasks.affines import BadScanError
 from tasks.nifti import Volume

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from infra.storage import write_bytes
-from tasks.missing import MissingTable
 from tasks.tables import BenchmarkTable, Grid, grids, heading, statements
 
 if TYPE_CHECKING:
@@ -36,13 +35,50 @@ class Picture:
         return "data:image/png;base64," + base64.b64encode(self.png).decode()
 
 
+class FurtherTable(Protocol):
+    """What the report and the files want of a table beside the main one."""
+
+    @property
+    def title(self) -> str:
+        """Heading of the table."""
+        ...
+
+    @property
+    def header(self) -> list[str]:
+        """Printed column names."""
+        ...
+
+    @property
+    def body(self) -> list[list[str]]:
+        """Printed cells."""
+        ...
+
+    @property
+    def statements(self) -> list[str]:
+        """Sentences under the table."""
+        ...
+
+    def to_markdown(self) -> str:
+        """Return what an artifact shows; names no subject."""
+        ...
+
+    def to_csv(self) -> str:
+        """Return what a file holds."""
+        ...
+
+
+FURTHER = ("leaks", "missing", "labels")
+"""Kinds of further tables, in the order in which they are shown."""
+
+
 @dataclass(frozen=True)
 class TableSection:
-    """One benchmark: its table, forest plot and overlays, and its scores without one modality, where asked for."""
+    """One benchmark: its table, forest plot and overlays, and further tables where they were asked for."""
 
     table: BenchmarkTable
     pictures: Sequence[Picture] = ()
-    missing: MissingTable | None = None
+    further: Mapping[str, FurtherTable] = field(default_factory=dict)
+    """Tables beside the main one, by the kind that is part of their file names: `missing`, `labels`, `leaks`."""
     reliability: pd.DataFrame | None = None
     """Reliability curves of a classification, for a file beside the table."""
 
@@ -83,6 +119,9 @@ class ReportContent:
     absent: Sequence[TableSection] = ()
     """Benchmarks without data at hand."""
     notes: Sequence[str] = ()
+    methods: Sequence[str] = ()
+    """Paragraphs for a paper; they cite `references` by their numbers."""
+    references: Sequence[str] = ()
 
     @property
     def quarantine_columns(self) -> list[str]:
@@ -124,7 +163,7 @@ def primary_picture(table: BenchmarkTable, words: str, over: str = "subjects") -
 
     column = primary_metric(table.benchmark)
     lines = [line for line in table.lines if (line.metric, line.region) == column and line.estimate is not None]
-    plot = forest_plot(lines, f"{table.benchmark.title}: {heading(*column)}", over)
+    plot = forest_plot(lines, f"{table.benchmark.title}: {heading(*column)}", over, len(table.benchmark.classes))
     return Picture(plot, f"forest plot of {table.benchmark.title}", words)
 
 

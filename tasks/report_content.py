@@ -12,6 +12,7 @@ import pandas as pd
 from models.config import MadeFrom
 from models.store import store_digest
 from tasks.finetune import Finetuning, read_json
+from tasks.methods_text import MethodsText
 from tasks.qc import mosaic_of, qc_cases, quarantine_table
 from tasks.report import (
     Picture,
@@ -50,6 +51,7 @@ def report_content(
     trainings: Sequence[Finetuning],
     shown: Sequence[TableSection],
     absent: Sequence[TableSection],
+    methods: MethodsText,
     date: str,
 ) -> ReportContent:
     """Return the whole page of a workspace."""
@@ -74,6 +76,8 @@ def report_content(
         benchmarks=shown,
         absent=absent,
         notes=[description(made)],
+        methods=methods.paragraphs,
+        references=methods.references,
     )
 
 

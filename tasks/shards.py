@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from infra import storage
-from models.records import LABEL, PlannedCase, PreprocessSpec, Reason, Receipt
+from models.records import LABEL, PlannedCase, Reason, Receipt
+from models.spec import PreprocessSpec
 from models.store import digest_of_cases, read_cases
 from models.store_descriptors import Layout, layout_of
 from models.store_writer import StoreWriter, open_writer, read_attributes

@@ -288,8 +288,3 @@ def ensure_split(
 def roles(split: pd.DataFrame) -> dict[tuple[str, str], str]:
     """Return (dataset, subject) -> train, val or test."""
     return _as_dict(split)
-
-
-def leaking(pretraining: Iterable[tuple[str, str]], test: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return the (dataset, subject) pairs of a test set that a pre-training has seen, sorted."""
-    return sorted(set(pretraining) & set(test))

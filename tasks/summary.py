@@ -146,6 +146,14 @@ class _Functions:
     """Subjects that an exact bound counts: those of the smallest class; 0 where there is none."""
 
 
+def row_metrics(
+    part: pd.DataFrame, benchmark: Benchmark, subjects: list[tuple[str, str]]
+) -> Callable[[str, str], MetricFunction]:
+    """Return (metric, region) -> the metric of one row over subjects, seeds averaged; part: the scores of these."""
+    read = _reader(part, benchmark, subjects)
+    return lambda metric, region: read(metric, region).together
+
+
 Reader = Callable[[str, str], _Functions]
 """Metric and region -> what a row scores."""
 
@@ -319,8 +327,8 @@ def published_lines(benchmark: Benchmark) -> list[Line]:
 
 
 def primary_metric(benchmark: Benchmark) -> tuple[str, str]:
-    """Return the metric and region by which rows are drawn in the forest plot: mean Dice, AUROC, or a probe's first."""
-    if benchmark.protocol == "probe":
+    """Return the metric and region on which a benchmark is decided: mean Dice, AUROC; of probes, prompts the first."""
+    if benchmark.protocol != "fine-tune":
         return (benchmark.metrics[0], "")
     if benchmark.kind == "classification":
         return ("auroc", "")

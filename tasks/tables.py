@@ -217,7 +217,7 @@ def statements(table: BenchmarkTable) -> list[str]:
     found = [f"Basis of the protocol: {table.benchmark.basis}."]
     if table.benchmark.note:
         found.append(f"About the data: {table.benchmark.note}.")
-    if table.has_scores and table.benchmark.protocol == "probe":
+    if table.has_scores and table.benchmark.protocol != "fine-tune":
         found += [*_seed_statements(table), *_interval_statements(table)]
     elif table.has_scores:
         n = max(line.n for line in table.lines if line.kind != "published")
@@ -236,6 +236,7 @@ def statements(table: BenchmarkTable) -> list[str]:
         ]
     if any(line.kind == "published" for line in table.lines):
         found.append("Published rows are other people's numbers on their own splits: shown, never tested against.")
+    found += [f"Published, no score of one model: {claim}." for claim in table.benchmark.claims]
     if table.benchmark.control:
         meaning = {
             "positive": "Positive control: a strong effect that must be found.",

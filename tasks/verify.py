@@ -16,6 +16,7 @@ import numpy as np
 from infra import storage
 from models.records import Receipt
 from models.store import Store, StoredCase, StoredDataset, case_digest, has_label_shard, open_store, store_digest
+from models.store_connectomes import CONNECTOME, has_connectome
 from models.store_descriptors import Descriptors, descriptor_count, digest_bytes, raw_descriptors
 from models.store_layout import SMALL_ARRAYS, has_array, open_array, shard_shape
 from models.store_writer import read_attributes
@@ -25,6 +26,13 @@ from tasks.forget import unfinished
 from tasks.shards import GONE, Row
 
 Line = dict[str, Any]
+
+SHARDS: dict[str, tuple[int, Callable[[Line], bool]]] = {
+    "image": (4, lambda line: bool(line["modalities"])),
+    "label": (3, has_label_shard),
+    CONNECTOME: (2, has_connectome),
+}
+"""By array: the axes after `case`, and whether a stored line has an object there."""
 
 
 class Problem(NamedTuple):
@@ -107,7 +115,9 @@ def _structure(store: Store, name: str, lines: Sequence[Line]) -> Iterator[str]:
     grid, count = store.spec.grid, len(store.spec.modalities)
     voxels = {"image": (count, *grid)} | ({"label": grid} if any(line["has_label"] for line in lines) else {})
     small = {key: tuple(n or count for _, n in kind.axes) for key, kind in SMALL_ARRAYS.items()}
-    for key, shape in {**voxels, **small, "case": ()}.items():
+    spec = store.spec.connectome
+    matrix = {CONNECTOME: (len(spec.regions),) * 2} if spec is not None else {}
+    for key, shape in {**voxels, **matrix, **small, "case": ()}.items():
         if not has_array(store.url, name, key):
             yield f"{name}: structure: the array {key} is missing"
             continue
@@ -174,13 +184,13 @@ def _receipt_of(url: str, line: Line) -> Receipt | str:
 
 def _shards(url: str, name: str, lines: Sequence[Line]) -> Iterator[Problem]:
     """Shards that are missing, and shards of rows that were erased."""
-    for key in ("image", "label"):
+    for key, (zeros, is_due) in SHARDS.items():
         objects = storage.find_or_empty(storage.join(url, name, key, "c"))  # an empty folder is no shard
         rows = {path.partition("/")[0] for path in objects}
-        places = "/".join("0" * (4 if key == "image" else 3))
+        places = "/".join("0" * zeros)
         for line in lines:
             there = f"{line['row']}/{places}" in objects
-            if line["status"] == "stored" and not there and (key == "image" or has_label_shard(line)):
+            if line["status"] == "stored" and not there and is_due(line):
                 yield _in_row(line, f"the shard of {key} is missing; run preprocess with repair: true")
             if line["status"] in GONE and str(line["row"]) in rows:
                 yield _in_row(line, f"the shard of {key} is still there although the row is {line['status']}")
@@ -210,11 +220,12 @@ def _of_case(
     row, modalities, extent = line["row"], list(line["modalities"]), tuple(line["extent"])
     if "present" in small:
         told = [m for m, there in zip(store.spec.modalities, small["present"][row], strict=True) if there]
-        if told != modalities or not modalities:
+        if told != modalities or not (modalities or has_connectome(line)):
             yield f"present: the array says {told}, cases.parquet says {modalities}"
     if "extent" in small:
         held, grid = tuple(small["extent"][row].tolist()), store.spec.grid
-        if held != extent or not all(0 < n <= g for n, g in zip(extent, grid, strict=True)):
+        least = 1 if modalities else 0
+        if held != extent or not all(least <= n <= g for n, g in zip(extent, grid, strict=True)):
             yield f"extent: the array says {held}, cases.parquet says {list(extent)}, the grid is {grid}"
     case = data.case_info(row)
     if not np.isfinite(case.affine).all() or abs(np.linalg.det(case.affine)) < 1e-9:
@@ -224,16 +235,17 @@ def _of_case(
     if there != (count := descriptor_count(line)):
         yield f"descriptors: the array holds {there} values, cases.parquet says {count}"
     if deep:
-        yield from _voxels(data, case, b"" if table is None else digest_bytes(descriptors, table.atlas, table.basis))
+        beside = b"" if table is None else digest_bytes(descriptors, table.atlas, table.basis)
+        yield from _voxels(data, case, beside + data.connectome_bytes(row))
 
 
-def _voxels(data: StoredDataset, case: StoredCase, descriptors: bytes) -> Iterator[str]:
+def _voxels(data: StoredDataset, case: StoredCase, beside: bytes) -> Iterator[str]:
     image = np.asarray(data.image[case.row])
     label = np.asarray(data.label[case.row]) if case.has_label and data.label is not None else None
     x, y, z = case.extent
     inside = image[:, :x, :y, :z]
     cut = None if label is None else label[:x, :y, :z]
-    found = case_digest(inside, cut, np.array(case.present), case.affine, case.origin, descriptors)
+    found = case_digest(inside, cut, np.array(case.present), case.affine, case.origin, beside)
     if found != case.digest:
         yield f"digest of the voxels is {found}, receipt says {case.digest}"
     outside = np.count_nonzero(image) - np.count_nonzero(inside[list(np.flatnonzero(case.present))])

@@ -14,7 +14,8 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from models.records import PreprocessSpec, Reason
+from models.records import Reason
+from models.spec import PreprocessSpec
 from tasks.affines import BadScanError
 from tasks.memory_order import axes_by_stride, extremes
 from tasks.nifti import Volume

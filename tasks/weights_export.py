@@ -83,6 +83,8 @@ def _why_not_released(finished: FinishedTraining, form: str) -> str:
     if kind != form:
         if kind in RELEASED:
             return f"it was pre-trained with {RELEASED[kind]}"
+        if kind == "cinp":
+            return "it was pre-trained with CINP, which released no weights; use `safetensors` or `monai-bundle`"
         return f"it is a {kind.replace('age_', '')}, not a pre-training"
     layout = _layout(finished)
     shapes = {mine: layout.tensors[name].shape for name, mine in layout.ours.items()}

@@ -17,6 +17,7 @@ from models.config import (
     AnatCLConfig,
     AnyNetwork,
     BrainMVPConfig,
+    CINPConfig,
     DataConfig,
     NetworkConfig,
     ObjectiveConfig,
@@ -26,9 +27,9 @@ from models.config import (
 from models.export import DONE, read_done, write_text_whole, write_weights
 from models.finished import read_settings, write_settings
 from models.foreign import read_checkpoint, sha256_of
-from models.records import SPECS, PreprocessSpec
 from models.released import TITLES, UNUSED, Layout, WeightsError, check_state, detect_network, layout_of, strip_parallel
 from models.selection import write_selection
+from models.spec import SPECS, PreprocessSpec
 
 SIDE_FILE = "unused.safetensors"
 """Tensors of an imported file that nothing uses: kept, so that the file can be written again."""
@@ -155,6 +156,8 @@ def _expected(like: Path | None) -> Expected:
     if like is None:
         return Expected(NetworkConfig(), BRAINMVP, tiny=False, found=True)
     config, spec = read_settings(like)
+    if isinstance(config.objective, CINPConfig):
+        raise WeightsError(f"{like} was pre-trained with CINP, of which no weights were released; give another --like")
     family = ANATCL if isinstance(config.objective, AnatCLConfig) else BRAINMVP
     objective = config.objective if family is ANATCL else family.objective
     family = replace(family, objective=objective, spec=spec, crop=config.data.crop, data=OTHER_DATA)

@@ -12,8 +12,9 @@ from models.anatomy import ATLASES, MEASURES, Atlas
 from models.config import TrainingConfig
 from models.config_anatcl import AnatCLConfig
 from models.recipes import RECIPES
-from models.records import CaseGeometry, DescriptorTable, PreprocessSpec, Receipt, SelectedCase
+from models.records import CaseGeometry, DescriptorTable, Receipt, SelectedCase
 from models.selection import write_selection
+from models.spec import PreprocessSpec
 from models.store import case_digest, create_or_open
 from models.store_descriptors import COUNT, table_bytes
 

@@ -10,7 +10,7 @@ import numpy as np
 from nifti_files import blob, write_nifti
 
 from models.anatomy import ATLASES, MEASURES, Atlas
-from models.records import SPECS
+from models.spec import SPECS
 
 AFFINE = np.array([[-1.5, 0, 0, 90], [0, 1.5, 0, -126], [0, 0, 1.5, -72], [0, 0, 0, 1.0]])
 """Of CAT12's maps."""

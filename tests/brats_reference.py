@@ -1,7 +1,7 @@
 """What the official BraTS evaluations answer for a few tiny phantoms: makes tests/golden/brats.json.
 
-    python -m venv /tmp/brats && /tmp/brats/bin/pip install brats-evaluation
-    PYTHONPATH=<checkout of rachitsaluja/BraTS-2023-Metrics> /tmp/brats/bin/python tests/brats_reference.py
+    python -m venv brats && brats/bin/pip install brats-evaluation
+    PYTHONPATH=<checkout of rachitsaluja/BraTS-2023-Metrics> brats/bin/python tests/brats_reference.py
 
 Run in an environment of its own: `brats-evaluation` 0.0.10 asks for pandas < 3, and its panoptica for numpy < 2.3 and
 rich < 14, older than what the lock has; it is AGPL. BraTS 2023's code (commit 0c603fc) is on no index; of it only

@@ -10,7 +10,8 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from models.records import PlannedCase, PreprocessSpec, Scan
+from models.records import PlannedCase, Scan
+from models.spec import PreprocessSpec
 from tasks.nifti import Volume
 from tasks.plan import cases_from_scans
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from models.config import BrainMVPConfig, DataConfig, NetworkConfig, ObjectiveConfig, TrainingConfig
 from models.objectives.base import Batch, CaseInfo, Sampler
-from models.records import MODALITIES, PreprocessSpec
+from models.records import MODALITIES
+from models.spec import PreprocessSpec
 
 GRID = (40, 44, 36)
 SPEC = PreprocessSpec(name="test", spacing_mm=4.0, grid=GRID)

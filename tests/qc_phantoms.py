@@ -13,7 +13,8 @@ from nifti_files import centred, scan_of, write_nifti
 from scipy import ndimage
 from store_builds import ingest
 
-from models.records import PreprocessSpec, Scan
+from models.records import Scan
+from models.spec import PreprocessSpec
 
 SPEC = PreprocessSpec(
     name="qc", spacing_mm=3.0, grid=(56, 64, 56), modalities=("t1", "t2"), percentiles=(1, 99),

@@ -8,7 +8,8 @@ from pathlib import Path
 from nifti_files import SMALL, scan_of, write_case
 
 from infra import storage
-from models.records import PlannedCase, PreprocessSpec, Scan
+from models.records import PlannedCase, Scan
+from models.spec import PreprocessSpec
 from models.store import create_or_open
 from tasks import plan as plans
 from tasks import shards

@@ -12,7 +12,7 @@ from bench import crops, layouts, nnunet, preprocess, suite
 from bench.inputs import DATASET, MODALITIES, centred, contrasts, tight, workplace, write_scans
 from bench.kills import Started, kill_after_cases, kill_points, kill_table
 from bench.timing import Ratio, Rounds, Target, race, target_table, time_table
-from models.records import PreprocessSpec
+from models.spec import PreprocessSpec
 from models.store_layout import open_array
 
 GRID = (30, 32, 15)

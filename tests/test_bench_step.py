@@ -16,7 +16,7 @@ from bench.timing import Rounds
 from models.config import BrainMVPConfig, NetworkConfig
 from models.objectives.base import Clock
 from models.objectives.brainmvp import BrainMVP
-from models.records import PreprocessSpec
+from models.spec import PreprocessSpec
 
 
 def test_the_peer_has_the_reference_s_parameters() -> None:

@@ -37,6 +37,12 @@ def test_the_deployment_of_anatcl_has_all_parameters_it_needs() -> None:
     assert (params.recipe, params.probe_target, params.preset) == ("anatcl_tiny", "age", "recommended")
 
 
+def test_the_deployment_of_cinp_has_all_parameters_it_needs() -> None:
+    deployments = {one["name"]: one for one in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
+    params = PretrainParams.model_validate(deployments["pretrain-cinp"]["parameters"]["params"])
+    assert (params.recipe, params.preset, params.probe_target) == ("cinp_tiny", "recommended", "")
+
+
 def test_the_scheduled_deployment_has_all_parameters_it_needs() -> None:
     params = IngestParams.model_validate(nightly()["parameters"]["params"])
     assert params.preprocess.catalog == f"{params.catalog.workspace}/catalog.parquet"
@@ -55,8 +61,9 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             *(f"{name}/{name}" for name in ("benchmark", "catalog", "evaluate")),
             "ingest/nightly-ingest",
             "preprocess/preprocess",
-            *("pretrain/pretrain", "pretrain/pretrain-anatcl"),
+            *("pretrain/pretrain", "pretrain/pretrain-anatcl", "pretrain/pretrain-cinp"),
             "probe/probe",
+            "prompt/prompt",
         ]
         assert "worker: running" in done.stdout
         yield folder / "state"

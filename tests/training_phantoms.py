@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from models.config import BrainMVPConfig, DataConfig, NetworkConfig, OptimiserConfig, TrainingConfig
-from models.records import CaseGeometry, PreprocessSpec, Receipt, SelectedCase
+from models.records import CaseGeometry, Receipt, SelectedCase
 from models.selection import write_selection
+from models.spec import PreprocessSpec
 from models.store import case_digest, create_or_open
 
 SPEC = PreprocessSpec(

@@ -7,18 +7,22 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from models.config import AnyNetwork, ResNet3DConfig, UNet3DConfig
+from models.config_cinp import ViT3DConfig
 from models.networks.decoder import PretrainingDecoder
 from models.networks.resnet import ResNet3D
 from models.networks.unet3d import UNet3D, UNet3DPretrainingDecoder
 from models.networks.uniformer import UniFormer
+from models.networks.vit import ViT3D
 
-Encoder = UniFormer | UNet3D | ResNet3D
+Encoder = UniFormer | UNet3D | ResNet3D | ViT3D
 
 
 def build_encoder(config: AnyNetwork) -> Encoder:
     """Return the encoder; it takes (B, C, X, Y, Z) and returns the input and four stages, fine to coarse."""
     if isinstance(config, ResNet3DConfig):
         return ResNet3D(config)
+    if isinstance(config, ViT3DConfig):
+        return ViT3D(config)
     return UNet3D(config) if isinstance(config, UNet3DConfig) else UniFormer(config)
 
 
@@ -27,9 +31,9 @@ def build_pretraining_decoder(
 ) -> PretrainingDecoder | UNet3DPretrainingDecoder:
     """Return the decoder that makes images (B, outputs, X, Y, Z) of the encoder's features.
 
-    Raises ValueError for a 3D ResNet, which has none.
+    Raises ValueError for a 3D ResNet and a vision transformer, which have none.
     """
-    if isinstance(config, ResNet3DConfig):
+    if isinstance(config, ResNet3DConfig | ViT3DConfig):
         raise ValueError(f"network {config.kind!r} has no decoder; use 'uniformer' or 'unet3d'")
     if isinstance(config, UNet3DConfig):
         return UNet3DPretrainingDecoder(config, outputs, skips)

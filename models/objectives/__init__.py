@@ -10,14 +10,16 @@ from models.objectives.age_regression import AgeRegression
 from models.objectives.anatcl import AnatCL
 from models.objectives.base import Objective
 from models.objectives.brainmvp import BrainMVP
+from models.objectives.cinp import CINP
 from models.objectives.classification import Classification
 from models.objectives.segmentation import Segmentation
-from models.records import PreprocessSpec
+from models.spec import PreprocessSpec
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "brainmvp": BrainMVP,
     "anatcl": AnatCL,
     "age_regression": AgeRegression,
+    "cinp": CINP,
     "segmentation": Segmentation,
     "classification": Classification,
 }

@@ -20,7 +20,8 @@ from models.networks.build import pool
 from models.objectives.base import Batch, Clock, Metrics, sum_and_count
 from models.objectives.embedding_pictures import embedding_plot
 from models.objectives.whole_map import WholeMap, WholeMapSampler, check_ages
-from models.records import PreprocessSpec, SelectedCase
+from models.records import SelectedCase
+from models.spec import PreprocessSpec
 
 
 class AgeRegression(WholeMap):

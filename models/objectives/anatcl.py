@@ -37,7 +37,8 @@ from models.objectives.contrast import collapse_metrics, gather, ranks
 from models.objectives.embedding_pictures import embedding_plot, matrices
 from models.objectives.similarity import age_weights, anatomical_weights, kernel_of, weighted_contrast
 from models.objectives.whole_map import WholeMap, WholeMapSampler, check_ages
-from models.records import PreprocessSpec, SelectedCase
+from models.records import SelectedCase
+from models.spec import PreprocessSpec
 
 log = logging.getLogger(__name__)
 

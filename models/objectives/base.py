@@ -46,6 +46,7 @@ class CaseInfo:
     """Shared by the subjects that are one person; empty: the subject stands alone."""
     age: float | None = None
     """In years."""
+    has_connectome: bool = False
 
 
 class Reader(Protocol):
@@ -61,6 +62,10 @@ class Reader(Protocol):
 
     def read_descriptors(self, measures: Sequence[str], regions: Sequence[str]) -> NDArray[np.float32]:
         """Return (measures, regions) by name, in their own units; NaN where unknown."""
+        ...
+
+    def read_connectome(self) -> NDArray[np.float32]:
+        """Return the matrix (R, R) of a case that has one; NaN for missing regions."""
         ...
 
 
@@ -160,7 +165,10 @@ class Objective(nn.Module, ABC):
         return next(self.parameters()).device
 
 
-STEMS = ("encoder.patch_embed1.proj.weight", "encoder.stem.weight", "encoder.conv1.weight")
+STEMS = (
+    *("encoder.patch_embed1.proj.weight", "encoder.stem.weight"),
+    *("encoder.conv1.weight", "encoder.patch_embed.weight"),
+)
 """Weights that read the image, by network."""
 
 

@@ -34,7 +34,8 @@ from models.objectives.base import Batch, CaseInfo, Clock, Metrics, Objective, R
 from models.objectives.brainmvp_checks import check_candidates, check_config, idle_terms, phases_out_of_reach
 from models.objectives.contrast import collapse_metrics, identity_of, info_nce
 from models.objectives.pictures import middle_slice, montage
-from models.records import MODALITIES, PreprocessSpec
+from models.records import MODALITIES
+from models.spec import PreprocessSpec
 from models.template import TemplateBank, cut
 
 log = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ from models.networks.build import pool
 from models.networks.classification import ClassificationNet
 from models.objectives.base import Batch, CaseInfo, Clock, Metrics, Reader, centred_start, sum_and_count
 from models.objectives.supervised import Channels, Supervised, both_copies, draw_augmentation
-from models.records import PreprocessSpec
 from models.scoring import auroc
+from models.spec import PreprocessSpec
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from models.networks.segmentation import SegmentationNet, segment
 from models.objectives.base import Batch, CaseInfo, Clock, Metrics, Reader, draw_start, sum_and_count
 from models.objectives.pictures import middle_slice, montage
 from models.objectives.supervised import Channels, Supervised, both_copies, draw_augmentation, flip_left_right
-from models.records import PreprocessSpec
+from models.spec import PreprocessSpec
 
 
 def to_regions(label: NDArray[np.uint8], regions: Sequence[Region]) -> NDArray[np.uint8]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from models.config import DataConfig, SupervisedConfig, TrainingConfig
 from models.filling import Templates
 from models.objectives.base import Batch, CaseInfo, Objective, Reader, read_size
-from models.records import PreprocessSpec
+from models.spec import PreprocessSpec
 
 LEFT_RIGHT = 0
 """Stored axis that runs from left to right (RAS+)."""

@@ -21,7 +21,8 @@ from models.networks.build import build_encoder
 from models.objectives.base import CaseInfo, Objective, Reader, centred_start, read_size
 from models.objectives.contrast import identity_of
 from models.objectives.supervised import channel_indices, flip_left_right
-from models.records import PreprocessSpec, SelectedCase
+from models.records import SelectedCase
+from models.spec import PreprocessSpec
 from models.store_layout import clip_window
 
 

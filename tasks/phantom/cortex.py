@@ -15,7 +15,7 @@ import numpy as np
 from scipy import ndimage, sparse
 
 from models.anatomy import DESIKAN_KILLIANY, MEASURES
-from models.records import find_spec
+from models.spec import find_spec
 from tasks.atlas import priors_on, region_weights, voxel_mm3
 from tasks.phantom import effects_cortex as effects
 from tasks.phantom.acquire import Volume

@@ -1,4 +1,4 @@
-"""T1s of the anatomical cohort: brains whose cortex ends where its latent volume says.
+"""T1s of phantoms with a known cortex: brains whose cortex ends where its latent volume says.
 
 The MNI152 maps are averages, whose grey matter is nowhere sharp: scaled, they would only look like another mean
 intensity. So tissue is cut out of them. White matter begins where its share passes a half; the cortex reaches out to a
@@ -10,19 +10,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from scipy import ndimage, sparse
 
-from models.records import find_spec
+from models.spec import find_spec
 from tasks.atlas import FINE_MM, fine_factor, priors_on, region_weights, subdivide, voxel_mm3
 from tasks.phantom.acquire import BIDS_FIELD_MM, SCANNERS, Volume, acquire, make_grid
 from tasks.phantom.anatomy import load_atlas, sample
 from tasks.phantom.contrasts import TEXTURE_SHARE, Tissue, signal, texture
 from tasks.phantom.cortex import SMOOTH_MM
 from tasks.phantom.deform import Warp, voxel_centres, warp_grid
-from tasks.phantom.effects_cortex import CorticalTraits
 from tasks.phantom.subject import BRAIN_THRESHOLD
 from tasks.volumes import Grid, template_grid
 
@@ -31,6 +30,22 @@ Array = np.ndarray[Any, np.dtype[Any]]
 EDGE = 0.2
 """Width of an edge in shares of tissue."""
 LEVELS = np.linspace(0.95, 0.05, 16)
+
+
+class Cortex(Protocol):
+    """What a T1 shows of a person."""
+
+    @property
+    def site(self) -> str:
+        """Whose scanner took it."""
+
+    @property
+    def thickness(self) -> tuple[float, ...]:
+        """By region, as in DESIKAN_KILLIANY: share of the average."""
+
+    @property
+    def area(self) -> tuple[float, ...]:
+        """The same of the surface area."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +79,7 @@ def cut_out(grey: Array, white: Array, level: Array | float) -> tuple[Array, Arr
     return np.maximum(outer - inner, 0), np.minimum(inner, outer)
 
 
-def level_map(traits: CorticalTraits) -> Array:
+def level_map(traits: Cortex) -> Array:
     """Return the level of the subject's cortex on the grid of `levels`, (x, y, z) float32."""
     found = levels()
     wanted = found.usual_mm3 * np.array(traits.thickness) * np.array(traits.area)
@@ -75,20 +90,29 @@ def level_map(traits: CorticalTraits) -> Array:
     return np.where(covered > 1e-3, spread / np.maximum(covered, 1e-3), 0.5).astype(np.float32)
 
 
-def t1_scan(traits: CorticalTraits, warp: Warp, spacing_mm: float, rng: np.random.Generator) -> Volume:
+def t1_scan(traits: Cortex, warp: Warp, spacing_mm: float, rng: np.random.Generator) -> Volume:
     """Return the subject's skull-stripped T1 in MNI space, as the site's scanner takes it.
 
     Head size is not in it, as after an affine normalisation; nor is the grey matter outside the cortex.
     """
-    atlas = load_atlas()
     grid = make_grid(BIDS_FIELD_MM, (spacing_mm, spacing_mm, spacing_mm), "RAS", rng)
-    points = warp_grid(warp, grid.affine, grid.shape, atlas).reshape(3, -1)
+    value, inside = t1_signal(traits, warp, grid.affine, grid.shape, rng)
+    return acquire(value, inside, grid, SCANNERS[traits.site].replace(spacing=(1.0, 1.0, 1.0)), rng)
+
+
+def t1_signal(
+    traits: Cortex, warp: Warp, affine: Array, shape: tuple[int, int, int], rng: np.random.Generator
+) -> tuple[Array, Array]:
+    """Return the relative signal (n,) of a T1 at the voxel centres of a grid, and their flat indices (n,).
+
+    affine: voxel -> RAS+ mm of MNI space. Voxels outside the brain are left out.
+    """
+    atlas = load_atlas()
+    points = warp_grid(warp, affine, shape, atlas).reshape(3, -1)
     inside = np.flatnonzero(atlas.sample("brain", points) > BRAIN_THRESHOLD)
     places = points[:, inside]
     level = sample(level_map(traits), levels().grid.affine, places)
     grey, white = cut_out(atlas.sample("grey", places), atlas.sample("white", places), level)
     tissue = Tissue(grey, white, 1 - grey - white)
-    world = voxel_centres(grid.affine, grid.shape).reshape(3, -1)[:, inside]
-    value = signal("t1", tissue, np.zeros_like(grey)) * (1 + TEXTURE_SHARE * texture(world, rng))
-    scanner = SCANNERS[traits.site].replace(spacing=(1.0, 1.0, 1.0))
-    return acquire(value, inside, grid, scanner, rng)
+    world = voxel_centres(affine, shape).reshape(3, -1)[:, inside]
+    return signal("t1", tissue, np.zeros_like(grey)) * (1 + TEXTURE_SHARE * texture(world, rng)), inside

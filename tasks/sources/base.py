@@ -17,9 +17,11 @@ from pydantic import Field, field_validator
 from infra import storage
 from models.records import (
     BRAIN_MASK,
+    CONFOUNDS,
     LABEL,
     MODALITIES,
     OTHER_MODALITIES,
+    SERIES,
     Reason,
     Record,
     Scan,
@@ -27,6 +29,7 @@ from models.records import (
     canonical_modality,
 )
 from tasks.headers import listed_identity
+from tasks.phenotype_join import PhenotypeIssue
 from tasks.sources.names import (
     MAX_ID,
     MAX_PATH,
@@ -40,7 +43,9 @@ from tasks.sources.names import (
 
 IGNORE = "ignore"
 """Alias of a token whose files the config does not want: they are not listed at all."""
-ALIAS_TARGETS = (*MODALITIES, *OTHER_MODALITIES, LABEL, BRAIN_MASK, IGNORE)
+FILE_KINDS = (*MODALITIES, *OTHER_MODALITIES, SERIES, CONFOUNDS, BRAIN_MASK)
+"""What a table may name in columns of their own, beside a label."""
+ALIAS_TARGETS = (*FILE_KINDS, LABEL, IGNORE)
 MAX_DETAIL = 600
 """Characters of a reason's detail in the catalog."""
 
@@ -142,6 +147,8 @@ class Found:
     """As the tables say, see tasks.phenotypes.COLUMNS; a subject may have several rows."""
     listed: int = 0
     """Files in the listing of the root, if there was one: on S3 every 1,000 were a request."""
+    issues: list[PhenotypeIssue] = field(default_factory=list)
+    """Cells of the phenotype tables that say nothing we know."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +206,11 @@ class Root:
             return None
         scan = self.scan(Candidate(relative, relative.split("/", 1)[0]))
         return scan if scan.reason == Reason.OUTSIDE_ROOT else None
+
+    def links_out(self) -> list[Scan]:
+        """Return the rows of all links below the root to folders outside."""
+        rows = (self.linked_folder(name) for name in sorted(self.listing or {}))
+        return [row for row in rows if row is not None]
 
     def _absent(self, relative: str) -> tuple[Reason, str] | None:
         if self.listing is None or relative in self.listing:

@@ -26,6 +26,7 @@ from tasks.sources.bids_names import (
     BidsName,
     mask_kind,
     modality_of,
+    natural,
     parse_name,
 )
 from tasks.table_files import read_table
@@ -40,6 +41,12 @@ class BidsSource(SourceBase):
     kind: Literal["bids"] = "bids"
     datatypes: tuple[str, ...] = Field(
         ("anat", "dwi"), title="Data types", description="Folders below a subject or session that are looked into."
+    )
+    task: str = Field(
+        "rest",
+        title="Task",
+        description="Whose BOLD images are listed where `datatypes` names func; empty: those of any task.",
+        pattern=r"^[a-zA-Z0-9]*$",
     )
     derivatives: str = Field(
         "derivatives",
@@ -75,7 +82,7 @@ def find_scans(source: BidsSource) -> Found:
         raise FileNotFoundError(
             f"dataset {source.dataset}: {source.root} holds no file below {tree.images_below}; correct `pipeline`"
         )
-    scans = [scan for name in sorted(listing, key=_natural) if (scan := tree.scan(name)) is not None]
+    scans = [scan for name in sorted(listing, key=natural) if (scan := tree.scan(name)) is not None]
     return Found(scans, _phenotypes(root, source.dataset, sorted(listing)), len(listing))
 
 
@@ -110,7 +117,8 @@ class _Tree:
     def _image(self, relative: str, name: BidsName) -> Scan | None:
         if name.suffix in SEGMENTATION_SUFFIXES:
             return self._mask(relative, name)
-        if not name.fits(self.source.entities):
+        other_task = name.suffix == "bold" and self.source.task not in ("", name.entities.get("task"))
+        if other_task or not name.fits(self.source.entities):
             return None
         try:
             modality = modality_of(name, self.source)
@@ -121,7 +129,13 @@ class _Tree:
 
     def _mask(self, relative: str, name: BidsName) -> Scan | None:
         kind = mask_kind(name)
-        if not kind or not name.subject or not name.fits(self.source.entities, without=ROLE_ENTITIES):
+        # A mask with a task is that of a BOLD image.
+        if (
+            not kind
+            or "task" in name.entities
+            or not name.subject
+            or not name.fits(self.source.entities, without=ROLE_ENTITIES)
+        ):
             return None
         return self.root.scan(_candidate(relative, name, kind))
 
@@ -155,8 +169,3 @@ def _sessions(root: Root, dataset: str, files: Sequence[re.Match[str]]) -> pd.Da
         for row in table.to_dict("records")
     ]
     return normalise(pd.DataFrame(rows, dtype=object), dataset) if rows else pd.DataFrame()
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Order run-2 before run-10, and dseg before mask."""
-    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", name)]

@@ -76,3 +76,8 @@ def mask_kind(name: BidsName) -> str:
     if name.suffix == "mask" and "brain" in name.roles:
         return BRAIN_MASK
     return LABEL if name.suffix in MASK_SUFFIXES and not name.roles & ANATOMICAL_MASKS else ""
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts run-2 before run-10, and dseg before mask."""
+    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", name)]

@@ -13,14 +13,11 @@ from pydantic import Field
 from models.reasons import Reason
 from models.records import Scan
 from tasks.headers import is_nifti, stem
-from tasks.phenotypes import read_participants
-from tasks.sources.base import Candidate, Found, Root, naming, open_root
-from tasks.sources.regional import NamedSource
-
-PARTICIPANTS = "participants.tsv"
+from tasks.sources.base import Candidate, Found, Root, open_root
+from tasks.sources.named import ParticipantsSource
 
 
-class Cat12Source(NamedSource):
+class Cat12Source(ParticipantsSource):
     """A folder of CAT12's results."""
 
     kind: Literal["cat12"] = "cat12"
@@ -32,12 +29,6 @@ class Cat12Source(NamedSource):
         min_length=1,
         pattern=r"^[A-Za-z0-9]+$",
     )
-    participants: str = Field(
-        PARTICIPANTS,
-        title="Participants",
-        description="CSV, TSV or Parquet of phenotypes, relative to the root; participants.tsv may be absent, any "
-        "other name may not; empty: none is read.",
-    )
 
 
 def find_scans(source: Cat12Source) -> Found:
@@ -48,13 +39,7 @@ def find_scans(source: Cat12Source) -> Found:
     root = open_root(source, listed=True)
     listing = root.listing or {}
     scans = [scan for name in sorted(listing) if (scan := _scan(root, source, name)) is not None]
-    found = Found(scans, listed=len(listing))
-    if source.participants and (source.participants != PARTICIPANTS or PARTICIPANTS in listing):
-        table = source.locate(source.participants)
-        prefix = "sub-" if any(scan.subject.startswith("sub-") for scan in scans) else ""
-        with naming(source, "participants", table):
-            found.phenotypes = read_participants(table, source.dataset, subject_prefix=prefix)
-    return found
+    return Found(scans, source.read_people(root, scans), len(listing))
 
 
 def _scan(root: Root, source: Cat12Source, relative: str) -> Scan | None:

@@ -13,7 +13,8 @@ from models.anatomy import ATLASES, HEMISPHERES, Atlas, DescriptorError, canonic
 from models.reasons import Reason
 from models.records import DESCRIPTORS, DescriptorTable
 from tasks.sources.base import Candidate, Found, Root, open_root
-from tasks.sources.regional import NamedSource, Regional, RegionalSource, convert, located, read_small, table_of
+from tasks.sources.named import NamedSource
+from tasks.sources.regional import Regional, RegionalSource, convert, located, read_small, table_of
 
 FILES: dict[Atlas, str] = {"desikan_killiany": "aparc.stats", "destrieux": "aparc.a2009s.stats"}
 COLUMNS: dict[str, str] = {

@@ -5,14 +5,13 @@ Tables that cannot be used are rows of the catalog with their reason; the image 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from infra import storage
 from models.anatomy import Atlas, Basis, DescriptorError, check_values
@@ -24,7 +23,6 @@ from tasks.sources.base import Candidate, Root, SourceBase, left_out
 READ_THREADS = 16
 MAX_TABLE_BYTES = 4 << 20
 """Of one statistics file or array of regions: FreeSurfer's take 10 kB."""
-BIDS_NAME = re.compile(r"(?P<subject>sub-[a-zA-Z0-9]+)(?:_(?P<session>ses-[a-zA-Z0-9]+))?(?:[_.].*)?")
 
 
 class RegionalSource(SourceBase):
@@ -47,38 +45,6 @@ class RegionalSource(SourceBase):
     def layout(self) -> tuple[Atlas, Basis] | None:
         """Atlas and basis of the descriptors that it yields; None: it yields none."""
         return self.atlas, "freesurfer"
-
-
-class NamedSource(SourceBase):
-    """What sources share whose files or folders bear the subject in their names."""
-
-    owner: str = Field(
-        "",
-        title="Owner",
-        description="Regular expression with the named groups subject and, where there are sessions, session, matched "
-        "against the whole name. Empty: sub-X or sub-X_ses-Y at its begin, else the whole name is the subject.",
-        examples=[r"(?P<subject>IXI\d+)-.*"],
-    )
-
-    @field_validator("owner")
-    @classmethod
-    def _expression(cls, owner: str) -> str:
-        try:
-            groups = set(re.compile(owner).groupindex)
-        except re.error as error:
-            raise ValueError(f"{owner!r} is no regular expression: {error}") from None
-        if owner and ("subject" not in groups or groups - {"subject", "session"}):
-            raise ValueError(f"{owner!r} has the groups {', '.join(sorted(groups)) or 'none'}; use subject and session")
-        return owner
-
-    def owner_of(self, name: str) -> tuple[str, str] | None:
-        """Return (subject, session) of a name, or None when it does not match `owner`."""
-        match = re.fullmatch(self.owner, name) if self.owner else BIDS_NAME.fullmatch(name)
-        if match is None:
-            return None if self.owner else (name, "")
-        if not match["subject"]:
-            return None
-        return match["subject"], match.groupdict().get("session") or ""
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,19 @@ from typing import Literal, Self
 import pandas as pd
 from pydantic import Field, model_validator
 
-from models.records import BRAIN_MASK, LABEL, MODALITIES, OTHER_MODALITIES, Reason, Scan
+from models.records import LABEL, Reason, Scan
 from tasks.phenotypes import choose, normalise
-from tasks.sources.base import IGNORE, Candidate, Found, Root, SourceBase, naming, open_root, resolve_token
+from tasks.sources.base import (
+    FILE_KINDS,
+    IGNORE,
+    Candidate,
+    Found,
+    Root,
+    SourceBase,
+    naming,
+    open_root,
+    resolve_token,
+)
 from tasks.table_files import pick, read_table
 
 
@@ -39,7 +49,8 @@ class TableSource(SourceBase):
     images: dict[str, str] = Field(
         default_factory=dict,
         title="Image columns",
-        description="One row per case: modality (or brain_mask) -> column of file paths. An empty cell is no scan.",
+        description="One row per case: modality (or brain_mask, roi_series, bold_confounds) -> column of file paths. "
+        "An empty cell is no scan.",
         examples=[{"t1": "T1_path", "flair": "FLAIR_path"}],
     )
     label: str = Field("", title="Label column", description="Column of segmentation paths, in both layouts.")
@@ -58,9 +69,8 @@ class TableSource(SourceBase):
     def _one_layout(self) -> Self:
         if bool(self.images) == bool(self.path) or bool(self.path) != bool(self.modality):
             raise ValueError("give `path` and `modality` (one row per scan) or `images` (one row per case), not both")
-        known = {*MODALITIES, *OTHER_MODALITIES, BRAIN_MASK}
-        if unknown := sorted(set(self.images) - known):
-            raise ValueError(f"images of unknown modality {', '.join(unknown)}; use {', '.join(sorted(known))}")
+        if unknown := sorted(set(self.images) - set(FILE_KINDS)):
+            raise ValueError(f"images of unknown modality {', '.join(unknown)}; use {', '.join(sorted(FILE_KINDS))}")
         return self
 
 

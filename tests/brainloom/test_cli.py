@@ -22,7 +22,8 @@ from brainloom.cli import FLOWS, app, main
 from brainloom.cli_server import _foreign_packages
 from models.store import create_or_open, store_digest
 
-VERBS = (*FLOWS, "demo", "phantom", "phantom-anat", "store", "weights", "up", "down", "deploy", "doctor", "version")
+PHANTOMS = ("phantom", "phantom-anat", "phantom-connect")
+VERBS = (*FLOWS, *PHANTOMS, "demo", "store", "weights", "up", "down", "deploy", "doctor", "version")
 
 
 @pytest.fixture

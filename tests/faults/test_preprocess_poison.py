@@ -7,7 +7,7 @@ from store_builds import catalog_of
 
 from flows.preprocess import PreprocessParams, preprocess
 from infra import clusters
-from models import records
+from models.spec import SPECS
 from models.store import open_store
 from tasks.verify import verify
 
@@ -38,7 +38,7 @@ def test_poison(tmp_path, monkeypatch, prefect_server, allowed_failures):
     # Every worker imports this file before its first task.
     monkeypatch.setitem(clusters.DASK_CONFIG, "distributed.worker.preload", [str(tmp_path / "poison.py")])
     monkeypatch.setitem(clusters.DASK_CONFIG, "distributed.scheduler.allowed-failures", allowed_failures)
-    monkeypatch.setitem(records.SPECS, "small", SMALL)
+    monkeypatch.setitem(SPECS, "small", SMALL)
     url = str(tmp_path / "s.zarr")
     params = PreprocessParams(
         catalog=catalog_of(tmp_path / "ws", scans), store=url, spec="small", workers=1, max_quarantined_share=0.5

@@ -17,6 +17,7 @@ from flows.preprocess import PreprocessError, PreprocessParams, preprocess
 from infra import storage
 from infra.storage import StorageError
 from models import records
+from models.spec import SPECS
 from models.store import StoreError, open_store, store_digest
 from tasks.lease import Lease
 from tasks.verify import verify
@@ -72,7 +73,7 @@ def run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[], tuple[str, str]]:
     """Return what runs the flow into one store on S3, and gives the store's URL and the digest."""
-    monkeypatch.setitem(records.SPECS, "small", SMALL)
+    monkeypatch.setitem(SPECS, "small", SMALL)
     url = f"s3://{BUCKET}/{request.node.name}/s.zarr"
     catalog = catalog_of(tmp_path / "ws", sources)
     params = PreprocessParams(catalog=catalog, store=url, spec="small", case_batch=2, workers=1)

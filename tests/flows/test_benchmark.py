@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from brainloom.cli_demo import Preset
 from flows import benchmark as module
 from flows.benchmark import PRESETS, BenchmarkParams, benchmark, demo_params, tiny_params
-from flows.evaluate import EvaluateParams
-from models.records import SPECS
+from flows.evaluate_params import EvaluateParams
+from models.spec import SPECS
 from tasks.benchmarks import BENCHMARKS
 from tasks.sources.bids import BidsSource
 

@@ -104,6 +104,9 @@ def test_strict_mode_names_phenotypes_that_disagree(params):
     issue = PhenotypeIssue("ixi", "sub-1", "conflict", "age of sub-1: 50, 51; left empty")
     with pytest.raises(StrictCatalogError, match=r"1 phenotypes disagree, 0 may[\s\S]*ixi age of sub-1: 50, 51"):
         refuse_left_out(CatalogResult(clean, result.phenotypes, {}, (issue,)))
+    unread = PhenotypeIssue("ixi", "sub-1", "bad value", "p.csv, row 3: DX is '7'; known are 0, 1; left empty")
+    with pytest.raises(StrictCatalogError, match=r"2 phenotypes disagree or cannot be read, 0 may[\s\S]*row 3: DX is"):
+        refuse_left_out(CatalogResult(clean, result.phenotypes, {}, (issue, unread)))
     stranger = PhenotypeIssue("ixi", "sub-9", "unknown subject", "")
     refuse_left_out(CatalogResult(clean, result.phenotypes, {}, (stranger,)))
 

@@ -21,7 +21,7 @@ from flows.catalog import CatalogParams
 from flows.ingest import IngestParams
 from flows.preprocess import PreprocessParams
 from infra import storage
-from models import records
+from models.spec import SPECS
 from models.store import StoreError, create_or_open
 from tasks import dry_run, estimate, receipts, shards
 from tasks import plan as plans
@@ -39,7 +39,7 @@ def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     monkeypatch.setattr("infra.server.connect", started)
     monkeypatch.setattr(module, "DaskTaskRunner", started)
     monkeypatch.setattr(cli, "prepare_prefect", lambda settings: None)
-    monkeypatch.setitem(records.SPECS, "small", SMALL)
+    monkeypatch.setitem(SPECS, "small", SMALL)
     ws = tmp_path / "ws"
     source = write_bids(tmp_path / "bids").model_dump(mode="json")
     contents = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import yaml
 from pydantic import ValidationError
 from training_phantoms import DATASET, EXTENT, write_blobs
 
-from flows.evaluate import EvaluateParams, evaluate, run_name
+from flows.evaluate import evaluate
+from flows.evaluate_params import EvaluateParams, run_name
 from infra.server import ServerInfo
 from models.config import TrainingConfig
+from models.recipes import find_recipe
 from models.records import SelectedCase, SourceFile
 from models.selection import read_selection, write_selection
 from models.store import open_store, open_writer
@@ -73,7 +76,8 @@ def _write_pretraining(folder: Path, rows: list[int]) -> None:
     ]  # fmt: skip
     write_selection(training / "selection.parquet", lines)
     (training / "done.json").write_text(json.dumps({"weights_digest": "abc", "config_digest": "def"}))
-    (training / "run.json").write_text(json.dumps({"recipe": "brainmvp_tiny", "preset": "recommended", "epochs": 1}))
+    config = find_recipe("brainmvp_tiny")(str(folder / "store.zarr"), str(training / "selection.parquet"), epochs=1)
+    (training / "run.json").write_text(config.model_dump_json())
 
 
 def play(folders: list[Path], world_size: int, on_progress: Any) -> None:
@@ -109,8 +113,8 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     for benchmark in (TUMOUR, DIAGNOSIS):
         monkeypatch.setitem(BENCHMARKS, benchmark.name, benchmark)
     monkeypatch.setattr("flows.evaluate.launch", play)
-    monkeypatch.setattr("flows.evaluate.publish_markdown", lambda key, *_: published["markdown"].append(key))
-    monkeypatch.setattr("flows.evaluate.publish_table", lambda key, *_: published["table"].append(key))
+    monkeypatch.setattr("flows.results.publish_markdown", lambda key, *_: published["markdown"].append(key))
+    monkeypatch.setattr("flows.results.publish_table", lambda key, *_: published["table"].append(key))
     return published
 
 
@@ -134,6 +138,7 @@ def test_tables_report_and_resume(
         assert (workspace / "tables" / f"blobs-tumour.{suffix}").stat().st_size > 100
     curves = pd.read_csv(workspace / "tables" / "blobs-diagnosis.reliability.csv")
     assert curves.groupby(["row", "seed"])["n"].sum().eq(10).all()
+    assert (workspace / "tables" / "blobs-diagnosis.1.png").stat().st_size > 1000
     assert "| no data |" in (workspace / "tables" / "adni.md").read_text()
     page = Path(first["report"]).read_text()
     for words in (
@@ -142,8 +147,16 @@ def test_tables_report_and_resume(
         "Phantom diagnosis",
         "overlays of Phantom tumour",
         "ABIDE-I",
+        "Methods, for a paper",
+        "Calibration of Phantom diagnosis",
+        "95 % BCa bootstrap intervals [",
     ):
         assert words in page
+    methods = (workspace / "report" / "methods.md").read_text()
+    assert f"{DATASET} (20 subjects, 20 cases, 73 images)" in methods
+    assert "A 3D UniFormer [1] was pre-trained with BrainMVP [2] (recipe brainmvp_tiny, preset recommended" in methods
+    assert "subjects: 8 train, 2 val and 10 test): each row (pre-trained and scratch) was trained 2 times" in methods
+    assert "2. Rui S. et al. Multi-modal Vision Pre-training" in methods
     assert registered["markdown"] == ["benchmark-blobs-tumour", "benchmark-blobs-diagnosis", "benchmark-adni"]
 
     second = evaluate(params(workspace))
@@ -178,13 +191,42 @@ def test_one_lost_training_is_run_again_and_the_rest_is_kept(
     assert again["tables"] == first["tables"]
 
 
-def test_a_pretraining_that_saw_test_subjects_is_refused(
+@pytest.fixture
+def seen_twelve(workspace: Path) -> Iterator[None]:
+    """A pre-training that has seen two of the ten test subjects."""
+    before = read_selection(workspace / "trainings" / "tiny" / "selection.parquet")
+    _write_pretraining(workspace, list(range(12)))
+    yield
+    _write_pretraining(workspace, [case.row for case in before])
+
+
+def test_test_subjects_that_the_pretraining_saw_count_in_no_table(
+    workspace: Path, prefect_server: ServerInfo, registered: dict[str, list[str]], seen_twelve: None
+) -> None:
+    found = evaluate(params(workspace, seeds=1))
+    scores = pd.read_parquet(workspace / "scores.parquet")
+    assert not set(scores["subject"]) & {"sub-10", "sub-11"}
+    table = (workspace / "tables" / "blobs-diagnosis.md").read_text()
+    assert "2 of 10 test subjects were in the pre-training, by id or by looks: left out of every number here" in table
+    assert "| pre-trained | 8 | 1 |" in table
+    leaks = (workspace / "tables" / "blobs-diagnosis.leaks.md").read_text()
+    assert "| row | n | AUROC without them | n | AUROC with them |" in leaks
+    assert "| pre-trained | 8 |" in leaks
+    assert "sub-10" not in leaks
+    named = (workspace / "tables" / "blobs-diagnosis.leaks.csv").read_text()
+    assert named.splitlines()[1:] == ["blobs,sub-10,the same id", "blobs,sub-11,the same id"]
+    assert "subjects that the pre-training has seen" in Path(found["report"]).read_text()
+
+
+def test_a_pretraining_that_saw_all_test_subjects_is_refused(
     workspace: Path, prefect_server: ServerInfo, registered: dict[str, list[str]]
 ) -> None:
     before = read_selection(workspace / "trainings" / "tiny" / "selection.parquet")
-    _write_pretraining(workspace, list(range(12)))
+    _write_pretraining(workspace, list(range(20)))
     try:
-        with pytest.raises(ScoreError, match=r"2 test subjects were in the pre-training, first blobs/sub-10"):
+        with pytest.raises(
+            ScoreError, match=r"10 test subjects were in the pre-training, first blobs/sub-10, and none is left without"
+        ):
             evaluate(params(workspace))
     finally:
         _write_pretraining(workspace, [case.row for case in before])
@@ -250,6 +292,26 @@ def test_a_third_row_with_template_mix_and_a_table_without_single_modalities(
     assert without["trained"] == 0
     assert not (workspace / "tables" / "blobs-tumour.missing.md").exists()
     assert "without one modality" not in Path(without["report"]).read_text()
+
+
+def test_fewer_labels_are_trained_scored_and_shown(
+    workspace: Path, prefect_server: ServerInfo, registered: dict[str, list[str]]
+) -> None:
+    asked = params(workspace, benchmarks=["blobs-diagnosis"], label_shares=[0.5], seeds=1)
+    found = evaluate(asked)
+    assert (workspace / "trainings" / "blobs-diagnosis-labels50-scratch-seed0" / "done.json").exists()
+    cases = read_selection(workspace / "trainings" / "blobs-diagnosis-labels50-scratch-seed0" / "selection.parquet")
+    assert [sum(case.role == role for case in cases) for role in ("train", "val", "test")] == [4, 2, 10]
+    table = (workspace / "tables" / "blobs-diagnosis.labels.md").read_text()
+    assert "| 50 % | 4 | pre-trained |" in table
+    assert "| 100 % | 8 | scratch |" in table
+    assert "curve" in Path(found["report"]).read_text()
+    assert (workspace / "tables" / "blobs-diagnosis.2.png").exists()
+    again = evaluate(asked)
+    assert (again["trained"], again["scored"]) == (0, 0)
+    without = evaluate(params(workspace, benchmarks=["blobs-diagnosis"], seeds=1))
+    assert not (workspace / "tables" / "blobs-diagnosis.labels.md").exists()
+    assert "fewer labels" not in Path(without["report"]).read_text()
 
 
 def test_native_scores_are_a_table_of_their_own(

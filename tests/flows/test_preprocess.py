@@ -13,7 +13,7 @@ from flows.batches import BatchRunner, split_batches
 from flows.preprocess import PreprocessError, PreprocessParams, preprocess, run_name
 from flows.preprocess_params import usable_scans
 from infra import storage
-from models import records
+from models.spec import SPECS
 from models.store import StoreError, create_or_open, open_store, store_digest
 from tasks import dry_run, duplicates
 from tasks.forget import forget
@@ -34,7 +34,7 @@ def workspace(tmp_path, monkeypatch, store_url):
         scan.replace(size_bytes=broken.stat().st_size, etag="cut") if scan.path == str(broken) else scan
         for scan in scans
     ]
-    monkeypatch.setitem(records.SPECS, "small", SMALL)
+    monkeypatch.setitem(SPECS, "small", SMALL)
     return {
         "catalog": catalog_of(tmp_path / "ws", scans),
         "store": store_url,
@@ -108,7 +108,7 @@ def test_a_failing_case_is_named_and_the_others_of_its_batch_are_stored(workspac
 def test_parameters_make_a_form():
     schema = PreprocessParams.model_json_schema()
     assert schema["additionalProperties"] is False
-    assert schema["properties"]["spec"]["enum"] == list(records.SPECS)
+    assert schema["properties"]["spec"]["enum"] == list(SPECS)
     for name, field in schema["properties"].items():
         assert field["title"], name
         assert field["description"].endswith("."), name

@@ -12,7 +12,7 @@ from anat_phantoms import AGES, DATASET, write_anat
 from pydantic import ValidationError
 from training_processes import done, killer, losses, ranks
 
-from flows.pretrain import BRAINMVP, CAPTIONS, PretrainParams, prepare, run_name, training_name
+from flows.pretrain import AGELESS, CAPTIONS, PretrainParams, prepare, run_name, training_name
 from models.recipes import RECIPES
 from models.selection import SelectionError
 from tasks.folds import FoldError, read_folds
@@ -41,8 +41,8 @@ def params(workspace: Path, **changes: Any) -> PretrainParams:
 def test_every_pre_training_recipe_can_be_chosen() -> None:
     offered = PretrainParams.model_json_schema()["properties"]["recipe"]["enum"]
     assert set(offered) == {name for name in RECIPES if not name.startswith(("segmentation", "classification"))}
-    assert set(BRAINMVP) == {name for name in offered if name.startswith("brainmvp")}
-    assert {"similarity", "embedding"} <= set(CAPTIONS)
+    assert set(AGELESS) == {name for name in offered if name.startswith(("brainmvp", "cinp", "image_mae"))}
+    assert {"similarity", "embedding", "masking", "pairs"} <= set(CAPTIONS)
 
 
 def test_ages_are_frozen_with_the_selection(workspace: Path) -> None:

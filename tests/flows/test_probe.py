@@ -54,7 +54,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     values[3] = np.nan
     made = Descriptors(values, ("cortical_thickness_mm",), ("a", "b", "c"), "desikan_killiany", "approximate")
     monkeypatch.setattr(StoredDataset, "descriptors", property(lambda self: made))
-    monkeypatch.setattr("flows.evaluate.publish_markdown", lambda key, text, *_: published.update({key: text}))
+    monkeypatch.setattr("flows.results.publish_markdown", lambda key, text, *_: published.update({key: text}))
     return published
 
 

@@ -16,7 +16,8 @@ from models.anatomy import (
     check_values,
 )
 from models.reasons import Reason
-from models.records import SPECS, DescriptorTable, PreprocessSpec, digest_of
+from models.records import DescriptorTable, digest_of
+from models.spec import SPECS, PreprocessSpec
 
 CT, GMV, SA = MEASURES
 

@@ -12,7 +12,8 @@ from training_phantoms import EXTENT, SPEC, make_training, write_blobs
 from models.config import BrainMVPConfig
 from models.distributed import World
 from models.metrics import read_metrics
-from models.records import PreprocessSpec, SelectedCase
+from models.records import SelectedCase
+from models.spec import PreprocessSpec
 from models.state import start_training
 from models.trainer import is_logged_step, train, train_step
 

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import torch
 from anat_phantoms import write_anat
+from connectome_stores import Made, write_store
 from training_phantoms import write_blobs
 
 from models.distributed import World
 from models.objectives.brainmvp import PRESETS
 from models.recipes import RECIPES, find_recipe
 from models.recipes_anatcl import ANATCL_RECIPES
+from models.recipes_cinp import CINP_RECIPES
 from models.records import SelectedCase
 from models.selection import write_selection
 from models.state import start_training
@@ -37,10 +39,12 @@ Stored = tuple[str, list[SelectedCase], dict[str, Any]]
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stored]:
     folder = tmp_path_factory.mktemp("recipes")
-    blobs, anat = str(folder / "blobs.zarr"), str(folder / "anat.zarr")
+    blobs, anat, pairs = (str(folder / f"{name}.zarr") for name in ("blobs", "anat", "pairs"))
+    people = [Made(f"sub-{number}", network=number != 2) for number in range(10)]
     return {
         "blobs": (blobs, write_blobs(blobs), {"crop": (32, 32, 32), "batch_size": 2}),
         "anat": (anat, write_anat(anat), {"batch_size": 4}),
+        "pairs": (pairs, write_store(pairs, people), {"batch_size": 5}),
     }
 
 
@@ -53,9 +57,10 @@ def test_every_recipe_has_a_tiny_twin() -> None:
 @pytest.mark.parametrize("name", TINY)
 def test_tiny_recipes_keep_their_losses(name: str, stores: dict[str, Stored], tmp_path: Path) -> None:
     selection = tmp_path / "selection.parquet"
-    url, cases, values = stores["anat" if RECIPES[name] in ANATCL_RECIPES else "blobs"]
+    recipe = RECIPES[name]
+    url, cases, values = stores["anat" if recipe in ANATCL_RECIPES else "pairs" if recipe in CINP_RECIPES else "blobs"]
     write_selection(selection, cases)
-    config = RECIPES[name](url, str(selection), world_size=1, **values)
+    config = recipe(url, str(selection), world_size=1, **values)
     state = start_training(config, tmp_path, WORLD)
     losses = [round(train_step(state, lambda: False).losses["loss"], 6) for _ in range(STEPS)]
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
@@ -122,3 +127,34 @@ def test_the_baselines_are_parts_of_anatcl() -> None:
     assert {name: o.form for name, o in objectives.items()} == {"simclr": "yaware", "yaware": "yaware", "expw": "expw"}
     assert objectives["simclr"].views.differ, "its only positive must not be the image itself"
     assert RECIPES["age_regression"]("s", "p").objective.kind == "age_regression"
+
+
+def test_cinp_has_the_defaults_of_its_reconstruction() -> None:
+    config = RECIPES["cinp"]("s", "p", preset="paper")
+    settings, network, optimiser = config.objective, config.network, config.optimiser
+    assert (settings.weight_contrast, settings.weight_masking, settings.weight_matching) == (1, 1, 1)
+    assert (settings.mask_rate, settings.decoder_depth, settings.embedding_dim) == (0.75, 4, 256)
+    assert (settings.temperature, settings.temperature_min, settings.temperature_max) == (0.07, 0.001, 0.5)
+    assert (settings.network_encoder.depth, settings.network_encoder.width, settings.matching_depth) == (2, 256, 2)
+    assert (network.patch, network.width, network.depth, network.heads) == (16, 768, 12, 12)
+    assert network.image_size == config.data.crop == (128, 128, 128)
+    assert (optimiser.lr, optimiser.weight_decay, optimiser.warmup_share) == (1e-4, 0.05, 0.1)
+    assert (config.epochs, config.data.batch_size * config.world_size, settings.gather_negatives) == (200, 64, True)
+    assert RECIPES["cinp"]("s", "p").network.image_size == (160, 192, 160), "the whole grid of the spec cinp"
+    with pytest.raises(KeyError, match="unknown preset 'code' of cinp; known: paper, recommended"):
+        RECIPES["cinp"]("s", "p", preset="code")
+
+
+def test_the_crop_and_the_image_size_of_cinp_follow_each_other() -> None:
+    for given in ({"crop": (32, 32, 32)}, {"image_size": (32, 32, 32)}, {"network": {"kind": "vit3d", "patch": 8,
+                  "image_size": (32, 32, 32), "width": 24, "heads": 4}}):  # fmt: skip
+        config = RECIPES["cinp_tiny"]("s", "p", **given)
+        assert config.data.crop == config.network.image_size == (32, 32, 32)
+    with pytest.raises(ValueError, match=r"crop \(32, 32, 32\) must equal the network's image_size \(32, 40, 32\)"):
+        config.replace(data=config.data, network=config.network.replace(image_size=(32, 40, 32)))
+
+
+def test_the_baseline_of_cinp_sees_images_alone() -> None:
+    objective = RECIPES["image_mae"]("s", "p").objective
+    assert (objective.weight_contrast, objective.weight_masking, objective.weight_matching) == (0, 1, 0)
+    assert not objective.uses_networks

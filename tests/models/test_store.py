@@ -12,7 +12,7 @@ from nifti_files import SMALL, write_case, write_dataset, write_nifti
 from store_builds import ingest, scans_of, shard_of
 
 from infra import storage
-from models.records import PreprocessSpec
+from models.spec import PreprocessSpec
 from models.store import StoreError, case_digest, create_or_open, open_store, store_digest
 from tasks import plan as plans
 from tasks import receipts, shards

@@ -14,7 +14,8 @@ from store_builds import ingest
 
 from infra import storage
 from models.anatomy import ATLASES, DESIKAN_KILLIANY, MEASURES
-from models.records import SPECS, DescriptorTable
+from models.records import DescriptorTable
+from models.spec import SPECS
 from models.staging import Mirror
 from models.store import StoreError, open_store, store_digest
 from models.store_descriptors import digest_bytes, layout_of

@@ -10,7 +10,7 @@ import torch
 from nifti_files import planned, write_nifti
 
 from models.anatomy import DESIKAN_KILLIANY, MEASURES
-from models.records import SPECS, PreprocessSpec
+from models.spec import SPECS, PreprocessSpec
 from tasks import registration
 from tasks.affines import BadScanError
 from tasks.anatomy import approximate_grey, expansion_of, grey_measures

@@ -7,7 +7,8 @@ import pytest
 from anatomy_files import AFFINE, empty_array, tiny_map, write_map
 from nifti_files import centred, planned, write_nifti
 
-from models.records import SPECS, Reason
+from models.records import Reason
+from models.spec import SPECS
 from models.store import create_or_open, open_store
 from tasks.affines import BadScanError
 from tasks.arrays import parse_array, parse_image

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models.anatomy import DESIKAN_KILLIANY
-from models.records import SPECS
+from models.spec import SPECS
 from tasks import atlas
 from tasks.atlas import LOBES, AtlasError, lobes_on, pool, priors_on, region_weights, regional_sums, subdivide
 from tasks.volumes import Grid, template_grid

@@ -74,7 +74,7 @@ def test_refuses_metrics_of_the_other_kind_and_missing_parts() -> None:
     with pytest.raises(ValidationError, match="needs a label scheme and no target column"):
         base.replace(scheme="")
     with pytest.raises(ValidationError, match="needs a target column and at least two classes"):
-        BENCHMARKS["adni"].replace(classes=("NC",))
+        BENCHMARKS["adni"].replace(classes=("HC",))
 
 
 def test_data_are_found_by_dataset() -> None:

@@ -6,7 +6,7 @@ import pytest
 from scipy import ndimage
 from store_builds import ingest, three_subjects
 
-from models.records import PreprocessSpec
+from models.spec import PreprocessSpec
 from models.store import open_store
 from tasks import duplicates
 from tasks.duplicates import THRESHOLD, find_duplicates, linked_to, links, passed_over, read_duplicates, remove_subject

@@ -17,10 +17,11 @@ from models.embed import embed_cases, window_size
 from models.encoder import load_encoder
 from models.export import NotFinishedError
 from models.finished import write_settings
-from models.records import SPECS, SelectedCase
+from models.records import SelectedCase
+from models.spec import SPECS, unlike_images
 from models.store import Store, open_store
 from tasks.embedding_figure import directions, embedding_figure
-from tasks.embeddings import EmbeddingError, embeddings, random_encoder, trained_encoder, unlike
+from tasks.embeddings import EmbeddingError, embeddings, random_encoder, trained_encoder
 
 CASES = 5
 
@@ -102,9 +103,9 @@ def test_what_does_not_fit_is_refused(workspace: Path, store: Store, tmp_path: P
         EmbeddingError, match=r"differ in percentiles .*: an encoder is valid on images like its own only"
     ):
         embeddings(trained_encoder(folder), store, cases, "gm", tmp_path)
-    assert unlike(GM, GM.replace(name="other", modalities=("gm", "t1"))) == ""
-    assert unlike(SPECS["vbm_128"], SPECS["vbm"]) == ""
-    assert unlike(SPECS["vbm"], SPECS["vbm_approximate"]) == "tissue"
+    assert unlike_images(GM, GM.replace(name="other", modalities=("gm", "t1"))) == ""
+    assert unlike_images(SPECS["vbm_128"], SPECS["vbm"]) == ""
+    assert unlike_images(SPECS["vbm"], SPECS["vbm_approximate"]) == "tissue"
 
 
 def load_config(folder: Path):  # type: ignore[no-untyped-def]

@@ -7,6 +7,7 @@ from layouts import LAYOUTS
 from nifti_files import FIXED, SMALL
 
 from models.records import Scan
+from models.spec import SPECS
 from tasks.catalog_estimate import estimate_catalog
 from tasks.estimate import (
     RESAMPLED_SECONDS_PER_MVOXEL,
@@ -113,3 +114,21 @@ def test_requests_of_a_catalog_on_s3(tmp_path: Path, s3_url: str) -> None:
         storage.write_bytes(storage.join(s3_url, str(path.relative_to(tmp_path))), path.read_bytes())
     text = estimate_catalog([source.replace(root=s3_url)], str(tmp_path / "ws"))
     assert "S3 requests  8\n" in text
+
+
+def test_functional_files_cost_only_where_connectomes_are_made_of_them():
+    bold = Scan(
+        dataset="d", subject="s", case="s", modality="bold", path="s3://b/bold.nii.gz", size_bytes=10**8,
+        shape=(97, 115, 97, 200), spacing_mm=(2.0, 2.0, 2.0), dtype="int16",
+    )  # fmt: skip
+    spec = SPECS["cinp_tiny"]
+
+    def estimate(settings):
+        return estimate_preprocess({("d", "s"): [bold]}, 1, settings, 1, 8 << 30, "s3://b/s.zarr")
+
+    made, plain = estimate(spec), estimate(spec.replace(connectome=None))
+    assert made.seconds > 5
+    assert made.disk_bytes == 4 * 68**2
+    assert made.requests == plain.requests + 2
+    assert (plain.scans, plain.read_bytes, plain.disk_bytes) == (0, 0, 0)
+    assert plain.seconds < 1

@@ -1,6 +1,9 @@
+import connectome_stores
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
+from connectome_stores import Made
 from nifti_files import FIXED, SMALL, blob, centred, write_case, write_nifti
 from store_builds import ingest, scans_of
 
@@ -8,6 +11,7 @@ from infra import storage
 from models.records import Receipt
 from models.store import StoreError, open_store
 from tasks import prepare
+from tasks.connectome import matrix_text
 from tasks.export_nifti import export_cases, onto_grid
 from tasks.receipts import receipt_url
 from tasks.registration import Move
@@ -204,3 +208,28 @@ def test_export_from_s3(tmp_path, s3_url):
     url = storage.join(s3_url, "s.zarr")
     ingest(url, scans_of(files, "a"))
     assert len(export_cases(url, ["toy/a"], tmp_path / "out", native=True)) == 3
+
+
+def test_a_connectome_is_written_as_a_table(tmp_path):
+    store = tmp_path / "s.zarr"
+    connectome_stores.write_store(str(store), [Made("a"), Made("b", image=False), Made("c", network=False)])
+    names = [f"{connectome_stores.DATASET}/{case}" for case in "abc"]
+    files = export_cases(str(store), names, tmp_path / "out", native=False)
+    table = f"{connectome_stores.DATASET}_b_connectome.tsv"
+    assert [path.name.split("_", 1)[1] for path in files] == [
+        "a_t1.nii.gz", "a_connectome.tsv", "b_connectome.tsv", "c_t1.nii.gz",
+    ]  # fmt: skip
+    found = pd.read_csv(tmp_path / "out" / table, sep="\t", index_col="region")
+    assert tuple(found.columns) == tuple(found.index) == connectome_stores.FEW.regions
+    np.testing.assert_array_equal(found.to_numpy(np.float32), connectome_stores.matrix_of(1))
+    (only,) = export_cases(str(store), names[:1], tmp_path / "one", modalities=["connectome"])
+    assert only.name == f"{connectome_stores.DATASET}_a_connectome.tsv"
+    with pytest.raises(StoreError, match="b has no t1; it has: connectome"):
+        export_cases(str(store), names[1:2], tmp_path / "none", modalities=["t1"])
+
+
+def test_regions_without_signal_have_no_number():
+    matrix = np.array([[0, np.nan, 0.1], [np.nan] * 3, [0.1, np.nan, 0]], np.float32)
+    assert matrix_text(matrix, ("a", "b", "c")) == (
+        "region\ta\tb\tc\na\t0.0\tn/a\t0.1\nb\tn/a\tn/a\tn/a\nc\t0.1\tn/a\t0.0\n"
+    )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.records import SPECS
+from models.spec import SPECS
 from tasks.faces import face_mask, foreground_of, frame_of
 
 

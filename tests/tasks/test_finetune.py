@@ -62,6 +62,15 @@ def test_a_classification_takes_cases_with_a_known_target_and_one_of_its_modalit
     assert {case.target for case in found} == {"control", "patient"}
 
 
+def test_a_known_diagnosis_of_another_benchmark_is_left_out() -> None:
+    cases = cases_of()
+    cases.loc[[5, 9], "diagnosis"] = "other"
+    found = select_cases(DIAGNOSIS.replace(others=("other",)), cases, roles_of())
+    assert [case.row for case in found] == [row for row in range(20) if row not in (5, 9)]
+    with pytest.raises(CohortError, match=r"column 'diagnosis' has values \['other'\] that are not among its classes"):
+        select_cases(DIAGNOSIS, cases, roles_of())
+
+
 def test_subjects_without_a_role_are_left_out_and_no_data_is_no_error() -> None:
     roles = {key: role for key, role in roles_of().items() if key[1] != "sub-4"}
     assert 4 not in {case.row for case in select_cases(TUMOUR, cases_of(), roles)}

@@ -83,10 +83,10 @@ def test_a_foreign_models_folder_in_the_working_directory_is_not_run(tmp_path: P
     assert "foreign models" not in str(failure.value)
 
 
-def test_a_failure_of_its_own_is_not_tried_again_and_shows_the_log(tmp_path: Path) -> None:
+def test_a_failure_of_its_own_is_not_tried_again_and_names_the_log(tmp_path: Path) -> None:
     folder = training_folder(tmp_path)
     with pytest.raises(
-        TrainingFailed, match=r"(?s)training failed \(a\): a: ValidationError: .*End of .*train\.log"
+        TrainingFailed, match=r"(?s)training failed \(a\): a: ValidationError: .*Its traceback is in .*train\.log$"
     ) as failure:
         launch([folder], 1, restarts=3)
     assert "launching it again continues from the newest" in str(failure.value)

@@ -273,7 +273,7 @@ def test_a_source_that_the_disk_cannot_read_is_quarantined(tmp_path, store, monk
         raise OSError(errno.EIO, "Input/output error", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr("tasks.prepare.storage.read_bytes", failing)
+        patch.setattr("tasks.source_files.storage.read_bytes", failing)
         refused(case, SMALL, Reason.UNREADABLE, r"s1_t1\.nii\.gz cannot be read: Input/output error")
     files["t1"].unlink()
     files["t1"].mkdir()

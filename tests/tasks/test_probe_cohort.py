@@ -232,8 +232,8 @@ def test_benchmarks_from_before_probes_have_their_digest_and_rules_hold() -> Non
 
 
 def test_layouts_fill_our_columns_from_those_of_a_dataset(tmp_path: Path) -> None:
-    assert set(layouts()) == {"abide-i", "adni", "oasis3", "schizconnect"}
-    assert {layouts()[name].basis for name in ("adni", "oasis3", "schizconnect")} == {"unverified"}
+    assert set(layouts()) == {"abide-i", "adhd-200", "adni", "oasis3", "schizconnect", "srpbs"}
+    assert {layouts()[name].basis for name in ("adni", "oasis3", "schizconnect", "srpbs")} == {"unverified"}
     people = pd.DataFrame(
         {
             "dataset": ["abide-i", "abide-i", "adni", "adni", "toy"],
@@ -245,7 +245,7 @@ def test_layouts_fill_our_columns_from_those_of_a_dataset(tmp_path: Path) -> Non
     )
     found = with_layouts(people)
     assert found["dsm_iv"].tolist()[:2] == ["HC", "Asperger"]
-    assert found["diagnosis"].tolist() == ["1", "2", "HC", "AD", "as is"]
+    assert found["diagnosis"].tolist() == ["autism", "HC", "HC", "AD", "as is"]
     assert found["sex"].tolist() == ["M", "F", "M", "F", "M"]
     own = tmp_path / "adni.yaml"
     own.write_text(

@@ -10,7 +10,7 @@ from nifti_files import scan_of, write_nifti
 from PIL import Image
 from store_builds import ingest
 
-from models.records import SPECS
+from models.spec import SPECS
 from models.store import open_store
 from tasks.atlas import lobes_on
 from tasks.mosaic import LABEL_COLOURS, mosaic

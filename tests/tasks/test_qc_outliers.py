@@ -12,7 +12,8 @@ import pytest
 from qc_phantoms import CLEAN, DEFECTS, write_qc_store
 from store_builds import ingest
 
-from models.records import LABEL, SPECS
+from models.records import LABEL
+from models.spec import SPECS
 from tasks.catalog import build_catalog
 from tasks.phantom import PhantomConfig, write_cohort
 from tasks.phantom.config import NO_LESIONS
@@ -48,6 +49,7 @@ def table(values: Mapping[str, Sequence[float]], **columns: Sequence[object]) ->
     count = len(next(iter(values.values())))
     cases = pd.DataFrame({"dataset": "d", "row": range(count), "case": [f"c{n:03d}" for n in range(count)]})
     defaults = {"subject": "s", "modalities": ["t1"], "has_label": False, "facts": {}, "faces": {}}
+    defaults["has_connectome"] = False
     for name, value in defaults.items():
         cases[name] = pd.Series(columns.get(name, [value] * count), dtype=object)
     named = {measure.column("t1"): Column(measure, "t1" if measure.of_modality else "") for measure in MEASURES}

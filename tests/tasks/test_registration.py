@@ -9,7 +9,8 @@ import torch
 from nifti_files import planned, write_nifti
 from nilearn import datasets
 
-from models.records import SPECS, Reason
+from models.records import Reason
+from models.spec import SPECS
 from tasks import registration
 from tasks.affines import BadScanError
 from tasks.nifti import Volume

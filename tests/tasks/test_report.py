@@ -121,7 +121,7 @@ def test_scores_without_a_modality_stand_below_their_benchmark() -> None:
         for k in range(4)
     ]
     missing = missing_table("Tumours without one modality", pd.DataFrame(lines), replicates=200)
-    text = render_report(content(benchmarks=[TableSection(section("vsseg").table, missing=missing)]))
+    text = render_report(content(benchmarks=[TableSection(section("vsseg").table, further={"missing": missing})]))
     Tags().feed(text)
     assert text.index("VSseg") < text.index("<h4>Tumours without one modality</h4>")
     assert '<td>0.150 <span class="interval">[' in text

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from connectome_layouts import write
 from layouts import write_series, write_tree
 from pydantic import TypeAdapter
 
@@ -19,6 +20,7 @@ CONFIG: TypeAdapter[SourceConfig] = TypeAdapter(SourceConfig)
 VOLUME = np.arange(280, dtype=np.int16).reshape(8, 7, 5)
 TABLE = {"kind": "table", "path": "file", "modality": "type"}
 DICOM = {"kind": "dicom", "series": {"*T1*": "t1"}}
+ABIDE_TABLE = "Phenotypic_V1_0b_preprocessed1.csv"
 
 
 def source(root: Path, **fields: Any) -> SourceConfig:
@@ -40,9 +42,15 @@ def both_refuse(one: SourceConfig, ws: Path, error: type[Exception], text: str) 
         ({"kind": "datalist", "datalist": "list.json"}, "datalist", "list.json"),
         ({"kind": "datalist"}, "datalist", "dataset.json"),
         ({**DICOM, "crosswalk": {"path": "ids.csv"}}, "crosswalk.path", "ids.csv"),
+        ({"kind": "abide_pcp"}, "phenotypic", ABIDE_TABLE),
+        ({"kind": "abide_pcp", "phenotypic": "own.csv"}, "phenotypic", "own.csv"),
+        ({"kind": "adhd200_pcp", "phenotypic": "own.tsv"}, "phenotypic", "own.tsv"),
+        ({"kind": "roi_series", "participants": "people.csv"}, "participants", "people.csv"),
     ],
 )
 def test_absent_tables_and_lists(tmp_path: Path, fields: dict[str, Any], key: str, name: str) -> None:
+    write(tmp_path / "Outputs/cpac/filt_noglobal/rois_cc200/Pitt_0050003_rois_cc200.1D")
+    write(tmp_path / "NYU/0010001/sfnwmrda0010001_session_1_rest_1_cc200_TCs.1D")
     one = source(tmp_path, **fields)
     text = (
         rf"dataset ixi: `{key}` names {tmp_path}/{name}, which does not exist; correct `{key}`, or put the file there"
@@ -93,3 +101,11 @@ def test_a_crosswalk_that_cannot_be_used(tmp_path: Path) -> None:
         ValueError,
         r"ids\.csv has no column 'patient_id'; its columns: id, subject",
     )
+
+
+@pytest.mark.parametrize("kind", ["fmriprep", "abide_pcp", "adhd200_pcp", "roi_series"])
+def test_absent_roots_of_functional_data(tmp_path: Path, kind: str) -> None:
+    text = rf"dataset ixi: the root {tmp_path}/nowhere is not a folder; correct `root`"
+    both_refuse(source(tmp_path / "nowhere", kind=kind), tmp_path / "ws", FileNotFoundError, text)
+    nothing = "no scan was found|holds no"
+    both_refuse(source(tmp_path, kind=kind), tmp_path / "ws", ValueError, nothing)

@@ -6,6 +6,7 @@ import gzip
 import json
 import struct
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -13,11 +14,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from connectome_layouts import SPACE, series, write, write_abide, write_adhd, write_anatomy, write_bold
 
 from models.records import Reason
 from tasks.catalog import build_catalog, read_catalog, write_catalog
 from tasks.headers import HeaderError, parse_header
-from tasks.sources import DatalistSource, TableSource, TreeSource, find_scans
+from tasks.sources import (
+    AbidePcpSource,
+    Adhd200PcpSource,
+    DatalistSource,
+    FmriprepSource,
+    RoiSeriesSource,
+    SourceConfig,
+    TableSource,
+    TreeSource,
+    find_scans,
+)
 from tasks.sources.datalist import parse_datalist
 from tasks.sources.names import MAX_ID, MAX_PATH
 from tasks.table_files import read_table
@@ -264,3 +276,92 @@ def test_header_bombs_cost_no_memory() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1_000_000
+
+
+OUTPUTS = "Outputs/cpac/filt_noglobal/rois_cc200"
+
+
+def write_fmriprep(root: Path) -> None:
+    write_anatomy(root, "sub-01")
+    write_bold(root, "sub-01")
+
+
+def write_series(root: Path) -> None:
+    write(root / "a.1D")
+
+
+FUNCTIONAL: dict[str, tuple[Callable[[Path], None], SourceConfig, str]] = {
+    "fmriprep": (
+        write_fmriprep,
+        FmriprepSource(dataset="d", root="."),
+        f"sub-02/func/sub-02_task-rest_{SPACE}_desc-preproc_bold.nii.gz",
+    ),
+    "abide_pcp": (write_abide, AbidePcpSource(dataset="d", root="."), f"{OUTPUTS}/Pitt_0050004_rois_cc200.1D"),
+    "adhd200_pcp": (
+        write_adhd,
+        Adhd200PcpSource(dataset="d", root="."),
+        "OHSU/1084283/sfnwmrda1084283_session_1_rest_1_cc200_TCs.1D",
+    ),
+    "roi_series": (write_series, RoiSeriesSource(dataset="d", root="."), "b.1D"),
+}
+"""By kind: what writes a good tree, its source, and a file that a link stands for."""
+
+
+@pytest.mark.parametrize("kind", FUNCTIONAL)
+def test_links_of_functional_data_are_not_followed_out_of_the_root(tmp_path: Path, kind: str) -> None:
+    make, source, name = FUNCTIONAL[kind]
+    make(tmp_path / "root")
+    good = {scan.path for scan in find_scans(source.replace(root=str(tmp_path / "root"))).scans}
+    outside = write(tmp_path / "outside/secret.txt", "0.1 0.2\n")
+    for folder in (tmp_path / "root/out", tmp_path / "root/sub-09"):
+        folder.symlink_to(tmp_path / "outside")
+    place = tmp_path / "root" / name
+    place.unlink(missing_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    for target, text in ((outside, "outside the root"), (place, "links run in a circle")):
+        place.symlink_to(target)
+        result = build_catalog([source.replace(root=str(tmp_path / "root"))])
+        place.unlink()
+        assert {scan.path for scan in result.scans if scan.status == "ok"} == good - {str(place)}
+        lost = [scan for scan in result.scans if scan.reason == Reason.OUTSIDE_ROOT]
+        assert {scan.path.removeprefix(f"{tmp_path}/root/") for scan in lost} >= {"out", "sub-09", name}
+        assert any(text in scan.detail for scan in lost if scan.path.endswith(name))
+
+
+@pytest.mark.parametrize("kind", FUNCTIONAL)
+def test_a_tree_of_links_out_of_the_root_is_told(tmp_path: Path, kind: str) -> None:
+    _, source, _ = FUNCTIONAL[kind]
+    write_abide(tmp_path / "release")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/data").symlink_to(tmp_path / "release")
+    own = source.replace(root=str(tmp_path / "root"))
+    if isinstance(own, AbidePcpSource):
+        own = own.replace(phenotypic=str(tmp_path / "release/Phenotypic_V1_0b_preprocessed1.csv"))
+    ((reason, detail),) = [(scan.reason, scan.detail) for scan in find_scans(own).scans]
+    assert reason == Reason.OUTSIDE_ROOT
+    assert "copy the file into the root" in detail
+
+
+def test_names_in_phenotypes_of_abide_cannot_harm(tmp_path: Path) -> None:
+    write_abide(tmp_path)
+    table = tmp_path / "Phenotypic_V1_0b_preprocessed1.csv"
+    table.write_text(f"SUB_ID,FILE_ID,DX_GROUP\n../../1,Pitt_0050003,1\n{'9' * 4000},Pitt_0050004,{LONG}\n")
+    result = build_catalog([AbidePcpSource(dataset="d", root=str(tmp_path))])
+    assert {scan.reason for scan in result.scans} == {Reason.UNMATCHED, Reason.BAD_ID}
+    told = [issue for issue in result.issues if issue.problem == "bad value"]
+    assert all(len(issue.detail) < 300 and len(issue.subject) <= 40 for issue in told)
+    assert "row 2: the subject is '../../1'; a number is expected; the row is not read" in told[0].detail
+
+
+def test_series_cost_no_memory(tmp_path: Path) -> None:
+    (tmp_path / "a.1D").touch()
+    with (tmp_path / "b.1D").open("wb") as file:
+        file.truncate(10 << 30)
+    write(tmp_path / "c.1D", series())
+    tracemalloc.start()
+    result = build_catalog([RoiSeriesSource(dataset="d", root=str(tmp_path))])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [scan.status for scan in result.scans] == ["left out", "left out", "ok"]
+    assert "10,737,418,240 bytes, 67,108,864 are allowed" in result.scans[1].detail
+    assert peak < 5_000_000

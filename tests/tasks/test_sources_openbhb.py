@@ -16,7 +16,7 @@ from models.records import Reason, Scan, SelectedCase
 from tasks.benchmarks import BENCHMARKS
 from tasks.catalog import build_catalog
 from tasks.descriptors import parse_table
-from tasks.evaluation import Cohort, check_leakage
+from tasks.evaluation import Cohort, without_seen
 from tasks.overlap import overlap_sentence, overlapping
 from tasks.scores import ScoreError
 from tasks.sources import OpenBhbSource, find_scans
@@ -218,9 +218,9 @@ def test_a_benchmark_refuses_a_pretraining_that_has_seen_its_people(tmp_path: Pa
     cohort = Cohort(benchmark, (), people, store=None)  # type: ignore[arg-type]
     seen = SelectedCase(dataset="openbhb", row=0, case="sub-101", subject="sub-101", digest="", role="train")
     with pytest.raises(ScoreError, match=rf"benchmark '{benchmark.name}': 1 subjects of the pre-training, first"):
-        check_leakage([seen], cohort)
-    check_leakage([seen.replace(role="test")], cohort)
-    check_leakage([seen.replace(subject="sub-102")], cohort)
+        without_seen([seen], cohort, ())
+    assert without_seen([seen.replace(role="test")], cohort, ()) == cohort
+    assert without_seen([seen.replace(subject="sub-102")], cohort, ()) == cohort
 
 
 def test_a_study_that_nobody_explained_may_be_any(tmp_path: Path) -> None:

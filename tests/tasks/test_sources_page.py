@@ -7,7 +7,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from models.reasons import Reason
-from tasks.sources import SourceConfig
+from tasks.sources import CONVERTERS, READERS, SourceConfig
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "sources.md").read_text(encoding="utf-8")
 CONFIG: TypeAdapter[SourceConfig] = TypeAdapter(SourceConfig)
@@ -20,8 +20,7 @@ def test_every_source_of_the_page_is_one():
         for source in content.get("sources", []) if isinstance(content, dict) else content:
             if "kind" in source:
                 found.append(CONFIG.validate_python(source).kind)
-    kinds = {"bids", "datalist", "table", "tree", "dicom", "openbhb", "cat12", "freesurfer", "descriptors"}
-    assert set(found) == kinds
+    assert set(found) == {*READERS, *CONVERTERS}
 
 
 def test_reasons_of_the_catalog_that_the_page_names_exist():

@@ -9,11 +9,12 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from connectome_layouts import SERIES_LAYOUTS, SUBJECTS, write_adhd, write_anatomy, write_bold
 from layouts import AFFINE, LAYOUTS, PHANTOMS, SPACING_MM, plain
 
 from infra import storage
 from tasks.catalog import CatalogResult, build_catalog, read_catalog, write_catalog
-from tasks.sources import SourceConfig
+from tasks.sources import Adhd200PcpSource, FmriprepSource, SourceConfig
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +62,7 @@ def test_every_layout_gives_the_same_catalog_from_s3_without_a_request_too_many(
     first = build_catalog([source], workspace=ws)
     same_as(first, reference)
     assert all(scan.etag and scan.size_bytes and scan.path.startswith(s3_url) for scan in first.scans)
-    fs, _ = storage.filesystem(s3_url)
-    calls: Counter[str] = Counter()
-    original = type(fs)._call_s3
-
-    async def counted(self: object, method: str, *args: object, **kwargs: object) -> object:
-        calls[method] += 1
-        return await original(self, method, *args, **kwargs)
-
-    monkeypatch.setattr(type(fs), "_call_s3", counted)
+    calls = count_calls(s3_url, monkeypatch)
     again = build_catalog([source], workspace=ws)
     assert again.scans == first.scans
     scans = len(first.scans)
@@ -104,8 +97,77 @@ def same_as(result: CatalogResult, reference: CatalogResult) -> None:
     pd.testing.assert_frame_equal(ours, theirs)
 
 
+def count_calls(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Return the requests to S3 from now on, by their kind."""
+    fs, _ = storage.filesystem(s3_url)
+    calls: Counter[str] = Counter()
+    original = type(fs)._call_s3
+
+    async def counted(self: object, method: str, *args: object, **kwargs: object) -> object:
+        calls[method] += 1
+        return await original(self, method, *args, **kwargs)
+
+    monkeypatch.setattr(type(fs), "_call_s3", counted)
+    return calls
+
+
 def to_s3(source: SourceConfig, folder: Path, url: str) -> SourceConfig:
     for path in folder.rglob("*"):
         if path.is_file():
             storage.write_bytes(storage.join(url, "in", str(path.relative_to(folder))), path.read_bytes())
     return source.replace(root=storage.join(url, "in"))
+
+
+@pytest.fixture(scope="module")
+def of_abide(tmp_path_factory: pytest.TempPathFactory) -> CatalogResult:
+    make, source = SERIES_LAYOUTS["abide_pcp"]
+    folder = tmp_path_factory.mktemp("abide")
+    make(folder)
+    return build_catalog([source(str(folder))])
+
+
+@pytest.mark.parametrize("layout", SERIES_LAYOUTS)
+def test_every_layout_of_series_gives_the_same_catalog(layout: str, of_abide: CatalogResult, tmp_path: Path) -> None:
+    make, source = SERIES_LAYOUTS[layout]
+    make(tmp_path / "root")
+    result = build_catalog([source(str(tmp_path / "root"))])
+    assert [scan.subject for scan in result.scans] == list(SUBJECTS)
+    assert plain(result.scans) == plain(of_abide.scans)
+    assert [scan.size_bytes for scan in result.scans] == [scan.size_bytes for scan in of_abide.scans]
+    columns = ["subject", "age", "sex"]
+    pd.testing.assert_frame_equal(result.phenotypes[columns], of_abide.phenotypes[columns])
+    assert write_catalog(result, str(tmp_path / "ws"))
+    assert read_catalog(str(tmp_path / "ws")) == result.scans
+
+
+def write_derivatives(root: Path) -> None:
+    for subject in ("sub-01", "sub-02"):
+        write_anatomy(root, subject)
+        write_bold(root, subject)
+
+
+REMOTE = {
+    **SERIES_LAYOUTS,
+    "adhd200_pcp": (write_adhd, lambda root: Adhd200PcpSource(dataset="demo", root=root)),
+    "fmriprep": (write_derivatives, lambda root: FmriprepSource(dataset="demo", root=root)),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("layout", REMOTE)
+def test_functional_data_are_the_same_on_s3_and_text_costs_no_request(
+    layout: str, tmp_path: Path, s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, source = REMOTE[layout]
+    make(tmp_path / "root")
+    here = build_catalog([source(str(tmp_path / "root"))])
+    remote = to_s3(source(str(tmp_path / "root")), tmp_path / "root", s3_url)
+    there = build_catalog([remote])
+    assert plain(there.scans) == plain(here.scans)
+    pd.testing.assert_frame_equal(there.phenotypes, here.phenotypes)
+    assert all(scan.etag and scan.size_bytes and scan.path.startswith(s3_url) for scan in there.scans)
+    calls = count_calls(s3_url, monkeypatch)
+    assert build_catalog([remote]).scans == there.scans
+    images = sum(bool(scan.shape) for scan in there.scans)
+    assert calls["get_object"] <= images + 2, calls
+    assert calls["head_object"] <= 4, calls

@@ -116,7 +116,7 @@ def test_one_layout_is_chosen(fields: dict[str, object]) -> None:
 
 
 def test_images_are_canonical() -> None:
-    with pytest.raises(ValidationError, match="images of unknown modality T1w; use adc, bold, brain_mask"):
+    with pytest.raises(ValidationError, match="unknown modality T1w; use adc, bold, bold_confounds, brain_mask"):
         TableSource(dataset="d", root="x", table="t.csv", images={"T1w": "x"})
 
 

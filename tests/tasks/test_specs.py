@@ -9,7 +9,8 @@ from nilearn import datasets
 from pydantic import ValidationError
 
 from flows.preprocess_params import PreprocessParams, chosen_spec
-from models.records import MODALITIES, SPECS, PreprocessSpec, Reason, find_spec
+from models.records import MODALITIES, Reason
+from models.spec import SPECS, PreprocessSpec, find_spec
 from tasks.affines import BadScanError
 from tasks.mni import require_mni
 from tasks.prepare import prepare_case
@@ -137,7 +138,7 @@ def test_template_grids_that_are_no_grids_are_refused(rows, text):
 
 
 def test_a_spec_that_is_not_known_is_refused_with_the_known_names():
-    with pytest.raises(ValueError, match="unknown preprocessing spec 'mni'; known: brainmvp, demo, t1_mni, generic"):
+    with pytest.raises(ValueError, match="unknown preprocessing spec 'mni'; known: brainmvp, demo, t1_mni, cinp, "):
         find_spec("mni")
 
 

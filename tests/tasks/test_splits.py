@@ -17,7 +17,6 @@ from tasks.splits import (
     SplitError,
     check_split,
     ensure_split,
-    leaking,
     make_split,
     read_record,
     read_split,
@@ -180,10 +179,6 @@ def test_phenotypes_are_joined_by_session_then_by_subject() -> None:
     assert joined["age"].tolist()[:2] == [50.0, 50.0]
     assert joined["age"].isna().tolist() == [False, False, True]
     assert set(joined["site"]) == {"case's own"}
-
-
-def test_leaks_are_named() -> None:
-    assert leaking([("d", "a"), ("d", "b")], [("d", "b"), ("e", "a")]) == [("d", "b")]
 
 
 def test_linked_subjects_share_a_role_through_others_too(tmp_path: Path) -> None:

@@ -1,0 +1,108 @@
+"""What the flows of probes and prompts share: rows of trainings in their forms, who may be tested, and the page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.selection import read_selection
+from models.store import Store
+from tasks.benchmarks import Benchmark
+from tasks.embeddings import EncoderSource
+from tasks.finetune import read_json
+from tasks.phenotype_layouts import read_layout, with_layouts
+from tasks.probe_cohort import ProbeCohort, seen_subjects
+from tasks.probe_report import probe_report
+from tasks.probing import EncoderRow
+from tasks.report import TableSection, write_report
+from tasks.splits import Subject, people_of
+
+
+class TrainingRow(BaseModel):
+    """One row of the tables: trainings that repeat each other, or members of an ensemble."""
+
+    model_config = ConfigDict(extra="forbid", title="Row")
+
+    name: str = Field(
+        title="Name",
+        description="What the tables call it, 1 to 40 characters; not the name of a row that every table has.",
+        min_length=1,
+        max_length=40,
+        examples=["AnatCL global"],
+    )
+    trainings: list[str] = Field(
+        title="Trainings",
+        description="Names of finished or imported trainings in <workspace>/trainings, at least one.",
+        min_length=1,
+        examples=[["anatcl-seed0", "anatcl-seed1"]],
+    )
+    together: Literal["seeds", "ensemble"] = Field(
+        "seeds",
+        title="Together",
+        description="seeds: repetitions, whose scores are averaged in every fold. ensemble: one model (the released "
+        "folds), whose predictions are averaged.",
+    )
+
+
+def check_names(rows: Sequence[TrainingRow], reserved: Collection[str]) -> None:
+    """Raise ValueError when two rows are called alike, or one like a row that every table has."""
+    names = [slug(row.name) for row in rows]
+    if twice := next((row.name for row in rows if names.count(slug(row.name)) > 1), ""):
+        raise ValueError(f"two rows are called like {twice!r}; names must differ in letters or digits")
+    taken = {slug(name) for name in reserved}
+    if wrong := next((row.name for row in rows if slug(row.name) in taken), ""):
+        raise ValueError(f"{wrong!r} is the name of a row that every table has; call yours otherwise")
+
+
+def slug(name: str) -> str:
+    """Return the letters and digits of a name, as the files of its scores have them."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def encoder_row(row: TrainingRow, sources: Mapping[str, EncoderSource]) -> EncoderRow:
+    """Return a row of frozen encoders, with the recipes of its trainings."""
+    encoders = tuple(sources[name] for name in row.trainings)
+    recipes = {str((read_json(one.folder / "run.json") or {}).get("recipe", "")) for one in encoders if one.folder}
+    return EncoderRow(row.name, encoders, row.together, tuple(sorted(recipes)))
+
+
+def people_and_seen(
+    workspace: Path, store: Store, layouts: Sequence[str], trainings: Iterable[Path]
+) -> tuple[pd.DataFrame, set[Subject]]:
+    """Return the cases of a store with their phenotypes, and the subjects that these trainings have seen."""
+    own = [read_layout(Path(path)) for path in layouts]
+    people = with_layouts(people_of(store.cases().to_pandas(), workspace), own)
+    return people, seen_subjects([read_selection(folder / "selection.parquet") for folder in trainings], store.url)
+
+
+def write_page(
+    path: Path,
+    title: str,
+    store: Store,
+    rows: Sequence[EncoderRow],
+    sections: Sequence[TableSection],
+    registered: Mapping[str, Benchmark],
+    empty: Callable[[ProbeCohort], TableSection],
+    notes: Sequence[str],
+    date: str,
+) -> dict[str, Any]:
+    """Write the report of a comparison at `<workspace>/<folder>/index.html` and return what the flow returns of it.
+
+    `empty` makes the section of a registered benchmark that was not asked for: it stands among those without data.
+    """
+    shown = [section for section in sections if section.table.has_scores]
+    absent = [section for section in sections if not section.table.has_scores]
+    named = {section.table.benchmark.name for section in sections}
+    others = [empty(ProbeCohort(one, store)) for name, one in registered.items() if name not in named]
+    workspace = path.parent.parent
+    write_report(probe_report(title, workspace, store, rows, shown, [*absent, *others], notes, date), path)
+    return {
+        "report": str(path),
+        "tables": {section.table.benchmark.name: section.table.digest for section in sections},
+        "no_data": [section.table.benchmark.name for section in absent],
+    }

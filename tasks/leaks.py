@@ -1,0 +1,129 @@
+"""Test subjects that a pre-training has seen: left out of every number, with what they would have changed beside.
+
+By id, and by looks: a subject that looks like one of the pre-training (tasks.duplicates) counts as seen.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from models.records import Record, SelectedCase
+from tasks.scores import ScoreError
+from tasks.splits import Subject, link_groups
+from tasks.summary import Line, primary_metric, summarise
+from tasks.tables import cell, heading, markdown_rows
+
+if TYPE_CHECKING:
+    from tasks.evaluation import Cohort
+
+SAME = "the same id"
+
+
+def find_leaks(
+    pretraining: Iterable[SelectedCase], cohort: Cohort, links: Iterable[tuple[Subject, Subject]] = ()
+) -> dict[Subject, str]:
+    """Return the test subjects of a cohort that a pre-training has seen, sorted, each with why.
+
+    links: pairs of subjects that look like one person. Raises ScoreError when too few test subjects would be left.
+    """
+    seen = {(case.dataset, case.subject) for case in pretraining if case.role != "test"}
+    groups = link_groups(links)
+    twins = {groups[subject]: subject for subject in sorted(seen, reverse=True) if subject in groups}
+    found = {}
+    for subject in sorted({(case.dataset, case.subject) for case in cohort.of_role("test")}):
+        if subject in seen:
+            found[subject] = SAME
+        elif twin := twins.get(groups.get(subject, subject)):
+            found[subject] = f"looks like {'/'.join(twin)}"
+    if found:
+        _check_rest(cohort, found)
+    return found
+
+
+def _check_rest(cohort: Cohort, leaks: Mapping[Subject, str]) -> None:
+    test = cohort.of_role("test")
+    kept = [case for case in test if (case.dataset, case.subject) not in leaks]
+    absent = [name for name in cohort.benchmark.classes if name not in {case.target for case in kept}]
+    if kept and not absent:
+        return
+    first = next(iter(leaks))
+    left = f"no test subject of class {absent[0]!r} is left" if kept else "none is left"
+    raise ScoreError(
+        f"benchmark {cohort.benchmark.name!r}: {len(leaks)} test subjects were in the pre-training, first "
+        f"{'/'.join(first)}, and {left} without them; pre-train again with this workspace's split, or evaluate another "
+        "pre-training"
+    )
+
+
+def leak_note(cohort: Cohort) -> tuple[str, ...]:
+    """Return the sentence of a table about the subjects that were left out; nothing without any."""
+    if not cohort.leaks:
+        return ()
+    total = len({(case.dataset, case.subject) for case in cohort.of_role("test")})
+    return (
+        f"{len(cohort.leaks)} of {total} test subjects were in the pre-training, by id or by looks: left out of every "
+        "number here; the table of leaks has the numbers with them, its .csv names them.",
+    )
+
+
+class LeakTable(Record):
+    """The primary score of every row without and with the test subjects that the pre-training has seen."""
+
+    title: str
+    metric: str
+    region: str
+    lines: tuple[tuple[Line, Line], ...]
+    """Without and with them."""
+    leaks: tuple[tuple[str, str, str], ...]
+    """Dataset, subject and why."""
+
+    @property
+    def header(self) -> list[str]:
+        """Printed column names."""
+        score = heading(self.metric, self.region)
+        return ["row", "n", f"{score} without them", "n", f"{score} with them"]
+
+    @property
+    def body(self) -> list[list[str]]:
+        """Printed cells."""
+        return [[one.row, str(one.n), cell(one), str(all_.n), cell(all_)] for one, all_ in self.lines]
+
+    @property
+    def statements(self) -> list[str]:
+        """Sentences under the table."""
+        return [
+            f"{len(self.leaks)} test subjects were in the pre-training, which has seen their images and no label. The "
+            "numbers without them count.",
+            "Brackets: 95 % bootstrap intervals over subjects, seeds averaged.",
+        ]
+
+    def to_markdown(self) -> str:
+        """Return title, table and statements; no subject is named."""
+        lines = [f"### {self.title}", "", *markdown_rows(self.header, self.body), ""]
+        return "\n".join([*lines, *(f"- {sentence}" for sentence in self.statements)]) + "\n"
+
+    def to_csv(self) -> str:
+        """Return the subjects, each with why."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(["dataset", "subject", "why"])
+        writer.writerows(self.leaks)
+        return buffer.getvalue()
+
+
+def leak_table(cohort: Cohort, scores: pd.DataFrame, kinds: dict[str, str], replicates: int) -> LeakTable:
+    """Return the table of one benchmark from the scores of all its test subjects."""
+    metric, region = primary_metric(cohort.benchmark)
+    columns = []
+    for frame in (cohort.without_leaks(scores), scores):
+        lines = summarise(frame, cohort.benchmark, kinds, replicates=replicates)
+        columns.append({x.row: x for x in lines if (x.metric, x.region) == (metric, region) and x.kind != "published"})
+    pairs = tuple((line, columns[1][row]) for row, line in columns[0].items())
+    leaks = tuple((dataset, subject, why) for (dataset, subject), why in cohort.leaks.items())
+    title = f"{cohort.benchmark.title}: subjects that the pre-training has seen"
+    return LeakTable(title=title, metric=metric, region=region, lines=pairs, leaks=leaks)

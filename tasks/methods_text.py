@@ -1,0 +1,249 @@
+"""The paragraphs of a paper's methods section, written from the records of a workspace, with their citations.
+
+Every sentence states what a record says: a config, a spec, a selection, a table of cases. What is not recorded is not
+written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from models.config import TrainingConfig
+from models.selection import read_selection
+from models.spec import PreprocessSpec
+from tasks.benchmarks import Benchmark
+from tasks.finetune import Finetuning, read_json
+from tasks.references import Citations
+from tasks.report import software_versions
+from tasks.splits import ROLES
+from tasks.tables import METRIC_NAMES
+
+if TYPE_CHECKING:
+    from tasks.report_content import Made
+
+METHODS: dict[str, tuple[str, str]] = {
+    "brainmvp": ("BrainMVP", "brainmvp"),
+    "brainmvp_unet": ("BrainMVP", "brainmvp"),
+    "anatcl": ("AnatCL", "anatcl"),
+    "simclr": ("SimCLR", "simclr"),
+    "yaware": ("y-Aware contrastive learning", "yaware"),
+    "expw": ("the exponentially weighted contrast for regression", "expw"),
+    "age_regression": ("regression of the age", ""),
+    "cinp": ("CINP", "cinp"),
+    "image_mae": ("masked autoencoding", "mae"),
+}
+"""Recipe -> what a paper calls it, and its reference."""
+NETWORKS: dict[str, tuple[str, str]] = {
+    "uniformer": ("A 3D UniFormer", "uniformer"),
+    "unet3d": ("A 3D U-Net with residual blocks", ""),
+    "resnet3d": ("A 3D ResNet", "resnet"),
+    "vit3d": ("A 3D vision transformer", "vit"),
+}
+"""Kind of network -> what a paper calls it, and its reference."""
+OPTIMISERS = {"adamw": "AdamW", "adam": "Adam", "muon": "Muon"}
+
+
+@dataclass(frozen=True)
+class MethodsText:
+    """What a paper needs: paragraphs with numbered citations, and the references in that order."""
+
+    paragraphs: tuple[str, ...]
+    references: tuple[str, ...]
+
+    def to_markdown(self) -> str:
+        """Return the section as Markdown."""
+        cited = [f"{number}. {text}" for number, text in enumerate(self.references, start=1)]
+        return "\n\n".join(["# Methods", *self.paragraphs, "## References", "\n".join(cited)]) + "\n"
+
+
+def methods_text(
+    made: Made, trainings: Sequence[Finetuning], benchmarks: Sequence[Benchmark], replicates: int
+) -> MethodsText:
+    """Return the methods of an evaluation; benchmarks: those with data."""
+    cited = Citations()
+    paragraphs = [
+        data_sentences(made.cases),
+        preprocessing_sentences(made.store.spec, cited),
+        split_sentences(made),
+        pretraining_sentences(made.workspace / "trainings" / made.pretrained, cited),
+        *(finetuning_sentences(benchmark, trainings) for benchmark in benchmarks),
+        statistics_sentences(benchmarks, trainings, replicates, cited),
+        software_sentence(cited),
+    ]
+    return MethodsText(tuple(text for text in paragraphs if text), tuple(cited.references))
+
+
+def data_sentences(cases: pd.DataFrame) -> str:
+    """Return what was stored and what was left out; `cases` is the table of the store."""
+    stored, out = (cases[cases["status"] == status] for status in ("stored", "quarantined"))
+    named = []
+    for dataset, part in stored.groupby("dataset", sort=True):
+        scans = int(part["modalities"].map(len).sum())
+        subjects = part["subject"].nunique()
+        counts = (_count(subjects, "subject"), _count(len(part), "case"), _count(scans, "image"))
+        named.append(f"{dataset} ({', '.join(counts)})")
+    text = f"Data came from {_listed(named)}."
+    if len(out):
+        reasons = [f"{reason} ({count})" for reason, count in out["reason"].value_counts().sort_index().items()]
+        text += f" {_count(len(out), 'further case')} could not be used: {_listed(reasons)}."
+    return text
+
+
+def preprocessing_sentences(spec: PreprocessSpec, cited: Citations) -> str:
+    """Return how voxels, and connectomes where there are any, were made."""
+    sentences = [f"Images were preprocessed with brainloom (spec {spec.name}, {spec.content_digest()[:12]})."]
+    if spec.bias_correction == "n4":
+        sentences.append(f"Bias fields were corrected with N4{cited.cite('n4')}.")
+    if spec.registration != "none":
+        template = f"MNI152{cited.cite('mni152')}" if spec.template == "mni152" else "a template of our own"
+        sentences.append(
+            f"The reference scan of each case was registered ({spec.registration}) to {template} with "
+            f"ANTs{cited.cite('ants')}, and the other scans moved with it."
+        )
+    size = " x ".join(map(str, spec.grid))
+    if spec.frame == "template":
+        placed = f"resampled once onto a fixed grid of {size} voxels of {spec.spacing_mm:g} mm"
+    else:
+        placed = (
+            f"brought to RAS+ axes and {spec.spacing_mm:g} mm isotropic voxels on the grid of a reference scan, at "
+            f"most {size} voxels"
+        )
+    sentences.append(f"Images were {placed} (trilinear; labels: nearest neighbour) and cropped to their foreground.")
+    if spec.brain_mask == "file":
+        sentences.append("Voxels outside the brain masks were set to 0.")
+    if spec.tissue == "approximate":
+        sentences.append("Maps of grey matter were approximated from T1 images by mixture fitting with MNI priors.")
+    if spec.intensity == "percentiles":
+        low, high = spec.percentiles
+        region = "the foreground" if spec.percentile_region == "foreground" else "the whole volume"
+        sentences.append(
+            f"Intensities between the percentiles {low:g} and {high:g} of {region} were scaled to [0, 1] and clipped."
+        )
+    else:
+        sentences.append("Intensities were kept.")
+    if spec.connectome is not None:
+        sentences.append(_connectome_sentence(spec, cited))
+    return " ".join(sentences)
+
+
+def _connectome_sentence(spec: PreprocessSpec, cited: Citations) -> str:
+    made = spec.connectome
+    assert made is not None
+    cleaned = [*made.confounds, *(["global signal"] if made.global_signal else [])]
+    transformed = ", Fisher-transformed" if made.fisher_z else ""
+    return (
+        f"Functional connectomes are {made.kind}s of {len(made.regions)} regions of the atlas {made.atlas}"
+        f"{transformed} (covariance: {made.covariance}); {_listed(cleaned) or 'nothing'} was regressed out of BOLD "
+        f"images and frames with a displacement above {made.fd_threshold_mm:g} mm were left out; at least "
+        f"{made.min_frames} frames were required. They were computed with nilearn{cited.cite('nilearn')}."
+    )
+
+
+def split_sentences(made: Made) -> str:
+    """Return how subjects were divided."""
+    counts = [f"{int((made.split['split'] == role).sum())} {role}" for role in ROLES]
+    return (
+        f"Subjects, never single images, were divided into {_listed(counts)} (split {made.tables.split!r}, digest "
+        f"{made.tables.split_digest[:12]}), stratified; near-duplicate subjects, found by an intensity-normalised "
+        "fingerprint of the images, share a role. No pre-training has seen a test subject, unless its weights were "
+        "imported."
+    )
+
+
+def pretraining_sentences(folder: Path, cited: Citations) -> str:
+    """Return where the encoder comes from: its recipe, or the file that it was imported from."""
+    if origin := (read_json(folder / "done.json") or {}).get("origin"):
+        return (
+            f"The pre-trained encoder was imported from the file {origin['file']}; which subjects it was trained on is "
+            "not recorded in it."
+        )
+    config = TrainingConfig.model_validate(read_json(folder / "run.json"))
+    name, reference = METHODS.get(config.recipe.removesuffix("_tiny"), (config.recipe, ""))
+    tiny = ", at a reduced size" if config.recipe.endswith("_tiny") else ""
+    cases = [case for case in read_selection(folder / "selection.parquet") if case.role == "train"]
+    subjects = len({(case.dataset, case.subject) for case in cases})
+    return (
+        f"{_network(config, cited)} was pre-trained with {name}{cited.cite(*filter(None, [reference]))} "
+        f"(recipe {config.recipe}, preset {config.preset}{tiny}) on {_count(len(cases), 'case')} of "
+        f"{_count(subjects, 'subject')}: "
+        f"{_schedule(config)}, seed {config.seed}."
+    )
+
+
+def _network(config: TrainingConfig, cited: Citations) -> str:
+    name, reference = NETWORKS[config.network.kind]
+    return f"{name}{cited.cite(*filter(None, [reference]))}"
+
+
+def _schedule(config: TrainingConfig) -> str:
+    batch = config.data.batch_size * config.world_size * config.accumulation
+    crop = "whole images" if not any(config.data.crop) else f"crops of {' x '.join(map(str, config.data.crop))} voxels"
+    optimiser = config.optimiser
+    return (
+        f"{_count(config.epochs, 'epoch')}, {crop}, {_count(batch, 'case')} a step, {OPTIMISERS[optimiser.kind]} with "
+        f"a learning rate of {optimiser.lr:g}, a weight decay of {optimiser.weight_decay:g} and a {optimiser.schedule} "
+        "schedule"
+    )
+
+
+def finetuning_sentences(benchmark: Benchmark, trainings: Sequence[Finetuning]) -> str:
+    """Return cohort and budget of one benchmark; empty when nothing was trained for it."""
+    own = [one for one in trainings if one.benchmark == benchmark.name]
+    if not own:
+        return ""
+    config = own[0].config
+    cases = read_selection(own[0].folder / "selection.parquet")
+    subjects = {role: len({(c.dataset, c.subject) for c in cases if c.role == role}) for role in ROLES}
+    counts = _listed([f"{count} {role}" for role, count in subjects.items()])
+    seeds = len({one.seed for one in own})
+    rows = _listed(list(dict.fromkeys(one.row for one in own)))
+    what = (
+        f"segmentation of {_listed([region.name for region in benchmark.regions])}"
+        if benchmark.kind == "segmentation"
+        else f"classification into {_listed(list(benchmark.classes))}"
+    )
+    return (
+        f"{benchmark.title} ({what} from {_listed(list(benchmark.modalities))}; subjects: {counts}): each row ({rows}) "
+        f"was trained {_count(seeds, 'time')} from different seeds with the same budget, {_schedule(config)}."
+    )
+
+
+def statistics_sentences(
+    benchmarks: Sequence[Benchmark], trainings: Sequence[Finetuning], replicates: int, cited: Citations
+) -> str:
+    """Return metrics, intervals and tests."""
+    metrics = dict.fromkeys(metric for benchmark in benchmarks for metric in benchmark.metrics)
+    named = [METRIC_NAMES[metric] for metric in metrics]
+    rows = len({(one.benchmark, one.row) for one in trainings})
+    return (
+        f"Test predictions were scored by {_listed(named)}. Intervals are 95 % BCa bootstrap "
+        f"intervals{cited.cite('bca')} over subjects ({replicates} replicates), widened for few "
+        f"subjects{cited.cite('hesterberg')}; seeds are averaged inside each replicate, their spread is given beside. "
+        "Rows were compared with the pre-trained one by paired bootstrap tests over the same draws, corrected with "
+        f"Holm's method{cited.cite('holm')} over all rows of a benchmark; {rows} rows were trained in all. Ranks are "
+        f"those of bootstrap samples of the test subjects{cited.cite('ranks')}."
+    )
+
+
+def software_sentence(cited: Citations) -> str:
+    """Return the software with its versions."""
+    known = {"torch", "monai", "scikit-learn", "numpy", "scipy", "dask"}
+    named = [
+        f"{name} {version}{cited.cite(*([name] if name in known else []))}" for name, version in software_versions()
+    ]
+    return f"Software: {_listed(named)}."
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"
