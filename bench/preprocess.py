@@ -30,7 +30,7 @@ STEPS = {
     "foreground boxes": ("volumes.py", "foreground_box"),
     "percentiles": ("intensity.py", "intensity_range"),
     "scaling, copy": ("prepare.py", "_fill"),
-    "quality measures": ("prepare.py", "_image_quality"),
+    "quality measures": ("case_quality.py", "image_quality"),
     "fingerprint": ("fingerprint.py", "fingerprint"),
     "shard: encode, write, fsync": ("store_writer.py", "write_case"),
     "case digest": ("store_writer.py", "case_digest"),

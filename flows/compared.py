@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
@@ -35,7 +35,7 @@ class TrainingRow(BaseModel):
         max_length=40,
         examples=["AnatCL global"],
     )
-    trainings: list[str] = Field(
+    trainings: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")]] = Field(
         title="Trainings",
         description="Names of finished or imported trainings in <workspace>/trainings, at least one.",
         min_length=1,

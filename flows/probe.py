@@ -33,6 +33,7 @@ from tasks.probe_sites import site_cohort
 from tasks.probe_summary import probe_table
 from tasks.probe_tasks import PHANTOM_PROBES, PROBES, find_probe
 from tasks.probing import (
+    NEIGHBOURS,
     RANDOM,
     RESERVED,
     EncoderRow,
@@ -42,6 +43,7 @@ from tasks.probing import (
     row_kinds,
     score_encoders,
     score_features,
+    with_neighbours,
 )
 from tasks.report import TableSection
 from tasks.scores import write_scores
@@ -80,6 +82,11 @@ class ProbeParams(BaseModel):
         title="Random encoders",
         description="Random initialisations of the first row's network in the baseline row, from 1 to 20.",
     )
+    knn: bool = Field(
+        False,
+        title="Nearest neighbours",
+        description="Probe every encoder a second time, by the nearest training cases instead of a linear model.",
+    )
     site_report: bool = Field(
         True,
         title="Site report",
@@ -93,7 +100,8 @@ class ProbeParams(BaseModel):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        check_names(self.rows, RESERVED)
+        twins = [f"{name}{NEIGHBOURS}" for name in (RANDOM, *(row.name for row in self.rows))] if self.knn else []
+        check_names(self.rows, [*RESERVED, *twins])
         return self
 
 
@@ -193,6 +201,7 @@ def read_comparison(params: ProbeParams) -> Comparison:
     rows = [encoder_row(row, sources) for row in params.rows]
     network = rows[0].encoders[0].network
     rows.append(EncoderRow(RANDOM, tuple(random_encoder(network, seed) for seed in range(params.random_seeds))))
+    rows = with_neighbours(rows) if params.knn else rows
     people, seen = people_and_seen(workspace, store, params.layouts, trainings.values())
     cohorts = [
         find_probe_cohort(

@@ -60,6 +60,10 @@ Project), Craddock et al. 2012 (as that project resampled them: 200 and 392 regi
 al. 2006 (cortex; 1 to 68 in the order of models.anatomy). Regions without names of their own are numbered."""
 
 
+MEANING = ("atlas", "regions", "kind", "covariance", "fisher_z")
+"""Settings that say what the numbers of a matrix are."""
+
+
 class ConnectomeSpec(Record):
     """How time series become a stored connectome. Part of the preprocessing spec and of its digest.
 
@@ -139,3 +143,9 @@ class ConnectomeSpec(Record):
                 f"missing_regions {self.missing_regions} leaves fewer than 3 of {len(self.regions)} regions"
             )
         return self
+
+
+def unlike_connectomes(one: ConnectomeSpec, other: ConnectomeSpec) -> str:
+    """Return the first setting in which matrices mean something else; empty when there is none. How frames are chosen
+    and cleaned may differ."""
+    return next((name for name in MEANING if getattr(one, name) != getattr(other, name)), "")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.config_cinp import CINPConfig, ViT3DConfig
-from models.connectomes import ConnectomeSpec
+from models.connectomes import MEANING, ConnectomeSpec, unlike_connectomes
 from models.embed import embed_cases
 from models.finished import ENCODER, FinishedTraining, read_training
 from models.networks.build import build_encoder
@@ -30,8 +30,6 @@ from models.store import StoredDataset
 
 BATCH = 32
 """Connectomes in one forward pass: the result does not depend on it."""
-NETWORK_FIELDS = ("atlas", "regions", "kind", "covariance", "fisher_z")
-"""Of a spec of connectomes: what makes matrices mean something else."""
 
 Floats = NDArray[np.float32]
 Done = Callable[[int], None]
@@ -122,9 +120,8 @@ def check_store(pair: FrozenPair, spec: PreprocessSpec, what: str) -> None:
     """
     if spec.connectome is None:
         raise PairError(f"{what} has no connectomes: its spec {spec.name!r} asks for none; use a spec like cinp")
-    networks = [n for n in NETWORK_FIELDS if getattr(pair.connectome, n) != getattr(spec.connectome, n)]
-    if differs := unlike_images(pair.spec, spec) or next(iter(networks), ""):
-        sides = (pair.connectome, spec.connectome) if differs in networks else (pair.spec, spec)
+    if differs := unlike_images(pair.spec, spec) or unlike_connectomes(pair.connectome, spec.connectome):
+        sides = (pair.connectome, spec.connectome) if differs in MEANING else (pair.spec, spec)
         one, other = (getattr(side, differs) for side in sides)
         values = f" ({one!r} and {other!r})" if differs != "regions" else f" ({len(one)} and {len(other)} of them)"
         raise PairError(

@@ -17,10 +17,11 @@ from torch.utils.data import DataLoader
 
 from models.checkpoint import CheckpointError, newest_checkpoint, save_checkpoint
 from models.config import SupervisedConfig, TrainingConfig
+from models.connectomes import unlike_connectomes
 from models.data import CaseDataset, make_loader
 from models.distributed import World, barrier, broadcast_buffers, gather_tensors, wrap
 from models.filling import learned_templates
-from models.finished import read_training
+from models.finished import FinishedTraining, read_training
 from models.heartbeat import beat
 from models.means import cached_training_means
 from models.metrics import append_metrics, truncate_after
@@ -37,6 +38,9 @@ from models.store import Store, open_store
 from models.tensorboard_events import EventFiles
 
 log = logging.getLogger(__name__)
+
+OF_NETWORKS = ("network_encoder.", "network_projection.", "matching.")
+"""Weights that know what the numbers of a connectome are."""
 
 Stop = Callable[[], bool]
 """Asked by the loop; True when this process was told to stop."""
@@ -266,12 +270,25 @@ def _initialise(objective: Any, config: TrainingConfig, spec: PreprocessSpec) ->
     if not config.init_from:
         return ""
     start = read_training(config.init_from)
-    tensors, digest = start.tensors, str(start.done["weights_digest"])
+    tensors, digest = _of_like_connectomes(start, spec), str(start.done["weights_digest"])
     loaded = objective.load_pretrained(tensors)
     log.info("training %s starts from %d of %d tensors of %s", config.name, len(loaded), len(tensors), config.init_from)
     if isinstance(config.objective, SupervisedConfig) and config.objective.uses_templates:
         objective.use_templates(learned_templates(start, config.objective.modalities, spec))
     return digest
+
+
+def _of_like_connectomes(start: FinishedTraining, spec: PreprocessSpec) -> dict[str, torch.Tensor]:
+    """Return the tensors to start with: none of networks when this store's connectomes are made otherwise."""
+    one, other = start.spec.connectome, spec.connectome
+    if one is None or other is None or not (differs := unlike_connectomes(one, other)):
+        return start.tensors
+    log.warning(
+        "%s was trained on connectomes that differ in %s from this store's: its weights of networks are not used",
+        start.config.name,
+        differs,
+    )
+    return {name: value for name, value in start.tensors.items() if not name.startswith(OF_NETWORKS)}
 
 
 def _optimiser(objective: Any, config: TrainingConfig, world: World) -> torch.optim.Optimizer:

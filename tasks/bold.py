@@ -66,7 +66,8 @@ def series_from_bold(
 ) -> Series:
     """Return the cleaned signals of the kept frames; raises BadScanError with the rule that is broken.
 
-    raw: bytes of a 4D NIfTI file in MNI space. nan_share_max: of the voxels in regions that may be NaN, which become 0.
+    raw: bytes of a 4D NIfTI file in MNI space. nan_share_max: of the voxels in regions that may be NaN in any one
+    frame; they become 0.
     memory_bytes: what a few frames may take.
     """
     run = open_run(raw, name, memory_bytes)
@@ -109,19 +110,28 @@ def _signals(raw: bytes, run: Run, labels: Labels, count: int, nan_share_max: fl
     # z, y, x as in the file: frames whose voxels lie in a row are averaged several times faster.
     image, inside = nib.Nifti1Image(np.ascontiguousarray(labels.T), np.eye(4)), labels > 0
     signals = np.full((run.frames, count), np.nan)
-    lost = first = 0
+    first, worst = 0, 0.0
     for block in blocks_of(raw, run):
         if not np.isfinite(block.sum()):
             bad = ~np.isfinite(block)
-            lost += int(bad[inside].sum())
+            worst = max(worst, float(bad[inside].mean(axis=0).max()))
             block[bad] = 0
         found, present, _ = img_to_signals_labels(nib.Nifti1Image(block.transpose(2, 1, 0, 3), np.eye(4)), image)
         signals[first : first + len(found), np.asarray(present, int) - 1] = found
         first += len(found)
-    if (share := lost / (inside.sum() * run.frames)) > nan_share_max:
+    # In each frame by itself: one that is lost whole would be a spike in all regions, and so their correlation.
+    if worst > nan_share_max:
         raise BadScanError(
             Reason.NOT_FINITE,
-            f"{run.name}: {share:.1%} of the voxels in regions are not finite, at most {nan_share_max:.1%} are allowed",
+            f"{run.name}: in a frame {worst:.1%} of the voxels in regions are not finite, at most {nan_share_max:.1%} "
+            "are allowed",
+        )
+    flat = np.nanmax(signals, axis=1) - np.nanmin(signals, axis=1) <= FLAT * np.nanmax(np.abs(signals), axis=1)
+    if flat.any() and not flat.all():
+        raise BadScanError(
+            Reason.NOT_FINITE,
+            f"{run.name}: {int(flat.sum())} frames, first {int(np.flatnonzero(flat)[0])}, are empty: all regions have "
+            "the same value; leave them out of the image and of its confounds",
         )
     return signals
 

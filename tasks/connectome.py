@@ -26,6 +26,8 @@ FLAT = 1e-6
 """A signal that varies by less than this share of its largest value is constant: rounding of float32 does as much."""
 LEAST_FREEDOM = 10.0
 """Degrees of freedom that must be left of a time series."""
+LARGEST = 1e100
+"""No signal is larger; the squares of what is would be infinite."""
 
 Doubles = npt.NDArray[np.float64]
 
@@ -52,8 +54,10 @@ def make_connectome(series: Series, spec: ConnectomeSpec) -> tuple[Floats, dict[
 
     Raises BadScanError for too few frames or too many regions without signal, with the numbers.
     """
-    kept, absent = len(series.values), without_signal(series.values)
+    kept = len(series.values)
     check_frames(series.name, kept, series.frames_all, spec)
+    _check_size(series)
+    absent = without_signal(series.values)
     if absent.sum() > spec.missing_regions:
         names = listed([name for name, gone in zip(spec.regions, absent, strict=True) if gone])
         raise BadScanError(
@@ -61,7 +65,7 @@ def make_connectome(series: Series, spec: ConnectomeSpec) -> tuple[Floats, dict[
             f"{series.name}: {absent.sum()} of {len(absent)} regions have no signal (outside the field of view, or "
             f"constant), the spec allows {spec.missing_regions} (missing_regions): {names}",
         )
-    _check_rank(series, spec, int((~absent).sum()))
+    _check_rank(series, spec, absent)
     matrix_RR = matrix_of(series.values, spec)
     strengths = matrix_RR[np.triu_indices(len(matrix_RR), 1)]
     qc: dict[str, Any] = {
@@ -136,8 +140,18 @@ def listed(names: Sequence[object], shown: int = 5) -> str:
     return ", ".join([*(str(name) for name in names[:shown]), *more])
 
 
-def _check_rank(series: Series, spec: ConnectomeSpec, regions: int) -> None:
+def _check_size(series: Series) -> None:
+    if (largest := float(np.nanmax(np.abs(series.values), initial=0.0))) > LARGEST:
+        raise BadScanError(
+            Reason.NOT_FINITE,
+            f"{series.name}: holds a value of size {largest:g}, at most {LARGEST:g} can be computed with; write the "
+            "file again",
+        )
+
+
+def _check_rank(series: Series, spec: ConnectomeSpec, absent: npt.NDArray[np.bool_]) -> None:
     """Refuse what has no degrees of freedom left, and inverting a covariance that has no inverse."""
+    regions = int((~absent).sum())
     left = len(series.values) - 1 - series.lost
     if left < LEAST_FREEDOM:
         raise BadScanError(
@@ -145,9 +159,18 @@ def _check_rank(series: Series, spec: ConnectomeSpec, regions: int) -> None:
             f"{series.name}: cleaning leaves {max(left, 0):.0f} degrees of freedom of {len(series.values)} frames, at "
             f"least {LEAST_FREEDOM:.0f} are needed; regress fewer confounds or filter less",
         )
-    if (spec.kind, spec.covariance) == ("partial correlation", "empirical") and left < regions:
+    if (spec.kind, spec.covariance) != ("partial correlation", "empirical"):
+        return
+    if left < regions:
         raise BadScanError(
             Reason.FEW_FRAMES,
             f"{series.name}: partial correlation of {regions} regions needs more than as many degrees of freedom, "
             f"{len(series.values)} frames leave {left:.0f}; use covariance 'ledoit_wolf' or kind 'correlation'",
+        )
+    used = series.values[:, ~absent]
+    if (rank := int(np.linalg.matrix_rank((used - used.mean(axis=0)) / used.std(axis=0)))) < regions:
+        raise BadScanError(
+            Reason.NO_SIGNAL,
+            f"{series.name}: the signals of {regions} regions follow from {rank} of them, so partial correlation has "
+            "no answer; use covariance 'ledoit_wolf' or kind 'correlation'",
         )

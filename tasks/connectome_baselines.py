@@ -6,6 +6,7 @@ Shapes: N subjects, R regions, C features, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,21 @@ from tasks.prompting import pseudo_probabilities
 Matrices = npt.NDArray[np.float32]
 FLOOR = 0.05
 """Smallest eigenvalue that a correlation matrix is shrunk to: few frames make it singular."""
+REGIONS_MIN = 3
+"""Regions that all connectomes must have for a tangent space."""
 
 
 def upper_triangles(matrices_NRR: Matrices) -> Floats:
     """Return the connections above the diagonal, (N, R (R - 1) / 2), NaN where a region is missing."""
     rows, columns = np.triu_indices(matrices_NRR.shape[1], k=1)
     return matrices_NRR[:, rows, columns].astype(np.float64)
+
+
+def common_regions(matrices_NRR: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+    """Say of each region (R,) whether all connectomes have it."""
+    # The diagonal of a missing region is NaN or 0: its connections tell.
+    missing = np.isnan(matrices_NRR).sum(axis=2) >= matrices_NRR.shape[1] - 1
+    return np.asarray(~missing.any(axis=0))
 
 
 def correlations(matrices_NRR: Matrices, fisher_z: bool) -> Floats:
@@ -36,10 +46,8 @@ def correlations(matrices_NRR: Matrices, fisher_z: bool) -> Floats:
     smallest eigenvalue to FLOOR: (1 - a) C + a I. Raises ValueError when fewer than three regions are left.
     """
     matrices = matrices_NRR.astype(np.float64)
-    # The diagonal of a missing region is NaN or 0: its connections tell.
-    missing = np.isnan(matrices).sum(axis=2) >= matrices.shape[1] - 1
-    kept = ~missing.any(axis=0)
-    if kept.sum() < 3:
+    kept = common_regions(matrices)
+    if kept.sum() < REGIONS_MIN:
         raise ValueError(
             f"tangent space: only {int(kept.sum())} regions are present in all {len(matrices)} connectomes"
         )
@@ -118,6 +126,11 @@ def supervised_network(
     return found
 
 
-def why_no_tangent(spec: ConnectomeSpec) -> str:
-    """Return why there is no tangent space of the connectomes of a store; empty when there is one."""
-    return "" if spec.kind == "correlation" else f"the store holds {spec.kind}s, tangent space is one of correlations"
+def why_no_tangent(spec: ConnectomeSpec, matrices: Callable[[], Matrices]) -> str:
+    """Return why there is no tangent space of connectomes of a store; empty when there is one. They are read only where
+    the spec allows missing regions."""
+    if spec.kind != "correlation":
+        return f"the store holds {spec.kind}s, tangent space is one of correlations"
+    if spec.missing_regions and (count := int(common_regions(matrices()).sum())) < REGIONS_MIN:
+        return f"only {count} regions are present in all connectomes, tangent space needs {REGIONS_MIN}"
+    return ""

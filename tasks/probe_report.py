@@ -60,6 +60,7 @@ def embedding_picture(cohort: ProbeCohort, rows: Sequence[EncoderRow], workspace
     ages = pd.to_numeric(cohort.people.get("age", pd.Series(np.nan, index=cohort.people.index)), errors="coerce")
     if not ages.notna().any() or len(ages) < 3:
         return None
+    rows = [row for row in rows if row.model == "linear"]  # their twins have the same features
     shown = rows if len(rows) <= PANELS else [*rows[: PANELS - 1], rows[-1]]
     features = {row.name: embed_row(cohort, row.encoders[0], workspace) for row in shown}
     title = f"Embeddings of {', '.join(cohort.benchmark.datasets)}"

@@ -1,4 +1,4 @@
-"""Linear probes of frozen features, cross-validated over given folds: logistic regression and ridge.
+"""Probes of frozen features, cross-validated over given folds: logistic regression and ridge, or k nearest neighbours.
 
 Features are standardised, and missing ones filled with the median, on the training folds only; the strength of the
 penalty is chosen by an inner cross-validation of the training folds. Source of the grid: the evaluation code that
@@ -11,7 +11,7 @@ Shapes: N cases (one a subject), C features, K classes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,10 @@ INNER_FOLDS = 5
 ITERATIONS = 1000
 SEED = 0
 """Of the inner folds."""
+NEIGHBOURS: tuple[int, ...] = (1, 3, 5, 10, 20, 50)
+"""Of k-NN; those that an inner training fold has."""
+Model = Literal["linear", "k-NN"]
+"""linear: logistic regression or ridge. k-NN: the nearest training cases, weighted by 1 / distance."""
 
 
 class ProbeError(ValueError):
@@ -67,28 +71,31 @@ def held_out(fold_N: Ints) -> Iterator[tuple[Ints, Ints]]:
         yield np.flatnonzero(fold_N != fold), np.flatnonzero(fold_N == fold)
 
 
-def probe_classes(features_NC: Floats, target_N: Ints, fold_N: Ints, classes: int, who: str) -> Floats:
+def probe_classes(
+    features_NC: Floats, target_N: Ints, fold_N: Ints, classes: int, who: str, model: Model = "linear"
+) -> Floats:
     """Return the probabilities (N, K) of every case by the model of the folds that it is not in.
 
-    C is the one with the best balanced accuracy of the inner folds. Raises ProbeError where a training feature is
-    infinite, or all are missing.
+    C, or k, is the one with the best balanced accuracy of the inner folds. Raises ProbeError where a training feature
+    is infinite, or all are missing.
     """
     probabilities = np.full((len(target_N), classes), np.nan)
     for train, test in held_out(fold_N):
-        model = _fitted(_logistic(target_N[train]), features_NC[train], target_N[train], who)
-        probabilities[test] = model.predict_proba(features_NC[test])
+        search = _class_search(target_N[train], model)
+        fitted = _fitted(search, features_NC[train], target_N[train], who)
+        probabilities[test] = fitted.predict_proba(features_NC[test])
     return probabilities
 
 
-def probe_numbers(features_NC: Floats, target_N: Floats, fold_N: Ints, who: str) -> Floats:
+def probe_numbers(features_NC: Floats, target_N: Floats, fold_N: Ints, who: str, model: Model = "linear") -> Floats:
     """Return the prediction (N,) of every case by the model of the folds that it is not in.
 
-    alpha is the one with the best R2 of the inner folds. Raises ProbeError as `probe_classes` does.
+    alpha, or k, is the one with the best R2 of the inner folds. Raises ProbeError as `probe_classes` does.
     """
     predictions = np.full(len(target_N), np.nan)
     for train, test in held_out(fold_N):
-        model = _fitted(_ridge(len(train)), features_NC[train], target_N[train], who)
-        predictions[test] = model.predict(features_NC[test])
+        fitted = _fitted(_number_search(len(train), model), features_NC[train], target_N[train], who)
+        predictions[test] = fitted.predict(features_NC[test])
     return predictions
 
 
@@ -107,19 +114,32 @@ def _fitted(model: Any, features_NC: Floats, target_N: npt.NDArray[Any], who: st
         return pipeline.fit(features_NC, target_N)
 
 
-def _logistic(target_N: Ints) -> Any:
+def _class_search(target_N: Ints, model: Model) -> Any:
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
+    from sklearn.neighbors import KNeighborsClassifier
 
     smallest = int(np.bincount(target_N)[np.unique(target_N)].min())
     inner = StratifiedKFold(min(INNER_FOLDS, smallest), shuffle=True, random_state=SEED)
-    model = LogisticRegression(max_iter=ITERATIONS)
-    return GridSearchCV(model, {"C": list(GRID)}, scoring="balanced_accuracy", cv=inner)
+    search: tuple[Any, dict[str, list[Any]]] = LogisticRegression(max_iter=ITERATIONS), {"C": list(GRID)}
+    if model == "k-NN":
+        search = KNeighborsClassifier(weights="distance"), {"n_neighbors": _neighbours(len(target_N), inner.n_splits)}
+    return GridSearchCV(*search, scoring="balanced_accuracy", cv=inner)
 
 
-def _ridge(cases: int) -> Any:
+def _number_search(cases: int, model: Model) -> Any:
     from sklearn.linear_model import Ridge
     from sklearn.model_selection import GridSearchCV, KFold
+    from sklearn.neighbors import KNeighborsRegressor
 
     inner = KFold(min(INNER_FOLDS, cases // 2), shuffle=True, random_state=SEED)
-    return GridSearchCV(Ridge(), {"alpha": list(GRID)}, scoring="r2", cv=inner)
+    search: tuple[Any, dict[str, list[Any]]] = Ridge(), {"alpha": list(GRID)}
+    if model == "k-NN":
+        search = KNeighborsRegressor(weights="distance"), {"n_neighbors": _neighbours(cases, inner.n_splits)}
+    return GridSearchCV(*search, scoring="r2", cv=inner)
+
+
+def _neighbours(cases: int, folds: int) -> list[int]:
+    """Return the numbers of neighbours that every inner training fold has."""
+    smallest = cases - -(-cases // folds)
+    return [k for k in NEIGHBOURS if k <= smallest]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -14,7 +14,7 @@ import pandas as pd
 from tasks.baselines import CEILING
 from tasks.embeddings import EncoderSource, embeddings
 from tasks.probe_cohort import ProbeCohort
-from tasks.probes import Bools, Floats, probe_classes, probe_numbers
+from tasks.probes import Bools, Floats, Model, probe_classes, probe_numbers
 from tasks.row_scores import Seed, score_row
 from tasks.summary import Line
 
@@ -31,6 +31,8 @@ EXPECTED: dict[str, str] = {
 """Recipes of the baseline pre-trainings that every table shows, and their names where they were not trained."""
 RESERVED: tuple[str, ...] = (RANDOM, DESCRIPTORS, CONSTANT, CEILING, "age", "sex", "age+sex")
 """Names that a table's own rows have."""
+NEIGHBOURS = ", k-NN"
+"""End of the name of a row that is probed by nearest neighbours."""
 SCORES = "probes/scores"
 """Where a workspace keeps the scores of probes."""
 Together = Literal["seeds", "ensemble"]
@@ -49,6 +51,8 @@ class EncoderRow:
     (probabilities, or numbers) are the mean of its members'."""
     recipes: tuple[str, ...] = ()
     """Of its trainings."""
+    model: Model = "linear"
+    """That probes its features."""
 
     @property
     def groups(self) -> list[tuple[EncoderSource, ...]]:
@@ -82,9 +86,18 @@ def feature_rows(cohort: ProbeCohort) -> list[FeatureRow]:
     return rows
 
 
+def with_neighbours(rows: Sequence[EncoderRow]) -> list[EncoderRow]:
+    """Return the rows, each with a twin whose features are probed by their nearest neighbours."""
+    return [twin for row in rows for twin in (row, replace(row, name=f"{row.name}{NEIGHBOURS}", model="k-NN"))]
+
+
 def row_kinds(rows: Sequence[EncoderRow], simple: Sequence[FeatureRow]) -> dict[str, str]:
     """Return `baseline` or `ceiling` by row; rows that are not named are ours."""
-    baselines = [row.name for row in rows if row.name == RANDOM or (_recipes(row) <= set(EXPECTED) and row.recipes)]
+    baselines = [
+        row.name
+        for row in rows
+        if row.name.removesuffix(NEIGHBOURS) == RANDOM or (_recipes(row) <= set(EXPECTED) and row.recipes)
+    ]
     kinds = dict.fromkeys([*baselines, *(row.name for row in simple)], "baseline")
     return kinds | {CEILING: "ceiling"}
 
@@ -110,8 +123,10 @@ def score_encoders(
     def embedded(members: tuple[EncoderSource, ...]) -> list[Floats]:
         return [_embedded(cohort, one, workspace, progress) for one in members]
 
+    kind = [] if row.model == "linear" else [row.model]
     seeds = [
-        probe_seed([one.weights for one in members], row.name, partial(embedded, members)) for members in row.groups
+        probe_seed([*(one.weights for one in members), *kind], row.name, partial(embedded, members), model=row.model)
+        for members in row.groups
     ]
     return score_row(cohort, row.name, seeds, workspace / SCORES)
 
@@ -131,22 +146,26 @@ def feature_seeds(cohort: ProbeCohort, row: FeatureRow, seeds: int, scored: Bool
 
 
 def probe_seed(
-    made_from: object, row: str, features: Callable[[], Sequence[Floats]], scored: Bools | None = None
+    made_from: object,
+    row: str,
+    features: Callable[[], Sequence[Floats]],
+    scored: Bools | None = None,
+    model: Model = "linear",
 ) -> Seed:
-    """Return a seed whose predictions are the mean of linear probes of features (N, C), one for each member."""
+    """Return a seed whose predictions are the mean of probes of features (N, C), one for each member."""
 
     def predict(cohort: ProbeCohort) -> Floats:
-        return np.mean([probe_features(values, cohort, row) for values in features()], axis=0)
+        return np.mean([probe_features(values, cohort, row, model) for values in features()], axis=0)
 
     return Seed(made_from, predict, scored)
 
 
-def probe_features(features_NC: Floats, cohort: ProbeCohort, row: str) -> Floats:
-    """Return what linear probes predict: probabilities (N, K), or numbers (N,) of a regression."""
+def probe_features(features_NC: Floats, cohort: ProbeCohort, row: str, model: Model = "linear") -> Floats:
+    """Return what probes predict: probabilities (N, K), or numbers (N,) of a regression."""
     benchmark, who = cohort.benchmark, f"probe {cohort.benchmark.name!r}, row {row!r}"
     if benchmark.kind == "regression":
-        return probe_numbers(features_NC, cohort.target, cohort.fold, who)
-    return probe_classes(features_NC, cohort.target, cohort.fold, len(benchmark.classes), who)
+        return probe_numbers(features_NC, cohort.target, cohort.fold, who, model)
+    return probe_classes(features_NC, cohort.target, cohort.fold, len(benchmark.classes), who, model)
 
 
 def embed_row(cohort: ProbeCohort, source: EncoderSource, workspace: Path) -> Floats:

@@ -95,7 +95,7 @@ def connectome_rows(cohort: PromptCohort, settings: PromptSettings, shuffles: in
     return [
         Row(CONNECTOME, absent=reason) if reason else Row(CONNECTOME, seeds("logistic", logistic)),
         Row(TANGENT, absent=why)
-        if (why := reason or why_no_tangent(spec))
+        if (why := reason or why_no_tangent(spec, lambda: cohort.matrices))
         else Row(TANGENT, seeds("tangent", tangent)),
         Row(NETWORK, absent=reason or "left out: network_epochs is 0")
         if reason or fitted is None

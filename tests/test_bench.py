@@ -62,6 +62,7 @@ def test_interpolation_of_the_floor_keeps_planes_that_were_read(tmp_path: Path, 
     np.testing.assert_allclose(full[::2].T, contrasts(brain)["flair"][:, :, ::2], atol=1e-2)
 
 
+@pytest.mark.full
 def test_report_names_every_measure_and_ours_agrees_with_the_chain(tmp_path: Path, brain: np.ndarray) -> None:
     text = "\n".join(suite.report(tmp_path, brain, SPEC, 8, 1, 0.002))
     for words in (
@@ -131,6 +132,7 @@ def test_nnunet_files_hold_the_voxels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(nnunet.read(path, window), image[(slice(None), *window)].astype(np.float32))
 
 
+@pytest.mark.full
 def test_the_table_of_layouts(tmp_path: Path) -> None:
     image = np.zeros((3, 40, 36, 30), np.float16)
     image[:2] = np.random.default_rng(0).random((2, 40, 36, 30))

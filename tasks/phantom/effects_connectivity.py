@@ -100,7 +100,7 @@ FD_LOG_SD = 0.35
 FD_LOG_PATIENTS = 0.25
 """Mean framewise displacement: log-normal; patients move 28 % more (d = 0.7 of its logarithm)."""
 
-DIAGNOSIS_D = 1.2
+TRAIT_D = 1.2
 HYPOCONNECTED: tuple[str, ...] = ("default", "frontoparietal", "limbic")
 HYPERCONNECTED: tuple[str, ...] = ("visual", "somatomotor", "dorsal_attention")
 Diagnosis = Literal["control", "hypoconnected", "hyperconnected"]
@@ -139,7 +139,7 @@ def shift_of(diagnosis: str) -> np.ndarray:
         "hypoconnected": (-1.0, HYPOCONNECTED),
         "hyperconnected": (1.0, HYPERCONNECTED),
     }[diagnosis]
-    return np.array([sign * DIAGNOSIS_D * (name in moved) for name in TRAITS])
+    return np.array([sign * TRAIT_D * (name in moved) for name in TRAITS])
 
 
 def draw_connectivity_traits(seed: int, subject: int, patients: bool) -> ConnectivityTraits:

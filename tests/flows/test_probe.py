@@ -114,6 +114,20 @@ def test_tables_report_and_resume(workspace: Path, unwatched: None, registered: 
     assert (second["scored"], second["tables"]) == (0, first["tables"])
 
 
+def test_nearest_neighbours_probe_the_same_features(
+    workspace: Path, unwatched: None, registered: dict[str, str]
+) -> None:
+    asked: dict[str, Any] = {"benchmarks": ["blobs-age"], "site_report": False}
+    probe.fn(params(workspace, **asked))
+    found = probe.fn(params(workspace, knn=True, **asked))
+    assert found["scored"] == 4, "a twin of each encoder"
+    table = (workspace / "probes" / "tables" / "blobs-age.md").read_text()
+    assert "| AnatCL, k-NN | 23 | 1 |" in table
+    assert "| random encoder, k-NN | 23 | 2 |" in table
+    with pytest.raises(ValidationError, match="'AnatCL, k-NN' is the name of a row that every table has"):
+        params(workspace, knn=True, rows=[*ROWS, {"name": "AnatCL, k-NN", "trainings": ["one"]}])
+
+
 @pytest.mark.full
 def test_all_kinds_of_probes_on_a_server(workspace: Path, prefect_server: ServerInfo) -> None:
     rows = [{"name": "AnatCL", "trainings": ["one", "two"]}, ROWS[1]]

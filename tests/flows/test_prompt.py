@@ -153,6 +153,8 @@ def test_the_form_says_bounds_in_words_and_refuses_the_rest() -> None:
         PromptParams(rows=ROWS, image_only=[{"name": "cinp", "trainings": ["b"]}])
     with pytest.raises(ValidationError, match="'Majority class' is the name of a row that every table has"):
         PromptParams(rows=[{"name": "Majority class", "trainings": ["a"]}])
+    with pytest.raises(ValidationError, match="String should match pattern"):
+        PromptParams(rows=[{"name": "a", "trainings": ["../../elsewhere"]}])
     with pytest.raises(ValidationError, match="shares has a value twice"):
         PromptParams(rows=ROWS, shares=[0.5, 0.5])
     with pytest.raises(ValidationError, match="less than or equal to 1"):

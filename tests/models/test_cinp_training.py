@@ -129,6 +129,21 @@ def test_a_training_starts_from_one_on_images_alone(pairs: Pairs, images_alone: 
     assert all(torch.equal(value, state.objective.state_dict()[name]) for name, value in tensors.items())
 
 
+def test_weights_of_networks_are_not_carried_over_to_other_connectomes(
+    finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert SPEC.connectome is not None
+    other = SPEC.replace(connectome=SPEC.connectome.replace(kind="partial correlation"))
+    url, folder = str(tmp_path / "other.zarr"), tmp_path / "a"
+    chosen = write_store(url, [Made(f"sub-{number}") for number in range(4)], other)
+    state = start_training(make_cinp_training(folder, url, chosen, init_from=str(finished)), folder, WORLD)
+    assert "differ in kind from this store's: its weights of networks are not used" in caplog.text
+    weights, mine = read_training(finished).tensors, state.objective.state_dict()
+    same = {name for name, value in weights.items() if torch.equal(value, mine[name])}
+    assert {name for name in weights if name.startswith(("encoder.", "decoder."))} <= same
+    assert "network_encoder.cls" not in same
+
+
 def test_the_encoder_is_fine_tuned_and_probed(pairs: Pairs, finished: Path, tmp_path: Path) -> None:
     cases = [case.replace(target=("control", "patient")[case.row % 2]) for case in pairs[1]]
     write_selection(tmp_path / "selection.parquet", cases)

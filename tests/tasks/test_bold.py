@@ -234,7 +234,15 @@ def test_malformed_images_are_refused(tmp_path: Path, bold: bytes, series: np.nd
     holed = bold_of(series)
     holed[atlas_labels() == VALUES[0], :40] = np.nan
     raw = write_bold(tmp_path / "nan.nii", holed).read_bytes()
-    refused(raw, spec(), Reason.NOT_FINITE, "6.7% of the voxels in regions are not finite, at most 1.0% are allowed")
+    refused(
+        raw, spec(), Reason.NOT_FINITE, "in a frame 16.7% of the voxels in regions are not finite, at most 1.0% are"
+    )
+    lost = bold_of(series)
+    lost[..., 5] = np.nan  # 1 % of all voxels, but a spike in every region
+    raw = write_bold(tmp_path / "frame.nii", lost).read_bytes()
+    refused(raw, spec(), Reason.NOT_FINITE, "in a frame 100.0% of the voxels in regions are not finite")
+    raw = write_bold(tmp_path / "empty.nii", np.nan_to_num(lost)).read_bytes()
+    refused(raw, spec(), Reason.NOT_FINITE, "1 frames, first 5, are empty: all regions have the same value")
 
 
 def test_the_atlas_image_is_the_one_that_the_spec_names(tmp_path: Path, bold: bytes, spec: Any) -> None:

@@ -107,3 +107,16 @@ def test_cleaning_must_leave_degrees_of_freedom() -> None:
     series = Series(planted(correlation_of(8), 90), "s1", 90, lost=85.0)
     with pytest.raises(BadScanError, match="cleaning leaves 4 degrees of freedom of 90 frames, at least 10 are needed"):
         make_connectome(series, SPEC)
+
+
+def test_values_that_cannot_be_squared_are_refused() -> None:
+    refused(
+        planted(correlation_of(9)) * 1e160, Reason.NOT_FINITE, r"s1.1D: holds a value of size \d.*, at most 1e\+100 can"
+    )
+
+
+def test_partial_correlation_refuses_a_region_that_follows_from_others() -> None:
+    series = planted(correlation_of(9))
+    series[:, 1] = 3 * series[:, 0] + 7
+    text = "the signals of 6 regions follow from 5 of them, so partial correlation has no answer; use covariance"
+    refused(series, Reason.NO_SIGNAL, text, kind="partial correlation")

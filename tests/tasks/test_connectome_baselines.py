@@ -116,7 +116,17 @@ def test_the_supervised_network_is_trained_anew_in_every_fold(monkeypatch: pytes
     assert fitted == wanted
 
 
-def test_there_is_no_tangent_space_of_partial_correlations() -> None:
-    spec = ConnectomeSpec(atlas="desikan_killiany", kind="partial correlation")
-    assert why_no_tangent(spec) == "the store holds partial correlations, tangent space is one of correlations"
-    assert why_no_tangent(ConnectomeSpec(atlas="cc200")) == ""
+def test_there_is_no_tangent_space_of_partial_correlations_or_without_common_regions() -> None:
+    holed = np.zeros((4, R, R), np.float32)
+    for region in range(4):
+        holed[region, region] = holed[region, :, region] = np.nan
+    partial, plain = (
+        ConnectomeSpec(atlas="desikan_killiany", kind=kind, missing_regions=1)
+        for kind in ("partial correlation", "correlation")
+    )
+    words = "the store holds partial correlations, tangent space is one of correlations"
+    assert why_no_tangent(partial, lambda: holed) == words
+    words = "only 2 regions are present in all connectomes, tangent space needs 3"
+    assert why_no_tangent(plain, lambda: holed) == words
+    assert why_no_tangent(plain, lambda: holed[:2]) == ""
+    assert why_no_tangent(plain.replace(missing_regions=0), lambda: pytest.fail("was read")) == ""

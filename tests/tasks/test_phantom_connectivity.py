@@ -101,7 +101,7 @@ def test_the_committed_sizes_have_not_been_touched() -> None:
     assert (effects.COUPLING, effects.PERSONAL_SHARE, effects.PERSONAL_FACTORS) == (0.95, 0.15, 12)
     assert (effects.WITHIN_Z, effects.WITHIN_Z_PER_TRAIT, effects.BETWEEN_Z) == (0.75, 0.16, 0.20)
     assert (effects.Z_PER_GLOBAL, effects.Z_PER_YEAR, effects.HOMOTOPIC) == (0.06, -0.002, 0.2)
-    assert (effects.DIAGNOSIS_D, effects.FD_LOG_PATIENTS, effects.FD_LOG_SD) == (1.2, 0.25, 0.35)
+    assert (effects.TRAIT_D, effects.FD_LOG_PATIENTS, effects.FD_LOG_SD) == (1.2, 0.25, 0.35)
     assert effects.HYPOCONNECTED == ("default", "frontoparietal", "limbic")
     assert effects.HYPERCONNECTED == ("visual", "somatomotor", "dorsal_attention")
 

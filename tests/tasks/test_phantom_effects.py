@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy.stats import chi2_contingency
 
-from tasks.phantom import effects, effects_cortex
+from tasks.phantom import effects, effects_connectivity, effects_cortex
 from tasks.phantom.config import DEMO, NO_LESIONS, TINY, LesionShares, PhantomConfig
 from tasks.phantom.effects import draw_traits, lesion_block
 
@@ -104,6 +104,6 @@ def test_docs_show_the_committed_numbers() -> None:
     text = (Path(__file__).parents[2] / "docs" / "phantom.md").read_text()
     shown = dict(re.findall(r"`([A-Z_]+)` = ([0-9.]+)", text))
     assert len(shown) >= 9
-    committed = vars(effects) | vars(effects_cortex)
+    committed = vars(effects_connectivity) | vars(effects) | vars(effects_cortex)
     for name, value in shown.items():
         assert float(value) == committed[name], name

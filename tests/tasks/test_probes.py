@@ -34,6 +34,17 @@ def test_what_is_in_the_features_is_found_and_what_is_not_is_not() -> None:
     assert np.abs(probe_numbers(NOISE, age, FOLD, "test") - age).mean() < 1
 
 
+def test_nearest_neighbours_find_what_no_line_divides() -> None:
+    ring = np.column_stack([np.cos(np.arange(N) * 2.4), np.sin(np.arange(N) * 2.4)]) * (1 + 2 * CLASS)[:, None]
+    line, near = (probe_classes(ring, CLASS, FOLD, 2, "test", model) for model in ("linear", "k-NN"))
+    assert (near.argmax(axis=1) == CLASS).mean() > 0.95 > 0.75 > (line.argmax(axis=1) == CLASS).mean()
+    assert np.allclose(near.sum(axis=1), 1)
+    age = 40 + 10 * np.hypot(*ring.T)
+    assert np.abs(probe_numbers(ring, age, FOLD, "test", "k-NN") - age).mean() < 2
+    few = probe_classes(ring[:12], CLASS[:12], np.arange(12) % 3, 2, "test", "k-NN")
+    assert few.shape == (12, 2), "no more neighbours than an inner training fold has"
+
+
 def test_a_fold_is_predicted_by_models_that_have_not_seen_it() -> None:
     # Whatever the target of fold 0, its predictions stay.
     age = 40 + 10 * NOISE[:, 0]
