@@ -26,7 +26,7 @@ class EvaluateParams(BaseModel):
     pretrained: str = Field(
         title="Pre-training",
         description="Name of a finished training in <workspace>/trainings whose encoder is fine-tuned.",
-        min_length=1,
+        pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$",
         examples=["brainmvp_tiny"],
     )
     benchmarks: list[BenchmarkName] = Field(

@@ -19,6 +19,7 @@ from models.config import (
     SegmentationConfig,
     TrainingConfig,
     UNet3DConfig,
+    ViT3DConfig,
 )
 from models.overrides import Recipe, apply_overrides
 from models.recipes_anatcl import ANATCL_RECIPES
@@ -170,7 +171,7 @@ def classification(store: str, selection: str, **overrides: Any) -> TrainingConf
         predict=True,
         select_every=5,
     )
-    return apply_overrides(base, overrides)
+    return _whole_image(apply_overrides(base, overrides), overrides)
 
 
 def classification_tiny(store: str, selection: str, **overrides: Any) -> TrainingConfig:
@@ -187,7 +188,14 @@ def classification_tiny(store: str, selection: str, **overrides: Any) -> Trainin
         select_every=0,  # a handful of validation cases choose by chance, and a look takes time
         checkpoint_every=50,
     )
-    return apply_overrides(base, overrides)
+    return _whole_image(apply_overrides(base, overrides), overrides)
+
+
+def _whole_image(config: TrainingConfig, overrides: dict[str, Any]) -> TrainingConfig:
+    """Give a vision transformer the images that it was made for, unless a crop was asked for."""
+    if not isinstance(config.network, ViT3DConfig) or "crop" in overrides:
+        return config
+    return config.replace(data=config.data.replace(crop=config.network.image_size))
 
 
 RECIPES: dict[str, Recipe] = {

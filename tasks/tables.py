@@ -240,7 +240,8 @@ def statements(table: BenchmarkTable) -> list[str]:
     if table.benchmark.control:
         meaning = {
             "positive": "Positive control: a strong effect that must be found.",
-            "negative": "Negative control: labels shuffled anew for every seed, so AUROC intervals should contain 0.5.",
+            "negative": "Negative control: labels shuffled anew for every seed, so AUROC intervals should contain 0.5; "
+            "of 20 rows one misses it by chance.",
         }
         found.append(meaning[table.benchmark.control])
     return [*found, *table.notes]

@@ -105,7 +105,8 @@ class CINP(WholeMap):
                 "and preprocess again, or pre-train on images alone (recipe image_mae)"
             )
         if missing := len(train) - len(paired):
-            log.warning("%d of %d training cases have no connectome: they feed the masking alone", missing, len(train))
+            use = "they feed the masking alone" if self.settings.weight_masking else "they give no loss"
+            log.warning("%d of %d training cases have no connectome: %s", missing, len(train), use)
 
     def sampler(self) -> PairSampler:
         """Return what reads images and connectomes."""

@@ -43,7 +43,8 @@ def pair_metrics(pairs: Pairs, logits: Tensor, matched: tuple[Tensor, Tensor] | 
     found["retrieval_chance"] = ((1 / candidates).sum(), count)
     for name, scores in zip(("image_to_network", "network_to_image"), logits, strict=True):
         own = scores.gather(1, known.me[:, None])
-        before = ((scores > own) & known.others).sum(1)[mine]
+        # Whoever is as similar stands before: equal embeddings retrieve nothing, and neither does NaN.
+        before = (~(scores < own) & known.others).sum(1)[mine]
         for most in NEAREST:
             found[f"retrieval_{name}_top{most}"] = ((before < most).float().sum(), count)
     images, networks = pairs.encoded.embeddings[:, mine]

@@ -255,6 +255,11 @@ def test_the_form_says_bounds_in_words_and_refuses_the_rest() -> None:
         EvaluateParams(pretrained="tiny", split="../x")
 
 
+def test_a_pretraining_is_a_name_and_no_path() -> None:
+    with pytest.raises(ValidationError, match="String should match pattern"):
+        EvaluateParams(pretrained="../elsewhere")
+
+
 def test_unknown_benchmarks_are_refused_before_any_work(workspace: Path, prefect_server: ServerInfo) -> None:
     with pytest.raises(KeyError, match="unknown benchmark 'nope'; known: phantom-tumour"):
         evaluate(params(workspace, benchmarks=["nope"]))

@@ -18,6 +18,7 @@ from models.distributed import World, wrap
 from models.objectives import build_objective
 from models.objectives.base import Batch, Clock
 from models.objectives.cinp import CINP
+from models.objectives.cinp_views import pair_metrics
 from models.objectives.matching import Candidates, hard_negatives
 
 START = Clock(0, 0)
@@ -248,6 +249,9 @@ def test_retrieval_counts_counterparts_among_the_nearest_and_other_sessions_are_
     assert found["retrieval_chance"] == pytest.approx(
         np.mean([1 / (1 + len(others(batch, i))) for i in (0, 2, 3, 4, 5)])
     )
+    for same in (torch.zeros_like, lambda scores: torch.full_like(scores, torch.nan)):
+        flat = pair_metrics(pairs, torch.stack([same(one), same(two)]))
+        assert flat["retrieval_image_to_network_top1"][0] == 0, "equal embeddings retrieve nothing"
     losses = made(batch, START)
     for name in ("loss", "loss_masking", "loss_contrast", "loss_matching"):
         assert found[name] == pytest.approx(losses[name].item(), rel=1e-4), name

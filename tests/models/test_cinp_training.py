@@ -272,12 +272,12 @@ def start(folder: Path, people: list[Made], **changes: Any) -> Any:
     return start_training(make_cinp_training(folder, url, write_store(url, people), **changes), folder, WORLD)
 
 
-def test_cases_without_connectomes_feed_the_masking_alone(
+def test_cases_without_connectomes_are_told_with_what_becomes_of_them(
     pairs: Pairs, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "a"
     state = start_training(make_cinp_training(folder, *pairs, weight_masking=0.0), folder, WORLD)
-    assert "1 of 8 training cases have no connectome: they feed the masking alone" in caplog.text
+    assert "1 of 8 training cases have no connectome: they give no loss" in caplog.text
     assert "1 of 8 training cases have no connectome and, with weight_masking 0, no loss" in caplog.text
     assert np.isfinite(train_step(state, lambda: False).losses["loss"])
 

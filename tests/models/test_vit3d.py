@@ -14,6 +14,7 @@ from models.networks.vit import MaskedDecoder, ViT3D, patches, positions, unpatc
 from models.objectives import build_objective
 from models.objectives.base import Clock
 from models.optimiser import build_optimiser
+from models.recipes import find_recipe
 
 SMALL = ViT3DConfig(patch=8, image_size=(16, 16, 24), width=24, depth=6, heads=2, mlp_ratio=1)
 
@@ -154,3 +155,11 @@ def test_configs_from_before_there_was_a_vit_keep_their_digest() -> None:
         }
     )
     assert config.content_digest() == "8b018c6b25ec70569be35d975a17df24619caaa07b337bfef5bf0e88c9714929"
+
+
+def test_it_is_fine_tuned_on_the_images_that_it_was_made_for() -> None:
+    recipe = find_recipe("classification_tiny")
+    network = SMALL.replace(image_size=(16, 24, 16))
+    assert recipe("s.zarr", "x", network=network.model_dump()).data.crop == (16, 24, 16)
+    assert recipe("s.zarr", "x", network=network, crop=(32, 32, 32)).data.crop == (32, 32, 32)
+    assert recipe("s.zarr", "x").data.crop == (32, 48, 32)
