@@ -14,8 +14,8 @@ global, the diagnoses, the site effect) is described, with Holm's correction ins
 is the positive control, its shuffled twin the negative one, the probe of the true latents the ceiling.
 
 This is the second protocol. The first (360 healthy and 320 probed subjects, 8 cases a rank, a rate that hardly fell,
-cohort seed 20270211) did not show the claim; docs/anatcl_study.md has both. What changed was chosen on other cohorts: the
-number of subjects, the paper's 32 cases a rank, and the fall of the rate, which the tiny recipes had forgotten.
+cohort seed 20270211) did not show the claim; docs/anatcl_study.md has both. What changed was chosen on other cohorts:
+the number of subjects, the paper's 32 cases a rank, and the fall of the rate, which the tiny recipes had forgotten.
 """
 
 from __future__ import annotations
