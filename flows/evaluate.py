@@ -49,12 +49,12 @@ from tasks.leaks import leak_table
 from tasks.methods_text import MethodsText, methods_text
 from tasks.missing import applies, missing_table, score_missing
 from tasks.phenotype_layouts import with_layouts
-from tasks.report import FurtherTable, TableSection, write_report
+from tasks.report import TableSection, write_report
 from tasks.report_content import Made, provenance, report_content
 from tasks.scores import write_scores
 from tasks.splits import made_from, people_of, roles, workspace_split
 from tasks.statistics import REPLICATES
-from tasks.tables import BenchmarkTable
+from tasks.tables import BenchmarkTable, FurtherTable
 
 Further = dict[str, dict[str, FurtherTable]]
 """By kind and benchmark: the tables beside the main ones."""

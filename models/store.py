@@ -176,7 +176,7 @@ class StoredDataset:
 
     def has_connectome(self, row: int) -> bool:
         """Say whether a stored row has a connectome."""
-        return has_connectome(self._stored(row))
+        return self.spec.connectome is not None and has_connectome(self._stored(row))
 
     def read_connectome(self, row: int) -> Floats:
         """Return the connectome (R, R) of a row, regions as `spec.connectome` orders them; NaN for missing regions.

@@ -16,6 +16,7 @@ from models.records import SelectedCase, digest_of
 from tasks import baselines
 from tasks.benchmarks import Benchmark
 from tasks.cohort import select_cases, targets_of_seed
+from tasks.curve_figures import reliability_figure, share_figure
 from tasks.faces import face_mask, frame_of
 from tasks.figures import OverlayCase, overlays
 from tasks.finetune import TEMPLATES_AT_MOST, Finetuning, budget
@@ -24,8 +25,7 @@ from tasks.leaks import find_leaks, leak_note
 from tasks.native_truth import SourceLabels
 from tasks.overlap import overlap_sentence
 from tasks.predictions import predictions_digest, read_probabilities, read_regions
-from tasks.prompt_figures import reliability_figure, support_figure
-from tasks.report import FurtherTable, Picture, TableSection, primary_picture
+from tasks.report import Picture, TableSection, primary_picture
 from tasks.scores import (
     RowKey,
     ScoreError,
@@ -39,7 +39,7 @@ from tasks.scores import (
 )
 from tasks.splits import Subject
 from tasks.summary import MIXED, PRETRAINED, SCRATCH, reliability_curves, summarise
-from tasks.tables import BenchmarkTable, heading
+from tasks.tables import BenchmarkTable, FurtherTable, heading
 
 if TYPE_CHECKING:
     from models.store import Store, StoredDataset
@@ -391,7 +391,7 @@ def with_further(section: TableSection, further: Mapping[str, FurtherTable]) -> 
     if not isinstance(labels, LabelTable):
         return section
     words = ("share of the labels, %", f"{heading(labels.metric, labels.region)}, 95 % interval over subjects")
-    curve = support_figure(labels.curves(), None, labels.title, words)
+    curve = share_figure(labels.curves(), None, labels.title, words)
     picture = Picture(
         curve, f"{labels.title}: curve", "As many optimiser steps at every share of the training subjects"
     )

@@ -21,7 +21,7 @@ from tasks.benchmarks import Benchmark
 from tasks.cohort import fewer_labels
 from tasks.statistics import holm
 from tasks.summary import PRETRAINED, SCRATCH, Line, primary_metric, summarise
-from tasks.tables import cell, heading, markdown_rows, p_text
+from tasks.tables import FurtherTable, cell, heading, p_text
 
 if TYPE_CHECKING:
     from tasks.evaluation import Cohort
@@ -55,10 +55,9 @@ class LabelPoint(Record):
     line: Line
 
 
-class LabelTable(Record):
+class LabelTable(FurtherTable):
     """A benchmark's primary score by share of the training labels."""
 
-    title: str
     metric: str
     region: str
     points: tuple[LabelPoint, ...]
@@ -99,11 +98,6 @@ class LabelTable(Record):
         """Return the points of each row by share."""
         rows = dict.fromkeys(point.line.row for point in self.points)
         return {row: [(point.share, point.line) for point in self.points if point.line.row == row] for row in rows}
-
-    def to_markdown(self) -> str:
-        """Return title, table and statements."""
-        lines = [f"### {self.title}", "", *markdown_rows(self.header, self.body), ""]
-        return "\n".join([*lines, *(f"- {sentence}" for sentence in self.statements)]) + "\n"
 
     def to_csv(self) -> str:
         """Return a line a point in full precision."""

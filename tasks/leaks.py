@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from models.records import Record, SelectedCase
+from models.records import SelectedCase
 from tasks.scores import ScoreError
-from tasks.splits import Subject, link_groups
+from tasks.splits import Subject, lookalikes
 from tasks.summary import Line, primary_metric, summarise
-from tasks.tables import cell, heading, markdown_rows
+from tasks.tables import FurtherTable, cell, heading
 
 if TYPE_CHECKING:
     from tasks.evaluation import Cohort
@@ -32,13 +32,11 @@ def find_leaks(
     links: pairs of subjects that look like one person. Raises ScoreError when too few test subjects would be left.
     """
     seen = {(case.dataset, case.subject) for case in pretraining if case.role != "test"}
-    groups = link_groups(links)
-    twins = {groups[subject]: subject for subject in sorted(seen, reverse=True) if subject in groups}
-    found = {}
+    twins, found = lookalikes(seen, links), {}
     for subject in sorted({(case.dataset, case.subject) for case in cohort.of_role("test")}):
         if subject in seen:
             found[subject] = SAME
-        elif twin := twins.get(groups.get(subject, subject)):
+        elif twin := twins.get(subject):
             found[subject] = f"looks like {'/'.join(twin)}"
     if found:
         _check_rest(cohort, found)
@@ -71,10 +69,9 @@ def leak_note(cohort: Cohort) -> tuple[str, ...]:
     )
 
 
-class LeakTable(Record):
+class LeakTable(FurtherTable):
     """The primary score of every row without and with the test subjects that the pre-training has seen."""
 
-    title: str
     metric: str
     region: str
     lines: tuple[tuple[Line, Line], ...]
@@ -101,11 +98,6 @@ class LeakTable(Record):
             "numbers without them count.",
             "Brackets: 95 % bootstrap intervals over subjects, seeds averaged.",
         ]
-
-    def to_markdown(self) -> str:
-        """Return title, table and statements; no subject is named."""
-        lines = [f"### {self.title}", "", *markdown_rows(self.header, self.body), ""]
-        return "\n".join([*lines, *(f"- {sentence}" for sentence in self.statements)]) + "\n"
 
     def to_csv(self) -> str:
         """Return the subjects, each with why."""

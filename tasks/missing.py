@@ -24,7 +24,7 @@ from tasks.predictions import read_regions
 from tasks.scores import RowKey, inputs_digest, kept_scores, region_masks, score_path
 from tasks.statistics import Floats, Interval, bootstrap_interval, draw_subjects, mean_metric, paired_test
 from tasks.summary import MEAN, Line
-from tasks.tables import cell, markdown_rows
+from tasks.tables import FurtherTable, cell
 
 if TYPE_CHECKING:
     from models.objectives.base import CaseInfo
@@ -122,10 +122,9 @@ class MissingLine(Record):
     gain: Line
 
 
-class MissingTable(Record):
+class MissingTable(FurtherTable):
     """Dice by dropped modality of one benchmark."""
 
-    title: str
     lines: tuple[MissingLine, ...]
 
     @property
@@ -150,11 +149,6 @@ class MissingTable(Record):
             "Brackets: 95 % bootstrap intervals over subjects, seeds averaged; the last column is paired by subject.",
             f"Without {NOTHING}: the case as it is. Cases that lack the modality, or have no other, do not count.",
         ]
-
-    def to_markdown(self) -> str:
-        """Return title, table and statements."""
-        lines = [f"### {self.title}", "", *markdown_rows(self.header, self.body), ""]
-        return "\n".join([*lines, *(f"- {sentence}" for sentence in self.statements)]) + "\n"
 
     def to_csv(self) -> str:
         """Return one number a line in full precision."""

@@ -17,7 +17,7 @@ from tasks.duplicates import links as near_duplicates
 from tasks.folds import ensure_folds, fold_of, folds_digest
 from tasks.overlap import overlap_sentence
 from tasks.probes import Bools, Ints, ProbeError, check_targets
-from tasks.splits import Subject, link_groups, subjects_in
+from tasks.splits import Subject, lookalikes, subjects_in
 
 if TYPE_CHECKING:
     from models.store import Store
@@ -81,12 +81,10 @@ class ProbeCohort:
 def seen_subjects(selections: Iterable[Iterable[SelectedCase]], store_url: str) -> set[Subject]:
     """Return the subjects that pre-trainings were trained or validated on, and whoever looks like one of them.
 
-    Who looks like somebody that looks like one of them (tasks.splits.link_groups) is as good as seen, too.
+    Who looks like somebody that looks like one of them (tasks.splits.lookalikes) is as good as seen, too.
     """
     seen = {(case.dataset, case.subject) for cases in selections for case in cases if case.role != "test"}
-    groups = link_groups(near_duplicates(store_url))
-    known = {groups[subject] for subject in seen if subject in groups}
-    return seen | {subject for subject, group in groups.items() if group in known}
+    return seen | set(lookalikes(seen, near_duplicates(store_url)))
 
 
 def find_probe_cohort(

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from tasks.benchmarks import Benchmark
+from tasks.curve_figures import reliability_figure, share_figure
 from tasks.fold_statistics import INTERVAL_METHOD
 from tasks.metrics_weighted import reliability
 from tasks.probe_cohort import ProbeCohort
@@ -16,7 +17,7 @@ from tasks.probe_summary import class_metric, fold_parts, make_table
 from tasks.probes import Floats, Ints
 from tasks.prompt_baselines import CONNECTOME, MAE, MAJORITY, NETWORK, SUPERVISED, TANGENT
 from tasks.prompt_cohort import PromptCohort
-from tasks.prompt_figures import reliability_figure, similarity_figure, support_figure
+from tasks.prompt_figures import similarity_figure
 from tasks.prompt_rows import absent_lines
 from tasks.prompt_seeds import Embedder, PairRow, PromptSettings, Row
 from tasks.prompting import unit
@@ -148,7 +149,7 @@ def support_picture(table: BenchmarkTable, rows: Sequence[Row]) -> Picture:
         if name.startswith(f"{first}: ") or row.variant == rows[0].variant:
             curves.setdefault(name, []).append((row.share, lines[row.name]))
     majority = lines[MAJORITY].estimate if MAJORITY in lines else None
-    png = support_figure(curves, majority, f"{table.benchmark.title}: support size")
+    png = share_figure(curves, majority, f"{table.benchmark.title}: support size")
     words = "Point: mean over folds and draws; bar: 95 % interval over folds; dashed: always the largest class"
     return Picture(png, f"accuracy by support size of {table.benchmark.title}", words)
 

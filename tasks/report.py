@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from infra.storage import write_bytes
-from tasks.tables import BenchmarkTable, Grid, grids, heading, statements
+from tasks.tables import BenchmarkTable, FurtherTable, Grid, grids, heading, statements
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,38 +33,6 @@ class Picture:
         if not self.png.startswith(PNG_SIGNATURE):
             raise ValueError(f"picture {self.alt!r} is no PNG: it starts with {self.png[:8]!r}")
         return "data:image/png;base64," + base64.b64encode(self.png).decode()
-
-
-class FurtherTable(Protocol):
-    """What the report and the files want of a table beside the main one."""
-
-    @property
-    def title(self) -> str:
-        """Heading of the table."""
-        ...
-
-    @property
-    def header(self) -> list[str]:
-        """Printed column names."""
-        ...
-
-    @property
-    def body(self) -> list[list[str]]:
-        """Printed cells."""
-        ...
-
-    @property
-    def statements(self) -> list[str]:
-        """Sentences under the table."""
-        ...
-
-    def to_markdown(self) -> str:
-        """Return what an artifact shows; names no subject."""
-        ...
-
-    def to_csv(self) -> str:
-        """Return what a file holds."""
-        ...
 
 
 FURTHER = ("leaks", "missing", "labels")

@@ -96,6 +96,13 @@ def link_groups(links: Iterable[tuple[Subject, Subject]]) -> dict[Subject, Subje
     return {subject: min(group) for subject, group in groups.items()}
 
 
+def lookalikes(seen: Iterable[Subject], links: Iterable[tuple[Subject, Subject]]) -> dict[Subject, Subject]:
+    """Return everybody that is linked to one of some subjects, also through others, with the first such one."""
+    groups = link_groups(links)
+    known = {groups[subject]: subject for subject in sorted(seen, reverse=True) if subject in groups}
+    return {subject: known[group] for subject, group in groups.items() if group in known}
+
+
 def check_links(assigned: Mapping[Subject, str], links: Iterable[tuple[Subject, Subject]]) -> None:
     """Refuse roles that put two linked subjects apart; raises SplitError naming them."""
     if apart := parted(assigned, links):

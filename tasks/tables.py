@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -325,6 +326,36 @@ def to_markdown(table: BenchmarkTable, title_level: int = 2) -> str:
     lines += [f"- {name}: `{digest}`" for name, digest in (*table.provenance, ("table digest", table.digest[:16]))]
     lines += [f"- Written on {table.date}."] if table.date else []
     return "\n".join(lines) + "\n"
+
+
+class FurtherTable(Record, ABC):
+    """A table beside the main one of a benchmark: for an artifact, the report and a file."""
+
+    title: str
+
+    @property
+    @abstractmethod
+    def header(self) -> list[str]:
+        """Printed column names."""
+
+    @property
+    @abstractmethod
+    def body(self) -> list[list[str]]:
+        """Printed cells."""
+
+    @property
+    @abstractmethod
+    def statements(self) -> list[str]:
+        """Sentences under the table."""
+
+    @abstractmethod
+    def to_csv(self) -> str:
+        """Return what a file holds."""
+
+    def to_markdown(self) -> str:
+        """Return title, table and statements: what an artifact shows, so no subject is named."""
+        lines = [f"### {self.title}", "", *markdown_rows(self.header, self.body), ""]
+        return "\n".join([*lines, *(f"- {sentence}" for sentence in self.statements)]) + "\n"
 
 
 def markdown_rows(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:

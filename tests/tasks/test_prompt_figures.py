@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tasks.curve_figures import reliability_figure, share_figure
 from tasks.figures import chance_of
 from tasks.metrics_weighted import reliability
-from tasks.prompt_figures import reliability_figure, similarity_figure, support_figure
+from tasks.prompt_figures import similarity_figure
 from tasks.report import PNG_SIGNATURE
 from tasks.summary import Line
 
@@ -17,11 +18,11 @@ RNG = np.random.default_rng(0)
 def test_a_support_curve_needs_a_number() -> None:
     line = Line(benchmark="x", row="a", metric="accuracy", estimate=0.6, low=0.5, high=0.7)
     curves = {"mean": [(1.0, line), (0.1, line.replace(low=None, high=None))], "knn": [(0.5, line)]}
-    drawn = support_figure(curves, 0.5, "x")
+    drawn = share_figure(curves, 0.5, "x")
     assert drawn.startswith(PNG_SIGNATURE)
-    assert support_figure(curves, None, "x") != drawn, "the majority line is drawn"
+    assert share_figure(curves, None, "x") != drawn, "the majority line is drawn"
     with pytest.raises(ValueError, match="support curve 'x': no row of prompting has a number"):
-        support_figure({"mean": []}, 0.5, "x")
+        share_figure({"mean": []}, 0.5, "x")
 
 
 def test_reliability_curves_stand_beside_each_other() -> None:
