@@ -70,7 +70,8 @@ def forest_plot(lines: Sequence[Line], title: str, over: str = "subjects", class
         figure = Figure(figsize=(7.2, 0.9 + 0.42 * len(shown)), layout="constrained")
         axes = figure.add_subplot()
         _draw_forest(axes, shown, over, chance_of(shown[0].metric, classes))
-        axes.set_title(title, loc="left", fontweight="bold", fontsize=10, pad=14)
+        # Of the figure, not of the axes: long names of rows leave these too little width for a title.
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10, wrap=True)
         return png_of(figure)
 
 
