@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down check test test-full bench clean
+.PHONY: help install demo up down check test test-full bench docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ test-full: install ## The slow tests: kills, S3, browser, long runs
 bench: install ## Measure speed
 	@$(BIN)/python -m bench
 	@$(BIN)/python -m bench scale
+
+docs: install ## Build the API reference into build/docs
+	@$(BIN)/python docs/reference.py
 
 clean: down ## Remove caches and the installation; keeps state/
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build ./*.egg-info

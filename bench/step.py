@@ -217,7 +217,7 @@ def measure(
     """
     store = folder / "step.zarr"
     selection = folder / "selection.parquet"
-    write_selection(selection, two_cases(str(store), write_scans(folder / "step", brain), spec))
+    write_selection(selection, stored_cases(str(store), write_scans(folder / "step", brain), spec, ("one", "two")))
     torch.set_num_threads(THREADS)  # preprocessing has set one
     configs = {
         name: step_config(str(store), str(selection), network, edge, precision)
@@ -263,13 +263,15 @@ def matrix_product(side: int) -> tuple[float, float]:
     return sorted(times)[2]
 
 
-def two_cases(store: str, scans: Sequence[Scan], spec: PreprocessSpec) -> list[SelectedCase]:
-    """Preprocess the scans as two subjects of the same voxels; return them as training cases."""
-    doubled = [scan.replace(subject=name, case=name) for name in ("one", "two") for scan in scans]
+def stored_cases(
+    store: str, scans: Sequence[Scan], spec: PreprocessSpec, names: Sequence[str], labels: Sequence[Scan] = ()
+) -> list[SelectedCase]:
+    """Preprocess the scans as subjects of the same voxels, each with its own label if any; return training cases."""
+    repeated = [scan.replace(subject=name, case=name) for name in names for scan in scans]
     writer = create_or_open(store, spec)
-    cases: Sequence[PlannedCase] = plans.plan_rows(plans.cases_from_scans(doubled), (), spec).added
+    cases: Sequence[PlannedCase] = plans.plan_rows(plans.cases_from_scans([*repeated, *labels]), (), spec).added
     plans.write_plan(writer.url, cases, spec.content_digest())
-    writer.grow(DATASET, len(cases), with_label=False)
+    writer.grow(DATASET, len(cases), with_label=bool(labels))
     preprocess_batch(writer.url, [case.model_dump(mode="json") for case in cases], "bench")
     shards.finalise(writer.url, cases)
     lines = read_lines(writer.url).to_pylist()

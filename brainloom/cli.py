@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,10 +18,23 @@ from yaml.constructor import ConstructorError
 
 from brainloom import __version__
 from brainloom.cli_atlas import atlas_app
+from brainloom.cli_benchmark import (
+    Benchmarks,
+    FinetuneEpochs,
+    Networks,
+    Runs,
+    Seeds,
+    Workspace,
+    benchmark_options,
+    print_summary,
+)
+from brainloom.cli_benchmarks import benchmarks_app
+from brainloom.cli_bootstrap import bootstrap
 from brainloom.cli_compare import compare
 from brainloom.cli_demo import demo
 from brainloom.cli_predictions import predictions
 from brainloom.cli_server import deploy, doctor, down, up
+from brainloom.cli_split import split_app
 from brainloom.cli_store import store_app
 from brainloom.cli_weights import weights_app
 from brainloom.terminal import ApiUrl, console, is_expected, prepare_prefect
@@ -35,14 +49,22 @@ app = typer.Typer(
 app.add_typer(store_app, name="store")
 app.add_typer(weights_app, name="weights")
 app.add_typer(atlas_app, name="atlas")
-for command in (demo, compare, predictions, up, down, doctor, deploy):
+app.add_typer(split_app, name="split")
+app.add_typer(benchmarks_app, name="benchmarks")
+for command in (demo, compare, predictions, up, down, doctor, deploy, bootstrap):
     app.command()(command)
 
-Config = Annotated[Path, typer.Option("--config", "-c", help="YAML file with the flow's parameters.")]
+CONFIG_HELP = "YAML file with the flow's parameters."
+Config = Annotated[Path, typer.Option("--config", "-c", help=CONFIG_HELP)]
 Deployment = Annotated[
     str, typer.Option(help="Run as this deployment (`flow/deployment`) on the server instead of in this process.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print time, disk, memory and S3 requests; start nothing.")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Print time, disk, memory and S3 requests, or what `pretrain` would launch; start nothing."
+    ),
+]
 
 # Verb of the shell -> where its flow and its parameters live.
 FLOWS: dict[str, tuple[str, str, str]] = {
@@ -57,10 +79,16 @@ FLOWS: dict[str, tuple[str, str, str]] = {
     "evaluate": ("flows.evaluate", "EvaluateParams", "Fine-tune on benchmarks and write the tables."),
     "probe": ("flows.probe", "ProbeParams", "Probe frozen encoders linearly and write the tables."),
     "prompt": ("flows.prompt", "PromptParams", "Diagnose images by labelled connectomes and write the tables."),
-    "benchmark": ("flows.benchmark", "BenchmarkParams", "The whole chain, from NIfTI to the table."),
+    "benchmark": (
+        "flows.benchmark",
+        "BenchmarkParams",
+        "Compare trainings, or run the whole chain from NIfTI.",
+    ),
+    "verify": ("flows.verify", "VerifyParams", "Verify stores: what the weekly schedule runs."),
+    "retention": ("flows.retention", "RetentionParams", "List what is old, and remove it on request."),
 }
 
-ESTIMATED = ("catalog", "preprocess", "ingest")
+ESTIMATED = ("catalog", "preprocess", "ingest", "pretrain")
 """Verbs whose module has a `dry_run`."""
 
 
@@ -92,13 +120,16 @@ def _read_config(config: Path) -> dict[str, Any]:
     return content or {}
 
 
-def _validate(model: type[BaseModel], content: dict[str, Any], config: Path) -> BaseModel:
+def _validate(model: type[BaseModel], content: dict[str, Any], config: Path | None) -> BaseModel:
     try:
         return model.model_validate(content)
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}".removeprefix(": ") for e in error.errors()]
         known = ", ".join(model.model_fields)
-        raise typer.BadParameter(f"{config}: {'; '.join(lines)} (parameters: {known})", param_hint="--config") from None
+        text = f"{'; '.join(lines)} (parameters: {known})"
+        if config is None:
+            raise typer.BadParameter(text) from None
+        raise typer.BadParameter(f"{config}: {text}", param_hint="--config") from None
 
 
 def run_flow(verb: str, params: BaseModel, deployment: str = "") -> Any:
@@ -109,13 +140,15 @@ def run_flow(verb: str, params: BaseModel, deployment: str = "") -> Any:
     return start(getattr(import_module(module), verb), deployment=deployment or None, params=params)
 
 
-def _run(verb: str, config: Path, deployment: str, dry_run: bool) -> None:
-    """Run the flow of a verb with the parameters of a file, or print what it would cost."""
+def _run(
+    verb: str, config: Path | None, deployment: str, dry_run: bool, given: Mapping[str, Any] | None = None
+) -> None:
+    """Run the flow of a verb with the parameters of a file and those given beside it, or print what it would cost."""
     from infra.server import connect  # keeps `--help` fast
     from infra.settings import Settings
 
     module, params_name, _ = FLOWS[verb]
-    content = _read_config(config)
+    content = {**(_read_config(config) if config else {}), **(given or {})}
     settings = Settings()
     prepare_prefect(settings)
     # Wrong parameters are refused before a server is started.
@@ -125,6 +158,8 @@ def _run(verb: str, config: Path, deployment: str, dry_run: bool) -> None:
         return
     console(stderr=True).print(f"Prefect UI: {connect(settings).ui_url}")
     result = run_flow(verb, params, deployment)
+    if verb == "benchmark" and result and "summary" in result:
+        print_summary(Path(result["summary"]))
     if result is not None:
         Console().print_json(data=result, default=str)
 
@@ -142,7 +177,27 @@ def _register(verb: str) -> None:
 
 
 for _verb in FLOWS:
-    _register(_verb)
+    if _verb != "benchmark":
+        _register(_verb)
+
+
+@app.command(name="benchmark", help=FLOWS["benchmark"][2])
+def benchmark(
+    config: Annotated[Path | None, typer.Option("--config", "-c", help=CONFIG_HELP)] = None,
+    workspace: Workspace = None,
+    runs: Runs = None,
+    benchmarks: Benchmarks = None,
+    networks: Networks = None,
+    seeds: Seeds = None,
+    finetune_epochs: FinetuneEpochs = None,
+    deployment: Deployment = "",
+    api_url: ApiUrl = None,
+) -> None:
+    """Compare finished trainings (`--runs`), or run the whole chain of a config; options win over the file."""
+    given = benchmark_options(workspace, runs, benchmarks, networks, seeds, finetune_epochs)
+    if config is None and not given:
+        raise typer.BadParameter("name the trainings to compare with --runs, or a file with --config")
+    _run("benchmark", config, deployment, dry_run=False, given=given)
 
 
 @app.command()

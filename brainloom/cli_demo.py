@@ -13,7 +13,7 @@ from brainloom.terminal import ApiUrl, console, prepare_prefect, print_table
 
 
 class Preset(StrEnum):
-    """Names of flows.benchmark.PRESETS, known here without importing Prefect."""
+    """Names of flows.benchmark_params.PRESETS, known here without importing Prefect."""
 
     DEMO = "demo"
     TINY = "tiny"
@@ -42,7 +42,8 @@ def demo(
     server = connect(settings)
     out.print(f"Prefect UI: [bold]{server.ui_url}[/]  (watch the flow run `benchmark {preset}` there)")
 
-    from flows.benchmark import PRESETS, benchmark  # Prefect must be imported after `prepare_prefect`
+    from flows.benchmark import benchmark  # Prefect must be imported after `prepare_prefect`
+    from flows.benchmark_params import PRESETS
     from flows.start import start
 
     params = PRESETS[preset](workspace.resolve())

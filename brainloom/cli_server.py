@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
-from importlib import metadata, util
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from brainloom.terminal import ApiUrl, console
 
-PACKAGES = ("brainloom", "flows", "tasks", "models", "infra")
-
 
 def up(
-    worker: Annotated[bool, typer.Option(help="Register the deployments and start a process worker too.")] = True,
+    worker: Annotated[bool, typer.Option(help="Register the deployments and start process workers too.")] = True,
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(help="Work pool that a worker of this machine serves; may be repeated. Default: all of ours."),
+    ] = None,
     api_url: ApiUrl = None,
 ) -> None:
-    """Start the local Prefect server with its UI; register the deployments and start a worker."""
+    """Start the local Prefect server with its UI; register deployments and automations, and start workers."""
     from infra.server import connect, ensure_server  # keeps `--help` fast
     from infra.settings import Settings
 
@@ -28,12 +29,13 @@ def up(
     console().print(f"Prefect UI: [bold]{server.ui_url}[/]")
     if worker:
         from infra.deploy import deploy as register
-        from infra.deploy import start_worker
+        from infra.deploy import served_pools, start_worker
 
         for name in register(settings):
             console().print(f"deployment: {name}")
-        start_worker(settings)
-        console().print("worker: running; stop everything with `brainloom down`")
+        for name in pool or served_pools(settings):
+            start_worker(settings, name)
+            console().print(f"worker: running in {name}; stop everything with `brainloom down`")
 
 
 def down(api_url: ApiUrl = None) -> None:
@@ -48,7 +50,7 @@ def down(api_url: ApiUrl = None) -> None:
 
 
 def deploy(api_url: ApiUrl = None) -> None:
-    """Register the flows of prefect.yaml as deployments on the running server."""
+    """Register the deployments of prefect.yaml and the automations on the running server."""
     from infra.deploy import deploy as register  # keeps `--help` fast
     from infra.server import connect, ensure_server
     from infra.settings import Settings
@@ -60,38 +62,40 @@ def deploy(api_url: ApiUrl = None) -> None:
         console().print(name)
 
 
-def doctor() -> None:
-    """Check the installation and say how to mend what is wrong; exit code 1 when something is."""
-    problems = [*_foreign_packages(), *_wrong_versions(), *_disk()]
-    for line in problems:
-        console().print(f"[red]problem:[/] {line}")
+def doctor(
+    store: Annotated[
+        list[str] | None,
+        typer.Option(help="Folder or s3:// prefix of stores whose rights are tried with a probe; may be repeated."),
+    ] = None,
+    workspace: Annotated[Path, typer.Option(help="Folder whose disk is looked at.")] = Path(),
+    api_url: ApiUrl = None,
+) -> None:
+    """Check installation, server, workers, storage, memory and GPUs; exit code 1 when something has to be mended."""
+    from infra import doctor as checks  # keeps `--help` fast
+    from infra.doctor_server import check_server
+    from infra.environments import export_storage
+    from infra.settings import Settings
+
+    settings = Settings()
+    export_storage(settings)
+    folders = {"the server": settings.state_dir, "the workspace": workspace}
+    findings = [
+        *checks.check_packages(),
+        *checks.check_versions(),
+        *check_server(settings),
+        *checks.check_disk(folders),
+        *checks.check_shared_memory(),
+        *checks.check_memory(settings),
+        *checks.check_gpus(settings),
+        *(finding for url in store or [] for finding in checks.check_storage(url)),
+    ]
+    for finding in findings:
+        mark = "[red]problem:[/]" if finding.is_problem else "[green]ok[/]"
+        console().print(f"{mark} {escape(f'{finding.check}: {finding.text}')}")
+        if finding.is_problem:
+            console().print(f"    mend: [bold]{escape(finding.mend)}[/]")
+    problems = sum(finding.is_problem for finding in findings)
     if problems:
+        console().print(f"{problems} problems found")
         raise typer.Exit(1)
     console().print("no problem found")
-
-
-def _foreign_packages() -> list[str]:
-    """Packages with our names that come from elsewhere, e.g. a `models/` of the working directory."""
-    homes = {}
-    for name in PACKAGES:
-        spec = util.find_spec(name)
-        homes[name] = Path(spec.origin).parent.parent if spec and spec.origin else None
-    ours = homes["brainloom"]
-    return [
-        f"package `{name}` comes from {home}, not from {ours}: leave that folder or set PYTHONSAFEPATH=1"
-        for name, home in homes.items()
-        if home != ours
-    ]
-
-
-def _wrong_versions() -> list[str]:
-    """Installed versions that are known to break."""
-    fastapi = metadata.version("fastapi")
-    if tuple(int(part) for part in fastapi.split(".")[:2]) >= (0, 151):
-        return [f"fastapi {fastapi} breaks the Prefect server; run: pip install 'fastapi<0.151'"]
-    return []
-
-
-def _disk(minimum_gb: float = 2.0) -> list[str]:
-    free = shutil.disk_usage(Path.cwd()).free / 1e9
-    return [f"only {free:.1f} GB of disk free here; {minimum_gb:g} GB are needed"] if free < minimum_gb else []

@@ -10,10 +10,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from brainloom.cli_forget import own_workspace, say_reach
+from brainloom.cli_forget import Places, erase_elsewhere, own_workspace, say_dry_run, say_rest
+from brainloom.terminal import ApiUrl
 
 store_app = typer.Typer(
-    help="Look into a store and look after it: info, verify, show, qc, export, compare, duplicates, compact, forget.",
+    help="Look into a store and look after it: info, verify, show, qc, export, compare, duplicates, compact, upgrade, "
+    "forget.",
     no_args_is_help=True,
 )
 Url = Annotated[str, typer.Argument(help="Path or s3:// URL of the store.")]
@@ -184,6 +186,16 @@ def compact(store: Url) -> None:
 
 
 @store_app.command()
+def upgrade(store: Url) -> None:
+    """Bring a store that an older version made to the schema of this one; no voxel and no digest changes."""
+    from tasks.upgrade import upgrade as upgrade_store  # keeps `--help` fast
+
+    done = upgrade_store(store)
+    what = f"{done.before} -> {done.now}" if done.before != done.now else f"{done.now}, nothing to do"
+    typer.echo(f"{store}: schema {what}")
+
+
+@store_app.command()
 def forget(
     store: Url,
     subject: Annotated[str, typer.Argument(help="`dataset/subject`, as in cases.parquet or the catalog.")],
@@ -197,15 +209,16 @@ def forget(
     workspace: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Folder to search for files that name the subject; may be repeated. Default: that of the store, when "
-            "it is a workspace."
+            help="Workspace whose tables, pages and predictions lose the subject; may be repeated. Default: that of "
+            "the store, when it is a workspace."
         ),
     ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Say what would be erased; change nothing.")] = False,
+    api_url: ApiUrl = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Erase a subject from a store for good; if it was interrupted, run it again."""
+    """Erase a subject for good: store, workspaces, staged copies, Prefect; if it was interrupted, run it again."""
     from tasks import forget as forgetting  # keeps `--help` fast
-    from tasks.forget_reach import Person
 
     dataset, slash, name = subject.partition("/")
     if not slash or not dataset or not name:
@@ -217,11 +230,17 @@ def forget(
     for option, folders in (("--stage-dir", stage_dir), ("--workspace", workspace)):
         if absent := [folder for folder in folders or () if not folder.is_dir()]:
             raise typer.BadParameter(f"{absent[0]} is not a folder; nothing was erased", param_hint=option)
+    places = Places(store, stage_dir or [], workspace or own_workspace(store))
+    if dry_run:
+        say_dry_run(
+            places, forgetting.find_person(store, dataset, name), sorted(forgetting.rows_of(store, dataset, name))
+        )
+        return
     if not yes:
-        typer.confirm(f"Erase {subject} from {store}? It cannot be undone", abort=True)
-    done = forgetting.forget(store, dataset, name)
+        typer.confirm(f"Erase {subject} from {store} and what was made of it? It cannot be undone", abort=True)
+    done = forgetting.forget(store, dataset, name, lambda done: erase_elsewhere(places, done))
     rows = ", ".join(map(str, done.rows))
     typer.echo(f"{store}: {subject} is forgotten (rows {rows}); digest {done.digest or 'none yet'}")
     for other, other_name in done.linked:
         typer.echo(f"{other}/{other_name} looks like the same person and is still stored; forget it too if it is")
-    say_reach(store, done, Person(dataset, name, done.cases), stage_dir or [], workspace or own_workspace(store))
+    say_rest(places)

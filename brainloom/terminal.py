@@ -20,6 +20,8 @@ from infra.settings import Settings, private_environment
 
 CONSOLE_LEVEL = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 """Overrides one key of Prefect's logging.yml: its console handler. The handler that feeds the UI keeps INFO."""
+CONSOLE_FORMATTER = "PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER"
+"""Likewise: `json` makes a line of the terminal one JSON object with the ids of flow run and task run."""
 TABLE_WIDTH = 130
 """Columns that a printed table may take at least; narrower terminals wrap its lines."""
 FILE_ERRORS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
@@ -106,16 +108,17 @@ def prepare_prefect(settings: Settings) -> None:
     """Import Prefect, apart from the caller's profile and with a console that shows warnings only.
 
     Call it before any flow is imported; `infra.server.connect` then points Prefect at the server. Set
-    PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL=INFO to see all log lines in the terminal; the UI always has them.
+    PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL=INFO to see all log lines in the terminal; the UI always has them. With
+    PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER=json each is a JSON object.
     """
-    level = os.environ.get(CONSOLE_LEVEL, "WARNING")
+    asked = {name: os.environ[name] for name in (CONSOLE_LEVEL, CONSOLE_FORMATTER) if name in os.environ}
     if settings.api_url is None:
         ours = without_prefect(os.environ)
         os.environ.clear()
         os.environ.update(ours)
         settings.server_dir.mkdir(parents=True, exist_ok=True)  # Prefect warns when it cannot make its parent
         os.environ["PREFECT_HOME"] = str(settings.server_dir)
-    os.environ.update({**private_environment(), CONSOLE_LEVEL: level})
+    os.environ.update({**private_environment(), CONSOLE_LEVEL: "WARNING", **asked})
     import prefect.main  # noqa: F401 - reads the environment and installs the console handler
 
     for handler in logging.getLogger().handlers:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from infra.storage import write_bytes
 from models.selection import read_selection
 from models.store import Store
 from tasks.benchmarks import Benchmark
 from tasks.embeddings import EncoderSource
 from tasks.finetune import read_json
+from tasks.methods_text import MethodsText
 from tasks.phenotype_layouts import read_layout, with_layouts
 from tasks.probe_cohort import ProbeCohort, seen_subjects
 from tasks.probe_report import probe_report
@@ -49,8 +51,42 @@ class TrainingRow(BaseModel):
     )
 
 
-def check_names(rows: Sequence[TrainingRow], reserved: Collection[str]) -> None:
+class RunRow(BaseModel):
+    """One pre-training as a row of the tables."""
+
+    model_config = ConfigDict(extra="forbid", title="Run")
+
+    training: str = Field(
+        title="Training",
+        description="Name of a finished or imported training in <workspace>/trainings.",
+        pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$",
+        examples=["brainmvp_tiny"],
+    )
+    name: str = Field(
+        "",
+        title="Name",
+        description="What the tables call it, at most 40 characters; empty: the training's name.",
+        max_length=40,
+        examples=["BrainMVP"],
+    )
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        self.name = self.name or self.training
+        return self
+
+
+def check_runs_once(runs: Sequence[RunRow]) -> None:
+    """Raise ValueError when one training stands in two rows."""
+    trainings = [run.training for run in runs]
+    if twice := next((name for name in trainings if trainings.count(name) > 1), ""):
+        raise ValueError(f"training {twice!r} is named in two rows; every training is one row")
+
+
+def check_names(rows: Sequence[TrainingRow | RunRow], reserved: Collection[str]) -> None:
     """Raise ValueError when two rows are called alike, or one like a row that every table has."""
+    if empty := next((row.name for row in rows if not slug(row.name)), ""):
+        raise ValueError(f"{empty!r} has no letter or digit, which the files of its scores are named by")
     names = [slug(row.name) for row in rows]
     if twice := next((row.name for row in rows if names.count(slug(row.name)) > 1), ""):
         raise ValueError(f"two rows are called like {twice!r}; names must differ in letters or digits")
@@ -73,11 +109,13 @@ def encoder_row(row: TrainingRow, sources: Mapping[str, EncoderSource]) -> Encod
 
 def people_and_seen(
     workspace: Path, store: Store, layouts: Sequence[str], trainings: Iterable[Path]
-) -> tuple[pd.DataFrame, set[Subject]]:
-    """Return the cases of a store with their phenotypes, and the subjects that these trainings have seen."""
+) -> tuple[pd.DataFrame, dict[Subject, str]]:
+    """Return the cases of a store with their phenotypes, and the subjects that these trainings have seen, with why."""
     own = [read_layout(Path(path)) for path in layouts]
     people = with_layouts(people_of(store.cases().to_pandas(), workspace), own)
-    return people, seen_subjects([read_selection(folder / "selection.parquet") for folder in trainings], store.url)
+    return people, seen_subjects(
+        [read_selection(folder / "selection.parquet") for folder in trainings], workspace, store.url
+    )
 
 
 def write_page(
@@ -90,8 +128,11 @@ def write_page(
     empty: Callable[[ProbeCohort], TableSection],
     notes: Sequence[str],
     date: str,
+    methods: MethodsText,
 ) -> dict[str, Any]:
     """Write the report of a comparison at `<workspace>/<folder>/index.html` and return what the flow returns of it.
+
+    `methods.md` is written beside.
 
     `empty` makes the section of a registered benchmark that was not asked for: it stands among those without data.
     """
@@ -100,7 +141,8 @@ def write_page(
     named = {section.table.benchmark.name for section in sections}
     others = [empty(ProbeCohort(one, store)) for name, one in registered.items() if name not in named]
     workspace = path.parent.parent
-    write_report(probe_report(title, workspace, store, rows, shown, [*absent, *others], notes, date), path)
+    write_report(probe_report(title, workspace, store, rows, shown, [*absent, *others], notes, date, methods), path)
+    write_bytes(str(path.parent / "methods.md"), methods.to_markdown().encode("utf-8"))
     return {
         "report": str(path),
         "tables": {section.table.benchmark.name: section.table.digest for section in sections},

@@ -1,11 +1,9 @@
-"""Evaluate: fine-tune a pre-trained encoder and the same network from scratch, score both, write tables and report."""
+"""Evaluate: fine-tune pre-trained encoders and networks from scratch, score all rows, write tables and report."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,50 +12,41 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.evaluate_params import EvaluateParams, run_name
+from flows.evaluate_report import Evaluated, Further, kept_or_written
 from flows.forms import params_of
 from flows.progress import Progress
-from flows.results import publish_tables, write_section
-from infra.storage import write_bytes
-from models.records import digest_of
+from flows.results import publish_tables
 from models.schedule import plan_steps
 from models.selection import read_selection
 from models.store import open_store
-from tasks import finetune
-from tasks.benchmarks import BENCHMARKS, find_benchmark
+from tasks import finetune, lanes
+from tasks.benchmarks import find_benchmark
+from tasks.crosswalk import crosswalk_links
 from tasks.duplicates import links as near_duplicates
 from tasks.evaluation import (
     KINDS,
     Cohort,
     find_cohort,
-    make_section,
-    make_table,
     native_cohort,
     score_baselines,
     score_trainings,
-    with_further,
-    without_seen,
+    without_seen_by_any,
 )
 from tasks.finetune import Finetuning
-from tasks.label_efficiency import (
-    label_table,
-    of_share,
-    share_cohort,
-)
+from tasks.gains import gain_table
+from tasks.label_efficiency import label_table, of_share, share_cohort
 from tasks.latents import read_latents
 from tasks.launch import launch
 from tasks.leaks import leak_table
-from tasks.methods_text import MethodsText, methods_text
 from tasks.missing import applies, missing_table, score_missing
 from tasks.phenotype_layouts import with_layouts
-from tasks.report import TableSection, write_report
-from tasks.report_content import Made, provenance, report_content
+from tasks.report_content import Made
+from tasks.rows import Row, Run, rows_for, scratch_of, training_rows
 from tasks.scores import write_scores
+from tasks.serving import check_runs, check_templates
 from tasks.splits import made_from, people_of, roles, workspace_split
-from tasks.statistics import REPLICATES
+from tasks.summary import MIXED
 from tasks.tables import BenchmarkTable, FurtherTable
-
-Further = dict[str, dict[str, FurtherTable]]
-"""By kind and benchmark: the tables beside the main ones."""
 
 
 def _run_name() -> str:
@@ -65,8 +54,8 @@ def _run_name() -> str:
 
 
 @task(name="fine-tune", cache_policy=NO_CACHE)
-def fine_tune(trainings: Sequence[Finetuning], lanes: int) -> int:
-    """Run all unfinished fine-tunings and return how many were run; see tasks.finetune.run_lanes."""
+def fine_tune(trainings: Sequence[Finetuning], count: int) -> int:
+    """Run all unfinished fine-tunings and return how many were run; see tasks.lanes."""
     steps = {one.folder.name: _steps(one) for one in trainings}
     done = {one.folder.name: steps[one.folder.name] for one in trainings if one.finished}
     with Progress("fine-tune", sum(steps.values()), "steps") as progress:
@@ -77,7 +66,7 @@ def fine_tune(trainings: Sequence[Finetuning], lanes: int) -> int:
             done[name] = max(done.get(name, 0), int(line["step"]))
             progress.update(sum(done.values()), note=name)
 
-        return finetune.run_lanes(trainings, lanes, launch, show)
+        return lanes.run_lanes(trainings, count, launch, show)
 
 
 def _steps(training: Finetuning) -> int:
@@ -107,34 +96,70 @@ def score_share(name: str, cohort: Cohort, trainings: Sequence[Finetuning], fold
     return score_trainings(cohort, trainings, folder)
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What a flow run compares: pre-trainings, the rows that are trained, and cohorts with data."""
+
+    params: EvaluateParams
+    made: Made
+    rows: tuple[Row, ...]
+    cohorts: tuple[Cohort, ...]
+    """The test subjects set aside that any of the pre-trainings has seen."""
+
+    @property
+    def scores(self) -> Path:
+        """Folder of the kept scores."""
+        return self.made.workspace / "scores"
+
+    def prepare(self, share: float = 1.0) -> list[Finetuning]:
+        """Return the fine-tunings on a share of the labels; the mix is trained on all labels alone."""
+        rows = [row for row in self.rows if share == 1 or not row.mix]
+        size = _size(self.made.runs[0].folder)
+        return [
+            one
+            for cohort in self.cohorts
+            for one in finetune.prepare(
+                of_share(cohort.benchmark, share),
+                cohort.selected,
+                self.made.store.url,
+                self.made.workspace / "trainings",
+                rows_for(cohort.benchmark, rows),
+                self.params.seeds,
+                self.params.epochs,
+                size,
+                self.made.tables,
+                share,
+            )
+        ]
+
+
+def _size(first: Path) -> str:
+    """Return which recipe sets the budget of all rows: that of the first pre-training's size."""
+    run = finetune.read_json(first / "run.json") or {}
+    return "tiny" if str(run.get("recipe", "")).endswith("_tiny") else "full"
+
+
 @flow(name="evaluate", flow_run_name=_run_name)
 def evaluate(params: EvaluateParams) -> dict[str, Any]:
     """Fine-tune, score and report; what is finished and unchanged is not done again."""
-    for name in params.benchmarks:
-        find_benchmark(name)
-    workspace = Path(params.workspace).resolve()
-    made, cohorts = _read_workspace(params, workspace)
-    present = _without_seen(workspace / "trainings" / params.pretrained, made, cohorts)
-    trainings = _prepare(params, workspace, made, present)
-    fewer = [one for share in params.label_shares for one in _prepare(params, workspace, made, present, share)]
+    made, cohorts = _read_workspace(params)
+    compared = _compare(params, made, [cohort for cohort in cohorts if cohort.selected])
+    trainings = compared.prepare()
+    fewer = [one for share in params.label_shares for one in compared.prepare(share)]
     trained = fine_tune([*trainings, *fewer], params.lanes) if trainings else 0
+    present = compared.cohorts
     scored = [cohort for cohort in present if cohort.benchmark.kind == "segmentation"] if params.native_scores else []
     native = [native_cohort(cohort) for cohort in scored]
-    scores, leaks, computed = _score_all(params, [*present, *native], trainings, workspace / "scores")
-    missing, more = _score_all_missing(params, made, present, trainings)
-    labels, most = _score_fewer_labels(params, made, present, fewer, scores)
-    further: Further = {"leaks": leaks, "missing": missing, "labels": labels}
+    scores, further, computed = _score_all(compared, [*present, *native], trainings)
+    missing, more = _score_all_missing(compared, trainings)
+    labels, most = _score_fewer_labels(compared, fewer, scores)
+    further |= {"missing": missing, "labels": labels}
     there = {cohort.benchmark.name: cohort for cohort in present}
     cohorts = [*(there.get(cohort.benchmark.name, cohort) for cohort in cohorts), *native]
-    methods = methods_text(made, trainings, [cohort.benchmark for cohort in present], params.replicates)
-    inputs = _inputs(params, made, trainings, cohorts, further, methods)
-    kept = finetune.read_json(workspace / "report" / "evaluation.json") or {}
-    if kept.get("inputs") != inputs or not _results_exist(workspace, kept["digests"]):
-        kept = {"inputs": inputs, **_write_results(params, made, cohorts, trainings, scores, further, methods)}
-        write_bytes(str(workspace / "report" / "evaluation.json"), json.dumps(kept, indent=1).encode())
-    publish_tables([BenchmarkTable.model_validate(table) for table in kept["tables"]], workspace / "tables")
+    kept = kept_or_written(Evaluated(params, made, cohorts, trainings, scores, further))
+    publish_tables([BenchmarkTable.model_validate(table) for table in kept["tables"]], made.workspace / "tables")
     return {
-        "report": str(workspace / "report" / "index.html"),
+        "report": str(made.workspace / "report" / "index.html"),
         "tables": kept["digests"],
         "trained": trained,
         "scored": computed + more + most,
@@ -142,188 +167,96 @@ def evaluate(params: EvaluateParams) -> dict[str, Any]:
     }
 
 
-def _results_exist(workspace: Path, names: Iterable[str]) -> bool:
-    """Return whether the report and the table of each of these benchmarks are on disk."""
-    tables_written = (workspace / "tables" / f"{name}.md" for name in names)
-    return all(path.exists() for path in (workspace / "report" / "index.html", *tables_written))
-
-
-def _inputs(
-    params: EvaluateParams,
-    made: Made,
-    trainings: Sequence[Finetuning],
-    cohorts: Sequence[Cohort],
-    further: Further,
-    methods: MethodsText,
-) -> str:
-    """Return the digest of everything that decides tables and report."""
-    scores = made.workspace / "scores.parquet"
-    return digest_of(
-        {
-            "params": params.model_dump(mode="json", exclude={"workspace", "lanes"}),
-            "provenance": provenance(made, trainings),
-            "benchmarks": [benchmark.content_digest() for benchmark in BENCHMARKS.values()],
-            "cases": [[case.model_dump(mode="json") for case in cohort.selected] for cohort in cohorts],
-            "scores": hashlib.sha256(scores.read_bytes()).hexdigest() if scores.exists() else "",
-            "further": {
-                f"{kind} {name}": [table.to_markdown(), table.to_csv()]
-                for kind, found in further.items()
-                for name, table in found.items()
-            },
-            "methods": methods.to_markdown(),
-        }
-    )
-
-
-def _write_results(
-    params: EvaluateParams,
-    made: Made,
-    cohorts: Sequence[Cohort],
-    trainings: Sequence[Finetuning],
-    scores: pd.DataFrame,
-    further: Further,
-    methods: MethodsText,
-) -> dict[str, Any]:
-    """Write tables, pictures and the report; return what the next flow run needs to show them again."""
-    date = datetime.now(UTC).date().isoformat()
-    facts = provenance(made)[:3]
-    sections: dict[str, TableSection] = {}
-    for cohort in cohorts:
-        name = cohort.benchmark.name
-        mine = cohort.own(trainings)
-        part = scores[scores["benchmark"] == name] if len(scores) else scores
-        table = make_table(cohort, part, mine, facts, date, params.replicates)
-        beside = {kind: found[name] for kind, found in further.items() if name in found}
-        sections[name] = with_further(make_section(table, cohort, mine, part), beside)
-        write_section(sections[name], made.workspace / "tables")
-    shown = [section for section in sections.values() if section.table.has_scores]
-    absent = [section for section in sections.values() if not section.table.has_scores]
-    others = [_absent_section(name, made, date) for name in BENCHMARKS if name not in sections]
-    page = report_content(made, trainings, shown, [*absent, *others], methods, date)
-    write_report(page, made.workspace / "report" / "index.html")
-    write_bytes(str(made.workspace / "report" / "methods.md"), methods.to_markdown().encode("utf-8"))
-    return {
-        "tables": [section.table.model_dump(mode="json") for section in sections.values()],
-        "digests": {name: section.table.digest for name, section in sections.items()},
-        "no_data": [section.table.benchmark.name for section in absent],
-    }
-
-
-def _read_workspace(params: EvaluateParams, workspace: Path) -> tuple[Made, list[Cohort]]:
+def _read_workspace(params: EvaluateParams) -> tuple[Made, list[Cohort]]:
+    benchmarks = [find_benchmark(name) for name in dict.fromkeys(params.benchmarks)]
+    workspace = Path(params.workspace).resolve()
     store = open_store(str(workspace / "store.zarr"))
     cases = store.cases().to_pandas()
     people = with_layouts(people_of(cases, workspace))
     split, digest = workspace_split(workspace, params.split, store.url, people)
     by_subject = roles(split)
     tables_used = made_from(workspace, params.split, digest)
-    made = Made(workspace, store, cases, split, tables_used, params.pretrained)
-    cohorts = []
-    for name in dict.fromkeys(params.benchmarks):
-        benchmark = find_benchmark(name)
-        cohorts.append(
-            find_cohort(benchmark, store, people, by_subject, read_latents(workspace / "sources", benchmark.datasets))
-        )
-    return made, cohorts
+    runs = tuple(Run(row.name, workspace / "trainings" / row.training) for row in params.rows)
+    made = Made(workspace, store, cases, split, tables_used, runs)
+    latents = {one.name: read_latents(workspace / "sources", one.datasets) for one in benchmarks}
+    return made, [find_cohort(one, store, people, by_subject, latents[one.name]) for one in benchmarks]
 
 
-def _without_seen(pretrained: Path, made: Made, cohorts: Sequence[Cohort]) -> list[Cohort]:
-    """Return the cohorts with data, the test subjects set aside that the pre-training has seen."""
-    present = [cohort for cohort in cohorts if cohort.selected]
+def _compare(params: EvaluateParams, made: Made, present: Sequence[Cohort]) -> Compared:
+    """Return what is trained and scored; raises what is wrong with the runs before anything is trained."""
     if not present:
-        return []
-    finetune.pretrained_digest(pretrained)
-    seen, links = read_selection(pretrained / "selection.parquet"), near_duplicates(made.store.url)
-    return [without_seen(seen, cohort, links) for cohort in present]
-
-
-def _prepare(
-    params: EvaluateParams, workspace: Path, made: Made, cohorts: Sequence[Cohort], share: float = 1.0
-) -> list[Finetuning]:
-    pretrained = workspace / "trainings" / params.pretrained
-    if not cohorts:
-        return []
-    run = finetune.read_json(pretrained / "run.json") or {}
-    size = "tiny" if str(run.get("recipe", "")).endswith("_tiny") else "full"
-    common = (
-        made.store.url,
-        workspace / "trainings",
-        pretrained,
-        params.seeds,
-        params.epochs,
-        size,
-        params.template_mix and share == 1,
-        made.tables,
-        share,
+        return Compared(params, made, (), ())
+    check_runs(made.runs, [cohort.benchmark for cohort in present], made.store)
+    check_templates(made.runs, params.template_mix, params.missing_modalities)
+    rows = training_rows(made.runs, params.networks, params.template_mix, _size(made.runs[0].folder))
+    seen = {run.name: read_selection(run.folder / "selection.parquet") for run in made.runs}
+    links, told = near_duplicates(made.store.url), crosswalk_links(made.workspace)
+    return Compared(
+        params, made, tuple(rows), tuple(without_seen_by_any(seen, cohort, links, told) for cohort in present)
     )
-    return [
-        one
-        for cohort in cohorts
-        for one in finetune.prepare(of_share(cohort.benchmark, share), cohort.selected, *common)
-    ]
 
 
 def _score_all(
-    params: EvaluateParams, cohorts: Sequence[Cohort], trainings: Sequence[Finetuning], folder: Path
-) -> tuple[pd.DataFrame, dict[str, FurtherTable], int]:
-    """Return the scores that count, the tables of leaks by benchmark, and how many rows were computed now."""
+    compared: Compared, cohorts: Sequence[Cohort], trainings: Sequence[Finetuning]
+) -> tuple[pd.DataFrame, Further, int]:
+    """Return the scores that count, the tables of leaks and of gains, and how many rows were computed now."""
+    params, made = compared.params, compared.made
     frames: list[pd.DataFrame] = []
-    leaks: dict[str, FurtherTable] = {}
+    further: Further = {"leaks": {}, "gains": {}}
     computed = 0
     with Progress("score", len(cohorts), "benchmarks") as progress:
         for k, cohort in enumerate(cohorts):
             name = cohort.benchmark.name
-            frame, fresh = score(name, cohort, cohort.own(trainings), folder)
+            frame, fresh = score(name, cohort, cohort.own(trainings), compared.scores)
             frames.append(cohort.without_leaks(frame))
             if cohort.leaks:
-                leaks[name] = leak_table(cohort, frame, KINDS, params.replicates)
+                further["leaks"][name] = leak_table(cohort, frame, KINDS, params.replicates, params.first)
+            if params.runs or params.networks:
+                scratch = scratch_of(made.runs)
+                others = [
+                    *(row for row, kind in KINDS.items() if kind == "baseline"),
+                    *(row.name for row in compared.rows if row.segments_only),
+                ]
+                further["gains"][name] = gain_table(frames[-1], cohort.benchmark, scratch, others, params.replicates)
             computed += fresh
             progress.update(k + 1, note=f"{name}: {fresh} rows computed")
     scores = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     if len(scores):
-        write_scores(scores, folder.parent / "scores.parquet", "all benchmarks")
-    return scores, leaks, computed
+        write_scores(scores, made.workspace / "scores.parquet", "all benchmarks")
+    return scores, further, computed
 
 
-def _score_all_missing(
-    params: EvaluateParams, made: Made, cohorts: Sequence[Cohort], trainings: Sequence[Finetuning]
-) -> tuple[dict[str, FurtherTable], int]:
+def _score_all_missing(compared: Compared, trainings: Sequence[Finetuning]) -> tuple[dict[str, FurtherTable], int]:
     """Return the tables without single modalities by benchmark, and how many trainings were scored now."""
+    params, runs = compared.params, compared.made.runs
     found: dict[str, FurtherTable] = {}
     computed = 0
-    for cohort in cohorts if params.missing_modalities else ():
+    for cohort in compared.cohorts if params.missing_modalities else ():
         if not applies(cohort):
             continue
         name, title = cohort.benchmark.name, f"{cohort.benchmark.title} without one modality"
-        mine = cohort.own(trainings)
-        pretrained = made.workspace / "trainings" / made.pretrained
-        frame, fresh = score_without(name, cohort, mine, pretrained, made.workspace / "scores")
-        found[name] = missing_table(title, cohort.without_leaks(frame), params.replicates)
+        bank = next(run for run in runs if run.has_templates)
+        whose = "the pre-training" if len(runs) == 1 else f"the pre-training of {bank.name}"
+        frame, fresh = score_without(name, cohort, cohort.own(trainings), bank.folder, compared.scores)
+        found[name] = missing_table(title, cohort.without_leaks(frame), params.replicates, templates_of=whose)
         computed += fresh
     return found, computed
 
 
 def _score_fewer_labels(
-    params: EvaluateParams,
-    made: Made,
-    cohorts: Sequence[Cohort],
-    trainings: Sequence[Finetuning],
-    scores: pd.DataFrame,
+    compared: Compared, trainings: Sequence[Finetuning], scores: pd.DataFrame
 ) -> tuple[dict[str, FurtherTable], int]:
     """Return the tables of fewer labels by benchmark, and how many trainings were scored now; scores: of all labels."""
+    params = compared.params
     found: dict[str, FurtherTable] = {}
     computed = 0
-    for cohort in cohorts if params.label_shares else ():
+    for cohort in compared.cohorts if params.label_shares else ():
         frames = {1.0: scores[scores["benchmark"] == cohort.benchmark.name]}
         for share in params.label_shares:
             own = share_cohort(cohort, share)
-            frame, fresh = score_share(own.benchmark.name, own, own.own(trainings), made.workspace / "scores")
+            frame, fresh = score_share(own.benchmark.name, own, own.own(trainings), compared.scores)
             frames[share] = own.without_leaks(frame)
             computed += fresh
-        found[cohort.benchmark.name] = label_table(cohort, frames, params.replicates)
+        rows = [row.name for row in rows_for(cohort.benchmark, compared.rows) if row.name != MIXED]
+        found[cohort.benchmark.name] = label_table(cohort, frames, params.replicates, rows)
     return found, computed
-
-
-def _absent_section(name: str, made: Made, date: str) -> TableSection:
-    cohort = Cohort(find_benchmark(name), (), made.cases, made.store)
-    table = make_table(cohort, pd.DataFrame(), (), (), date, REPLICATES)
-    return make_section(table, cohort, (), pd.DataFrame())

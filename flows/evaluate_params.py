@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from flows.compared import RunRow, check_names, check_runs_once, slug
 from flows.forms import few, workspace_field
 from tasks.benchmarks import BENCHMARKS, PHANTOM_BENCHMARKS
 from tasks.label_efficiency import check_shares
+from tasks.rows import RESERVED
 from tasks.statistics import REPLICATES
+from tasks.summary import PRETRAINED, SCRATCH
 
 BenchmarkName = Annotated[str, Field(json_schema_extra={"enum": list(BENCHMARKS)})]
 """The form offers the registered ones."""
@@ -24,10 +27,27 @@ class EvaluateParams(BaseModel):
         "Folder with the store, the splits and the trainings; tables and report are written into it."
     )
     pretrained: str = Field(
+        "",
         title="Pre-training",
-        description="Name of a finished training in <workspace>/trainings whose encoder is fine-tuned.",
-        pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$",
+        description="Name of a finished training in <workspace>/trainings whose encoder is fine-tuned: the row "
+        "`pre-trained`; empty: the first of `runs` is the first row.",
+        pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*)?$",
         examples=["brainmvp_tiny"],
+    )
+    runs: list[RunRow] = Field(
+        default_factory=list,
+        title="Runs",
+        description="Further pre-trainings as rows, at the same budget, each with its own network; the first row of "
+        "all is tested against every other one.",
+        exclude_if=lambda value: not value,
+        examples=[[{"training": "brainmvp_unet_tiny", "name": "BrainMVP, U-Net"}]],
+    )
+    networks: list[Literal["swin_unetr", "dynunet"]] = Field(
+        default_factory=list,
+        title="Networks",
+        description="Networks that segmentations train from scratch as further rows, at the same budget.",
+        exclude_if=lambda value: not value,
+        examples=[["swin_unetr", "dynunet"]],
     )
     benchmarks: list[BenchmarkName] = Field(
         default=list(PHANTOM_BENCHMARKS),
@@ -46,7 +66,7 @@ class EvaluateParams(BaseModel):
     template_mix: bool = Field(
         False,
         title="Template mix",
-        description="Train a third row at the same budget: pre-trained, learned templates mixed into the channels.",
+        description="Train a further row at the same budget: the first one, learned templates mixed into the channels.",
     )
     missing_modalities: bool = Field(
         False,
@@ -81,7 +101,30 @@ class EvaluateParams(BaseModel):
         check_shares(shares)
         return sorted(shares)
 
+    @model_validator(mode="after")
+    def _check_rows(self) -> Self:
+        if not self.rows:
+            raise ValueError("name a finished training under `pretrained`, or several under `runs`")
+        check_names(self.runs, RESERVED)
+        if wrong := next((run.name for run in self.runs if slug(run.name).startswith(SCRATCH)), ""):
+            raise ValueError(f"{wrong!r} starts as the names of rows from scratch do; call the run otherwise")
+        check_runs_once(self.rows)
+        if twice := next((kind for kind in self.networks if self.networks.count(kind) > 1), ""):
+            raise ValueError(f"network {twice!r} is named twice; every network is one row")
+        return self
+
+    @property
+    def rows(self) -> list[RunRow]:
+        """All pre-trainings in the order of their rows."""
+        first = RunRow.model_construct(training=self.pretrained, name=PRETRAINED)
+        return [first, *self.runs] if self.pretrained else self.runs
+
+    @property
+    def first(self) -> str:
+        """Name of the first row, which the others are compared with."""
+        return self.rows[0].name
+
 
 def run_name(params: EvaluateParams) -> str:
-    """Return `evaluate <pre-training> on <benchmarks>`, shortened after three."""
-    return f"evaluate {params.pretrained} on {few(params.benchmarks)}"
+    """Return `evaluate <pre-trainings> on <benchmarks>`, shortened after three each."""
+    return f"evaluate {few(row.training for row in params.rows)} on {few(params.benchmarks)}"

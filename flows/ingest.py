@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flows.catalog import CatalogParams, catalog
 from flows.catalog import dry_run as catalog_dry_run
+from flows.news import tell_news
 from flows.preprocess import dry_run as preprocess_dry_run
 from flows.preprocess import preprocess
 from flows.preprocess_params import PreprocessParams, check_store
@@ -52,6 +53,7 @@ def ingest(params: IngestParams) -> dict[str, Any]:
     """Find new scans and preprocess what is missing or changed; with nothing to do it takes seconds."""
     found = start(catalog, params=params.catalog)
     stored = start(preprocess, params=params.preprocess)
+    tell_news(params.preprocess.store, stored)
     return {"catalog": found, "preprocess": stored}
 
 

@@ -28,6 +28,7 @@ from flows.preprocess_params import (
 from flows.progress import Progress
 from infra.clusters import cluster_options, describe_cluster, worker_count
 from infra.settings import Settings
+from infra.shielding import shielded_settings
 from models.records import PlannedCase, Reason, Scan
 from models.store import StoreWriter, create_or_open
 from tasks import plan as plans
@@ -164,7 +165,7 @@ def _run(writer: StoreWriter, work: Work, token: str, params: PreprocessParams, 
         batches = split_batches(cases, params.case_batch, worker_count(settings))
 
         watch = ReceiptWatch(writer.url, cases)
-        with DaskTaskRunner(**cluster_options(settings)) as runner:
+        with shielded_settings(), DaskTaskRunner(**cluster_options(settings)) as runner:
             memory = memory_limit(settings) - plans.BASE_BYTES
             device = "cuda" if settings.cluster == "cuda" else "cpu"
             running = BatchRunner(runner, writer.url, token, memory, device)

@@ -12,14 +12,15 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.artifacts import png_markdown, publish_markdown, publish_table
 from flows.forms import params_of
+from flows.launching import Launcher, launch_preview, launch_settings, launcher
 from flows.pretrain_params import AGELESS, PretrainParams, run_name, store_url, training_name
 from flows.progress import Progress
 from models.config import RunningConfig
 from models.store import open_store
-from tasks.duplicates import links as near_duplicates
+from tasks.crosswalk import person_links
 from tasks.finetune import pretrained_digest, pretrained_network
 from tasks.folds import ensure_folds
-from tasks.launch import launch
+from tasks.launch import launch as local_launch
 from tasks.pretraining import (
     PreparedTraining,
     check_fold,
@@ -52,9 +53,10 @@ def pretrain(params: PretrainParams) -> dict[str, Any]:
     Raises TrainingExistsError when a training of that name has another config, and TrainingFailed with the reason and
     the log's end when the ranks fail.
     """
+    launch = launcher(launch_settings(params.launch, params.nodes))
     prepared = prepare(params)
     launched = not prepared.is_finished()
-    train_encoder(prepared, params.restarts, params.stall_seconds)
+    train_encoder(prepared, params.restarts, params.stall_seconds, launch)
     publish(prepared)
     done = prepared.done()
     return {
@@ -68,6 +70,16 @@ def pretrain(params: PretrainParams) -> dict[str, Any]:
     }
 
 
+def dry_run(params: PretrainParams) -> str:
+    """Return what would be launched: a command, one per node, or the job script of SLURM; nothing is written."""
+    from models.recipes import find_recipe
+
+    folder = Path(params.workspace).resolve() / "trainings" / training_name(params)
+    config = find_recipe(params.recipe)(store_url(params), str(folder / "selection.parquet"))
+    settings = launch_settings(params.launch, params.nodes)
+    return launch_preview(settings, folder, params.ranks or config.world_size, config.threads)
+
+
 def prepare(params: PretrainParams) -> PreparedTraining:
     """Choose the cases, build the config and write the training's folder."""
     from models.recipes import find_recipe
@@ -76,7 +88,8 @@ def prepare(params: PretrainParams) -> PreparedTraining:
     cases = open_store(url).cases()
     people = people_of(cases.to_pandas(), workspace)
     split, digest = workspace_split(workspace, params.split, url, people)
-    selected = select_cases(cases, split, params.datasets or None, drop_test=True, links=near_duplicates(url))
+    links = person_links(workspace, url)
+    selected = select_cases(cases, split, params.datasets or None, drop_test=True, links=links)
     selected = with_images(selected, cases)
     if params.fold is not None:
         selected = hold_out(selected, ensure_folds(workspace, params.split, url, people, params.folds), params.fold)
@@ -133,7 +146,9 @@ def running(params: PretrainParams) -> RunningConfig:
 
 
 @task(name="train", task_run_name="train {prepared.config.name}", cache_policy=NO_CACHE)
-def train_encoder(prepared: PreparedTraining, restarts: int = 1, stall_seconds: float = 600.0) -> None:
+def train_encoder(
+    prepared: PreparedTraining, restarts: int = 1, stall_seconds: float = 600.0, launch: Launcher = local_launch
+) -> None:
     """Run the ranks to the end of the training and follow them; nothing to do when it is finished."""
     with Progress("pretrain", prepared.total_steps, "steps") as progress:
         if prepared.is_finished():
@@ -181,6 +196,10 @@ CAPTIONS = {
     "templates": "Learned templates, a modality a row: sagittal, coronal and axial middle slices.",
     "similarity": "Validation cases by rising age. Left: cosine of their embeddings; then the weights of each loss "
     "term. White: 1.",
+    "restored": "A validation case a row: masked input, output, output in place of what was masked, target.",
+    "views": "A validation case a row: the two views that attract each other, axial middle slices.",
+    "view_cosines": "Cosines of first views (rows) and second views (columns) of validation cases, own pairs on the "
+    "diagonal. White: 1.",
     "masking": "A validation case a row: input, the patches that the encoder saw, output. The background stays black.",
     "pairs": "Cosines of validation images (rows) and connectomes (columns), own pairs on the diagonal. White: 1.",
     "embedding": "Validation cases along the first two principal components of their features, coloured by age.",

@@ -13,6 +13,14 @@ RecipeName = Literal[
     "brainmvp",
     "brainmvp_unet_tiny",
     "brainmvp_unet",
+    "mae_tiny",
+    "mae",
+    "mae_unet_tiny",
+    "mae_unet",
+    "simclr_crops_tiny",
+    "simclr_crops",
+    "simclr_crops_unet_tiny",
+    "simclr_crops_unet",
     "anatcl_tiny",
     "anatcl",
     "simclr_tiny",
@@ -29,8 +37,12 @@ RecipeName = Literal[
     "image_mae",
 ]
 BRAINMVP: tuple[str, ...] = ("brainmvp_tiny", "brainmvp", "brainmvp_unet_tiny", "brainmvp_unet")
+CROP_BASELINES: tuple[str, ...] = (
+    *("mae_tiny", "mae", "mae_unet_tiny", "mae_unet"),
+    *("simclr_crops_tiny", "simclr_crops", "simclr_crops_unet_tiny", "simclr_crops_unet"),
+)
 CINP: tuple[str, ...] = ("cinp_tiny", "cinp", "image_mae_tiny", "image_mae")
-AGELESS = (*BRAINMVP, *CINP)
+AGELESS = (*BRAINMVP, *CROP_BASELINES, *CINP)
 """Recipes that need no ages."""
 
 
@@ -56,7 +68,8 @@ class PretrainParams(BaseModel):
     recipe: RecipeName = Field(
         "brainmvp_tiny",
         title="Recipe",
-        description="brainmvp: UniFormer-S on 8 GPUs; brainmvp_unet: UNET3D. anatcl: 3D ResNet-18 on grey-matter maps "
+        description="brainmvp: UniFormer-S on 8 GPUs; brainmvp_unet: UNET3D. mae, simclr_crops: its baselines, masked "
+        "autoencoder and SimCLR, at the same budget; with _unet: UNET3D. anatcl: 3D ResNet-18 on grey-matter maps "
         "with ages and regional descriptors; simclr, yaware, expw and age_regression: its baselines. cinp: 3D vision "
         "transformer on T1 images and connectomes; image_mae: its baseline on images alone. With _tiny a small network "
         "on two CPU ranks.",
@@ -81,7 +94,7 @@ class PretrainParams(BaseModel):
         "recommended",
         title="Preset",
         description="Values of the objective: ours with reasons (recommended), the paper's, or the released code's. Of "
-        "cinp and image_mae no code was released.",
+        "cinp and image_mae no code was released; mae and simclr_crops have recommended alone.",
     )
     init_from: str = Field(
         "",
@@ -104,8 +117,22 @@ class PretrainParams(BaseModel):
         ge=1,
         le=64,
         title="Ranks",
-        description="Processes on this host, from 1 to 64; empty: as the recipe says. A training that exists may be "
-        "continued with another number: a step keeps its cases.",
+        description="Processes of all nodes together, from 1 to 64; empty: as the recipe says. A training that exists "
+        "may be continued with another number: a step keeps its cases.",
+    )
+    launch: Literal["local", "pool", "slurm"] | None = Field(
+        None,
+        title="Launch",
+        description="Where the ranks run. local: on the host of this flow run; pool: a flow run per node in the work "
+        "pool of `train-node`; slurm: one job. Empty: as BRAINLOOM_LAUNCH says, else local.",
+    )
+    nodes: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        title="Nodes",
+        description="Of launch pool and slurm, from 1 to 64; they must divide the ranks and see the workspace. Empty: "
+        "as BRAINLOOM_NODES says, else 1.",
     )
     batch_size: int | None = Field(
         None,
@@ -186,6 +213,8 @@ class PretrainParams(BaseModel):
             raise ValueError(f"variant is of the recipes anatcl and anatcl_tiny, not of {self.recipe}; leave it empty")
         if self.fold is not None and self.fold >= self.folds:
             raise ValueError(f"fold must be from 0 to {self.folds - 1} with {self.folds} folds, got {self.fold}")
+        if self.preset != "recommended" and self.recipe in CROP_BASELINES:
+            raise ValueError(f"{self.recipe} is a baseline of ours, so it has no preset {self.preset}; use recommended")
         if self.preset == "code" and self.recipe in CINP:
             raise ValueError(
                 f"no code of CINP was released, so {self.recipe} has no preset code; use recommended or paper"

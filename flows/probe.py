@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,15 +19,19 @@ from flows.forms import few, params_of, store_field, store_in, workspace_field
 from flows.progress import Progress
 from flows.results import publish_tables, write_section
 from models.store import Store, open_store, store_digest
+from tasks.confusion import with_confusion
 from tasks.embeddings import random_encoder, trained_encoder
 from tasks.latents import read_latents
+from tasks.methods_compared import Compared, probe_methods
 from tasks.probe_cohort import ProbeCohort, find_probe_cohort
+from tasks.probe_leaks import fold_leak_table
 from tasks.probe_report import (
     embedding_picture,
     ensemble_notes,
     forest_picture,
     import_notes,
     weights_of,
+    window_notes,
 )
 from tasks.probe_sites import site_cohort
 from tasks.probe_summary import probe_table
@@ -86,6 +90,12 @@ class ProbeParams(BaseModel):
         False,
         title="Nearest neighbours",
         description="Probe every encoder a second time, by the nearest training cases instead of a linear model.",
+    )
+    with_seen: bool = Field(
+        True,
+        title="Also with who was seen",
+        description="Score everything once more with the subjects that a pre-training has seen, for the table of "
+        "leaks; off: they are listed alone. Of a large pre-training on the same data it costs much.",
     )
     site_report: bool = Field(
         True,
@@ -174,6 +184,8 @@ def probe(params: ProbeParams) -> dict[str, Any]:
             fresh += computed
             section = make_section(compared, cohort, simple, frame, date, with_embedding=not pictured)
             pictured = pictured or len(section.pictures) > 1
+            section, more = with_leaks(compared, cohort, with_confusion(section, frame), frame, params.with_seen)
+            fresh += more
         else:
             section = empty_section(cohort, date)
         sections.append(section)
@@ -182,13 +194,14 @@ def probe(params: ProbeParams) -> dict[str, Any]:
         write_scores(pd.concat(scores, ignore_index=True), folder / "scores.parquet", "all probes")
     publish_tables([section.table for section in sections], folder / "tables")
     notes = [
-        "Every encoder is frozen. Its features of the whole image are probed by a linear model in folds by subject; "
+        "Every encoder is frozen. Its features of an image are probed by a linear model in folds by subject; "
         "subjects that a pre-training has seen are left out.",
         *compared.notes,
     ]
     page = folder / "index.html"
     empty = partial(empty_section, date=date)
-    found = write_page(page, "probes", compared.store, compared.rows, sections, PROBES, empty, notes, date)
+    methods = probe_methods(Compared(compared.workspace, compared.store, compared.rows, compared.cohorts))
+    found = write_page(page, "probes", compared.store, compared.rows, sections, PROBES, empty, notes, date, methods)
     return {**found, "scored": fresh}
 
 
@@ -199,8 +212,10 @@ def read_comparison(params: ProbeParams) -> Comparison:
     trainings = {name: workspace / "trainings" / name for row in params.rows for name in row.trainings}
     sources = {name: trained_encoder(folder) for name, folder in trainings.items()}
     rows = [encoder_row(row, sources) for row in params.rows]
-    network = rows[0].encoders[0].network
-    rows.append(EncoderRow(RANDOM, tuple(random_encoder(network, seed) for seed in range(params.random_seeds))))
+    first = rows[0].encoders[0]
+    seeds = (random_encoder(first.network, seed) for seed in range(params.random_seeds))
+    alike = (replace(one, modalities=first.modalities, window=first.window) for one in seeds)
+    rows.append(EncoderRow(RANDOM, tuple(alike)))
     rows = with_neighbours(rows) if params.knn else rows
     people, seen = people_and_seen(workspace, store, params.layouts, trainings.values())
     cohorts = [
@@ -215,12 +230,28 @@ def read_comparison(params: ProbeParams) -> Comparison:
         )
         for benchmark in map(find_probe, dict.fromkeys(params.benchmarks))
     ]
-    notes = [*ensemble_notes(rows), *import_notes(rows)]
+    notes = [*ensemble_notes(rows), *window_notes(rows), *import_notes(rows)]
     if params.site_report:
         sites, words = site_cohort([one for one in cohorts if one.cases], people, workspace, params.folds, seen)
         cohorts += [sites] if sites else []
         notes += [words] if words else []
     return Comparison(workspace, store, store_digest(store.url), tuple(rows), tuple(cohorts), tuple(notes))
+
+
+def with_leaks(
+    compared: Comparison, cohort: ProbeCohort, section: TableSection, scores: pd.DataFrame, with_seen: bool
+) -> tuple[TableSection, int]:
+    """Return the section with the table of leaks, where a pre-training has seen somebody, and how many scores were
+    computed for it: `with_seen`, everything is probed once more with them."""
+    everyone = cohort.everyone
+    if everyone is None:
+        return section, 0
+    simple = feature_rows(everyone)
+    other, fresh = pd.DataFrame(), 0
+    if with_seen:
+        other, fresh = score(everyone.benchmark.name, everyone, compared.rows, simple, compared.workspace)
+    table = fold_leak_table(cohort, scores, other, row_kinds(compared.rows, simple))
+    return replace(section, further={"leaks": table}), fresh
 
 
 def make_section(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,18 +22,22 @@ from models.config import ClassificationConfig
 from models.config_cinp import CINPConfig, NetworkClassificationConfig
 from models.finished import read_settings
 from models.store import Store, open_store, store_digest
+from tasks.confusion import with_confusion
 from tasks.embeddings import trained_encoder
 from tasks.latents import read_latents
+from tasks.methods_compared import Compared, prompt_methods
 from tasks.network_embeddings import PairSource, check_pair, trained_pair
+from tasks.probe_leaks import fold_leak_table
 from tasks.probe_report import ensemble_notes, import_notes, weights_of
 from tasks.probing import EncoderRow
 from tasks.prompt_baselines import RESERVED, ImageRow
 from tasks.prompt_cohort import PromptCohort, find_prompt_cohort
 from tasks.prompt_report import empty_section, prompt_section
-from tasks.prompt_rows import make_rows, score_rows
+from tasks.prompt_rows import kinds_of, make_rows, score_rows
 from tasks.prompt_seeds import Embedder, PairRow, PromptSettings, Row
 from tasks.prompt_tasks import PHANTOM_PROMPTS, PROMPT_TASKS, find_prompt_task
 from tasks.prompting import VARIANTS, Variant
+from tasks.report import TableSection
 from tasks.scores import write_scores
 
 TaskName = Annotated[str, Field(json_schema_extra={"enum": list(PROMPT_TASKS)})]
@@ -97,6 +101,12 @@ class PromptParams(BaseModel):
         le=10000,
         title="Epochs of the supervised network",
         description="Of the baseline that is trained on connectomes in every fold, up to 10000; 0: no such row.",
+    )
+    with_seen: bool = Field(
+        True,
+        title="Also with who was seen",
+        description="Score once more, by the first variant and share, with the subjects that a pre-training has seen, "
+        "for the table of leaks; off: they are listed alone. Of a large pre-training on the same data it costs much.",
     )
     layouts: list[str] = Field(
         default_factory=list,
@@ -191,6 +201,8 @@ def prompt(params: PromptParams) -> dict[str, Any]:
                 *weights_of(made.encoders),
             ]
             section = prompt_section(cohort, made.pairs, rows, frame, params.settings, embedder, notes, facts, date)
+            section, more = with_leaks(made, cohort, params, with_confusion(section, frame), frame)
+            fresh += more
         sections.append(section)
         write_section(section, folder / "tables")
     if scores:
@@ -202,8 +214,28 @@ def prompt(params: PromptParams) -> dict[str, Any]:
         "fitted; subjects that a pre-training has seen are left out.",
         *notes,
     ]
-    found = write_page(page, "prompts", made.store, made.encoders, sections, PROMPT_TASKS, empty, words, date)
+    cohorts = tuple(cohort.everybody for cohort in made.cohorts)
+    methods = prompt_methods(Compared(made.workspace, made.store, tuple(made.encoders), cohorts), params.settings)
+    found = write_page(page, "prompts", made.store, made.encoders, sections, PROMPT_TASKS, empty, words, date, methods)
     return {**found, "scored": fresh}
+
+
+def with_leaks(
+    made: Prompting, cohort: PromptCohort, params: PromptParams, section: TableSection, scores: pd.DataFrame
+) -> tuple[TableSection, int]:
+    """Return the section with the table of leaks, where a pre-training has seen somebody, and how many scores were
+    computed for it: with them, by the first variant and the first share alone, and without a supervised network."""
+    everyone, settings = cohort.everyone, params.settings
+    if everyone is None:
+        return section, 0
+    few = replace(settings, variants=settings.variants[:1], shares=settings.shares[:1], classifier=None)
+    embedder = Embedder(everyone, made.workspace)
+    rows = make_rows(everyone, made.pairs, made.images, few, embedder)
+    other, fresh = pd.DataFrame(), 0
+    if params.with_seen:
+        other, fresh = score(everyone.benchmark.name, everyone, rows, embedder)
+    table = fold_leak_table(cohort.everybody, scores, other, kinds_of(rows))
+    return replace(section, further={"leaks": table}), fresh
 
 
 def read_prompting(params: PromptParams) -> Prompting:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from prefect import Flow
@@ -29,6 +30,24 @@ def start(flow: Flow[..., Any], deployment: str | None = None, **parameters: Any
     """
     if deployment is None:
         return flow(**parameters)
+    flow_run = _run(deployment, parameters)
+    state = flow_run.state
+    if state is None or not state.is_completed():
+        why = f"{state.name}: {state.message}" if state else "without a state"
+        raise FlowRunError(f"flow run {flow_run.name!r} ({flow_run.id}) of {deployment} ended {why}")
+    return None
+
+
+def schedule(deployment: str, key: str, **parameters: Any) -> Any:
+    """Start a deployment and return its flow run at once, without waiting; raises FlowRunError as `start` does.
+
+    key: a second call with the same one returns the flow run of the first, so a repeated step starts nothing twice.
+    """
+    return _run(deployment, parameters, timeout=0, as_subflow=False, idempotency_key=key)
+
+
+def _run(deployment: str, parameters: Mapping[str, Any], **options: Any) -> Any:
+    """Create a flow run with these options of `run_deployment` and return it as it is when that returns."""
     plain = {name: _plain(value) for name, value in parameters.items()}
     if (size := len(json.dumps(plain))) > PARAMETER_BYTES_MAX:
         raise FlowRunError(
@@ -36,17 +55,12 @@ def start(flow: Flow[..., Any], deployment: str | None = None, **parameters: Any
             "write them to a file and pass its path"
         )
     try:
-        flow_run: Any = run_deployment(deployment, parameters=plain, poll_interval=POLL_S)
+        return run_deployment(deployment, parameters=plain, poll_interval=POLL_S, **options)
     except ObjectNotFound as error:
         raise FlowRunError(
             f"no deployment {deployment!r} is registered at {get_current_settings().api.url}; "
             "register the deployments of prefect.yaml (`brainloom up`) or run the flow inline"
         ) from error
-    state = flow_run.state
-    if state is None or not state.is_completed():
-        why = f"{state.name}: {state.message}" if state else "without a state"
-        raise FlowRunError(f"flow run {flow_run.name!r} ({flow_run.id}) of {deployment} ended {why}")
-    return None
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import dask
 
+from infra.remote_clusters import kubernetes_options, slurm_options
 from infra.settings import Settings
 
 WORKER_MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(1 << 25)}
@@ -34,6 +35,8 @@ DASK_CONFIG: dict[str, Any] = {
 }
 
 
+REMOTE = {"slurm": slurm_options, "kubernetes": kubernetes_options}
+"""Clusters whose workers a batch system or an operator starts."""
 CONNECT_TIMEOUT_S = 10
 """How long the scheduler of cluster `address` may take to answer."""
 
@@ -51,9 +54,12 @@ def cluster_options(settings: Settings) -> dict[str, Any]:
     """Return the keyword arguments of `DaskTaskRunner` for the chosen cluster, and configure Dask in this process.
 
     `cluster_class` and `address` are strings: a live cluster object cannot be serialised by Prefect. Raises
-    ClusterError when the CUDA cluster is chosen but not installed, and as `workers_at` does.
+    ClusterError when the CUDA cluster is chosen but not installed, and as `workers_at` does; ExtraMissingError when
+    the package of `slurm` or `kubernetes` is not installed.
     """
     configure_dask()
+    if settings.cluster in REMOTE:
+        return REMOTE[settings.cluster](settings, DASK_CONFIG)
     if settings.cluster == "address":
         workers_at(settings.cluster_address)
         return {"address": settings.cluster_address}
@@ -132,6 +138,8 @@ def describe_cluster(settings: Settings) -> str:
     count, memory = worker_count(settings), worker_memory(settings) / 2**30
     if settings.cluster == "address":
         return f"Dask scheduler at {settings.cluster_address}, {count} workers of {memory:.1f} GiB each"
+    if settings.cluster in REMOTE:
+        return f"{settings.cluster} cluster, {count} workers with 1 thread and {memory:.1f} GiB each"
     if settings.cluster == "cuda":
         return f"local CUDA cluster, {count} workers with a GPU and {memory:.1f} GiB each"
     return f"local cluster, {count} worker processes with 1 thread and {memory:.1f} GiB each"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import tempfile
@@ -12,13 +13,23 @@ from typing import Any
 
 import yaml
 
+from infra.api import request_json
+from infra.automations import ensure_all
 from infra.detached import Detached
-from infra.server import ServerError, ServerInfo, child_environment, request_json, server_status
+from infra.server import ServerError, ServerInfo, child_environment, server_status
 from infra.settings import Settings
 
 PROJECT_FILE = "prefect.yaml"
 DEPLOY_TIMEOUT_S = 600
 WORKER_POLL_S = 2
+GPU_POOL = "brainloom-gpu"
+"""What `prefect.yaml` calls the pool of trainings and embeddings."""
+QUEUES = {
+    "trainings": "One training at a time: those of a pool share its GPUs, or its cores.",
+    "writers": "One ingest or preprocessing at a time: each has a Dask cluster for the memory of the whole machine.",
+}
+"""Work queues, in whichever pool, that are made with a limit of one flow run at a time."""
+_log = logging.getLogger(__name__)
 
 
 class DeployError(RuntimeError):
@@ -26,71 +37,91 @@ class DeployError(RuntimeError):
 
 
 def deploy(settings: Settings, project: Path | None = None) -> list[str]:
-    """Create the work pools and register every deployment of `prefect.yaml`; return `<flow>/<deployment>` names.
+    """Create the work pools, the deployments of `prefect.yaml` and the automations; return `<flow>/<deployment>` names.
 
     `project` is the folder of that file; None: the working directory, else the folder of our own checkout. Flow runs
-    start in that folder. Deployments of our default work pool go to the pool of the settings (BRAINLOOM_WORK_POOL),
-    which the worker serves; those that name another pool stay there. Doing it again updates. Raises DeployError with
-    Prefect's own words, ServerError without a live server.
+    start in that folder. Deployments of our pools go to those of the settings, see `with_pools`. Doing it again
+    updates. Raises DeployError with Prefect's own words, ServerError without a live server, and AutomationError.
     """
     folder = find_project(project)
-    content = with_work_pool(yaml.safe_load((folder / PROJECT_FILE).read_text()), settings.work_pool)
-    wanted = content["deployments"]
+    content = with_pools(yaml.safe_load((folder / PROJECT_FILE).read_text()), settings)
     info = _live_server(settings)
     environment = child_environment(settings, info)
-    for pool in sorted({deployment["work_pool"]["name"] for deployment in wanted}):
+    for pool in sorted({deployment["work_pool"]["name"] for deployment in content["deployments"]}):
         if not _has_pool(info, pool):
             _prefect(["work-pool", "create", pool, "--type", "process"], folder, environment)
+    _ensure_queues(info, content)
     with tempfile.TemporaryDirectory(prefix="brainloom-deploy-") as place:
         file = Path(place, PROJECT_FILE)
         file.write_text(yaml.safe_dump(content))
         _prefect(["deploy", "--all"], folder, environment, "--prefect-file", str(file))
-    names = [deployment["name"] for deployment in wanted]
-    found = request_json(f"{info.api_url}/deployments/filter", {"deployments": {"name": {"any_": names}}})
-    flow_ids = [deployment["flow_id"] for deployment in found]
-    flows = request_json(f"{info.api_url}/flows/filter", {"flows": {"id": {"any_": flow_ids}}})
-    flow_names = {flow["id"]: flow["name"] for flow in flows}
-    registered = {deployment["name"]: flow_names[deployment["flow_id"]] for deployment in found}
+    registered = registered_deployments(info.api_url, content)
+    names = [deployment["name"] for deployment in content["deployments"]]
     if missing := [name for name in names if name not in registered]:
         raise DeployError(f"these deployments of {folder / PROJECT_FILE} were not registered: {', '.join(missing)}")
-    return sorted(f"{registered[name]}/{name}" for name in names)
+    for name, what in ensure_all(info.api_url, settings).items():
+        _log.info("automation %r was %s", name, what)
+    return sorted(f"{registered[name]['flow_name']}/{name}" for name in names)
 
 
-def with_work_pool(content: Mapping[str, Any], pool: str) -> dict[str, Any]:
-    """Return the content of `prefect.yaml` with the deployments of our default work pool in another pool."""
-    default = Settings.model_fields["work_pool"].default
-    moved = [
-        {**deployment, "work_pool": {**deployment["work_pool"], "name": pool}}
-        if deployment["work_pool"]["name"] == default
-        else deployment
-        for deployment in content["deployments"]
-    ]
+def registered_deployments(api_url: str, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return by name what the server says about the deployments of a `prefect.yaml`, with `flow_name`."""
+    names = [deployment["name"] for deployment in content["deployments"]]
+    found = request_json(f"{api_url}/deployments/filter", {"deployments": {"name": {"any_": names}}})
+    flow_ids = [deployment["flow_id"] for deployment in found]
+    flows = request_json(f"{api_url}/flows/filter", {"flows": {"id": {"any_": flow_ids}}})
+    flow_names = {flow["id"]: flow["name"] for flow in flows}
+    return {one["name"]: {**one, "flow_name": flow_names[one["flow_id"]]} for one in found}
+
+
+def with_pools(content: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """Return the content of `prefect.yaml` with its deployments in the pools of the settings.
+
+    `brainloom-cpu` becomes BRAINLOOM_WORK_POOL. `brainloom-gpu` becomes BRAINLOOM_GPU_POOL and, when none is set, the
+    same pool as the others. Deployments that name another pool stay there.
+    """
+    cpu = settings.work_pool
+    pools = {str(Settings.model_fields["work_pool"].default): cpu, GPU_POOL: settings.gpu_pool or cpu}
+    moved = []
+    for deployment in content["deployments"]:
+        pool = deployment["work_pool"]
+        moved.append({**deployment, "work_pool": {**pool, "name": pools.get(pool["name"], pool["name"])}})
     return {**content, "deployments": moved}
 
 
-def start_worker(settings: Settings) -> int:
-    """Start a detached process worker for the work pool unless one runs, and return its pid.
+def served_pools(settings: Settings) -> list[str]:
+    """Return the work pools of the settings: a worker is needed in each."""
+    return list(dict.fromkeys(pool for pool in (settings.work_pool, settings.gpu_pool) if pool))
+
+
+def start_worker(settings: Settings, pool: str | None = None) -> int:
+    """Start a detached process worker for a work pool (None: that of the settings) unless one runs; return its pid.
 
     Raises DeployError with the end of its log when it does not get to know the server.
     """
     info = _live_server(settings)
-    process = _worker(settings)
+    pool = pool or settings.work_pool
+    process = _worker(settings, pool)
     with process.lock():
         if (pid := process.pid()) is not None:
             return pid
         environment = child_environment(settings, info) | {"PREFECT_WORKER_QUERY_SECONDS": str(WORKER_POLL_S)}
-        options = ["--pool", settings.work_pool, "--type", "process", "--name", process.marker]
+        options = ["--pool", pool, "--type", "process", "--name", process.marker]
         command = [sys.executable, "-m", "prefect", "worker", "start", *options, "--limit", str(settings.flow_runs)]
         return process.start(command, environment)
 
 
 def stop_worker(settings: Settings) -> bool:
-    """Stop our worker with the flow runs that it started, and wait for them; False when none was running."""
-    process = _worker(settings)
+    """Stop our workers with the flow runs that they started, and wait for them; False when none was running."""
     if not settings.server_dir.exists():
         return False
-    with process.lock():
-        return process.stop(wait_s=45.0)  # a flow run gets 30 s to end its ranks and to save
+    others = [path.stem.removeprefix("worker-") for path in sorted(settings.server_dir.glob("worker-*.pid"))]
+    stopped = False
+    for pool in dict.fromkeys([settings.work_pool, *others]):
+        process = _worker(settings, pool)
+        with process.lock():
+            stopped |= process.stop(wait_s=45.0)  # a flow run gets 30 s to end its ranks and to save
+    return stopped
 
 
 def find_project(project: Path | None = None) -> Path:
@@ -103,8 +134,23 @@ def find_project(project: Path | None = None) -> Path:
     raise DeployError(f"no {PROJECT_FILE} in {looked}; run this in a checkout of brainloom or name its folder")
 
 
-def _worker(settings: Settings) -> Detached:
-    return Detached(settings.server_dir, "worker", marker=f"{settings.work_pool}-worker")
+def _worker(settings: Settings, pool: str) -> Detached:
+    name = "worker" if pool == settings.work_pool else f"worker-{pool}"
+    return Detached(settings.server_dir, name, marker=f"{pool}-worker")
+
+
+def _ensure_queues(info: ServerInfo, content: Mapping[str, Any]) -> None:
+    """Make the queues that run one flow run at a time, in the pools that use them; an existing one stays as it is."""
+    pools = [deployment["work_pool"] for deployment in content["deployments"]]
+    for pool, name in sorted({(one["name"], one.get("work_queue_name", "")) for one in pools}):
+        if name not in QUEUES:
+            continue
+        queue = {"name": name, "concurrency_limit": 1, "description": QUEUES[name]}
+        try:
+            request_json(f"{info.api_url}/work_pools/{pool}/queues", queue)
+        except urllib.error.HTTPError as error:
+            if error.code != 409:  # it is there
+                raise
 
 
 def _live_server(settings: Settings) -> ServerInfo:

@@ -11,24 +11,19 @@ import os
 import socket
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from infra.api import request_json
+from infra.automations import ensure_automation, zombie_automation
 from infra.detached import Detached
+from infra.environments import api_environment, export_storage, server_environment, storage_environment
 from infra.settings import Settings, private_environment
 from infra.storage import write_json
 
 START_TIMEOUT_S = 120.0
 HEARTBEAT_S = 30
-ZOMBIE_AFTER_S = 540
-"""A flow run without a heartbeat for this long is marked Crashed; Prefect's own server never does that by itself."""
-ZOMBIE_AUTOMATION = "brainloom: crash flow runs without heartbeat"
 _CREDENTIALS = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH")
-# Loopback must not pass through a proxy of the environment.
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class ServerError(RuntimeError):
@@ -49,21 +44,28 @@ def ensure_server(settings: Settings, timeout_s: float = START_TIMEOUT_S) -> Ser
     """Return the live server, starting our own when none runs; safe to call from several processes at once.
 
     Raises ServerError with the end of the server's log when it does not answer within `timeout_s` seconds, or naming
-    the address when `settings.api_url` does not answer.
+    the address when `settings.api_url` does not answer, or when our own server is to ask for a password.
     """
     if settings.api_url:
+        os.environ.update(api_environment(settings))
         if not _healthy(settings.api_url):
             raise ServerError(
                 f"no Prefect server answers at {settings.api_url} (asked {settings.api_url}/health); "
                 "start it, or unset BRAINLOOM_API_URL to use the embedded one"
             )
         return _info(settings.api_url, None)
+    if settings.api_auth:
+        raise ServerError(
+            "BRAINLOOM_API_AUTH is set without BRAINLOOM_API_URL: our own server binds to loopback and asks for no "
+            "password; unset it, or run a server with authentication (docs/compose.md)"
+        )
     process = _process(settings)
     with process.lock():
         if process.pid() is not None:
             # Perhaps another process was killed while it waited for the server that it had started.
             api_url = _recorded_url(settings)
             if api_url and _wait_until_healthy(process, api_url, timeout_s):
+                ensure_automation(api_url, zombie_automation())
                 return _info(api_url, process.pid())
             process.stop()
         api_url = f"http://127.0.0.1:{_free_port(_recorded_port(settings))}/api"
@@ -75,13 +77,14 @@ def ensure_server(settings: Settings, timeout_s: float = START_TIMEOUT_S) -> Ser
                 f"the Prefect server did not answer at {api_url}/health within {timeout_s:.0f} s; "
                 f"its log {process.log} ends with:\n{process.log_tail()}"
             )
-        _ensure_zombie_automation(api_url)
+        ensure_automation(api_url, zombie_automation())
         return _info(api_url, process.pid())
 
 
 def server_status(settings: Settings) -> ServerInfo | None:
     """Return the live server, or None when it does not run or does not answer."""
     if settings.api_url:
+        os.environ.update(api_environment(settings))
         return _info(settings.api_url, None) if _healthy(settings.api_url) else None
     pid, api_url = _process(settings).pid(), _recorded_url(settings)
     return _info(api_url, pid) if pid and api_url and _healthy(api_url) else None
@@ -110,6 +113,7 @@ def connect(settings: Settings) -> ServerInfo:
         for name in _CREDENTIALS:
             os.environ.pop(name, None)
     os.environ.update(client_environment(settings, info))
+    export_storage(settings)
     if "prefect" in sys.modules:
         _refresh_prefect(info.api_url)
     return info
@@ -121,6 +125,8 @@ def client_environment(settings: Settings, info: ServerInfo) -> dict[str, str]:
         **private_environment(),
         "PREFECT_API_URL": info.api_url,
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
+        **api_environment(settings),
+        **storage_environment(settings),
     }
     if settings.api_url is None:
         proxy_free = {*os.environ.get("NO_PROXY", "").split(","), "127.0.0.1", "localhost"} - {""}
@@ -137,19 +143,6 @@ def child_environment(settings: Settings, info: ServerInfo) -> dict[str, str]:
 def without_prefect(environment: Mapping[str, str]) -> dict[str, str]:
     """Return an environment without any `PREFECT_*` variable: the caller's profile and keys stay the caller's."""
     return {name: value for name, value in environment.items() if not name.startswith("PREFECT_")}
-
-
-def request_json(url: str, body: Any = None, method: str | None = None, timeout_s: float = 10.0) -> Any:
-    """Send a JSON request to a server's API (POST when there is a body) and return the decoded answer."""
-    request = urllib.request.Request(  # noqa: S310 - the scheme was checked by Settings
-        url,
-        data=None if body is None else json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
-        method=method,
-    )
-    with _OPENER.open(request, timeout=timeout_s) as answer:
-        text = answer.read()
-    return json.loads(text) if text else None
 
 
 def _process(settings: Settings) -> Detached:
@@ -173,8 +166,7 @@ def _start(settings: Settings, process: Detached, api_url: str) -> None:
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events",
         "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P7D",
     }
-    if settings.database_url:
-        environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = settings.database_url
+    environment |= server_environment(settings)
     program = "import sys; from prefect.cli import app; sys.argv = ['prefect', *sys.argv[2:]]; app()"
     command = [sys.executable, "-c", program, _marker(settings), "server", "start", "--host", "127.0.0.1"]
     process.start([*command, "--port", port], environment)
@@ -235,34 +227,3 @@ def _refresh_prefect(api_url: str) -> None:
             f"Prefect is already in use with API {current}, wanted {api_url}; "
             "call infra.server.connect before any flow runs and outside of temporary_settings"
         )
-
-
-def _ensure_zombie_automation(api_url: str) -> None:
-    ended = [f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")]
-    automation = {
-        "name": ZOMBIE_AUTOMATION,
-        "description": f"A flow run without a heartbeat for {ZOMBIE_AFTER_S} s was killed: mark it Crashed.",
-        "trigger": {
-            "type": "event",
-            "posture": "Proactive",
-            "after": ["prefect.flow-run.heartbeat"],
-            "expect": ["prefect.flow-run.heartbeat", *ended],
-            "match": {"prefect.resource.id": "prefect.flow-run.*"},
-            "for_each": ["prefect.resource.id"],
-            "threshold": 1,
-            "within": ZOMBIE_AFTER_S,
-        },
-        "actions": [
-            {
-                "type": "change-flow-run-state",
-                "state": "CRASHED",
-                "message": f"No heartbeat for {ZOMBIE_AFTER_S} s: the process of this flow run was killed.",
-            }
-        ],
-    }
-    named = {"automations": {"name": {"any_": [ZOMBIE_AUTOMATION]}}}
-    try:
-        if not request_json(f"{api_url}/automations/filter", named):
-            request_json(f"{api_url}/automations/", automation)
-    except urllib.error.HTTPError as error:
-        raise ServerError(f"the server refused the automation {ZOMBIE_AUTOMATION!r}: {error.read()!r}") from error

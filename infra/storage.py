@@ -2,8 +2,8 @@
 
 Local paths (plain or `file://`) and `s3://bucket/path` are known. S3 is configured by the environment alone:
 `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, and `FSSPEC_S3_ENDPOINT_URL` or `AWS_ENDPOINT_URL` for servers that
-are not Amazon's. No credential passes through an argument, so none can reach a log, a parameter or the store; a URL
-or an endpoint with user info is refused, in words that do not repeat it.
+are not Amazon's; the settings `BRAINLOOM_S3_*` stand for these. No credential passes through an argument, so none can
+reach a log, a parameter or the store; a URL or an endpoint with user info is refused, in words that do not repeat it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import fsspec
+
+from infra.environments import export_storage
+from infra.settings import Settings
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 20
@@ -94,6 +97,8 @@ def s3_options() -> dict[str, Any]:
 
     Raises ValueError for an endpoint with user info.
     """
+    if any(name.startswith("BRAINLOOM_S3_") for name in os.environ):
+        export_storage(Settings())  # S3 clients read variables of their own
     endpoint = s3_endpoint()
     return {
         "use_listings_cache": False,

@@ -31,8 +31,8 @@ def write_bundle(finished: FinishedTraining, folder: Path) -> None:
     """Write a bundle into a new folder.
 
     A pre-training gives its encoder, which returns the input and four stages; a segmentation gives logits of full, 1/2
-    and 1/4 resolution; a classification gives logits. Raises RuntimeError naming the first key when config and weights
-    do not belong together.
+    and 1/4 resolution (SwinUNETR: of full resolution); a classification gives logits. Raises RuntimeError naming the
+    first key when config and weights do not belong together.
     """
     config = finished.config
     network, definition = network_of(config)

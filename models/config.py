@@ -9,6 +9,8 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from models.config_anatcl import AgeRegressionConfig, AnatCLConfig
 from models.config_cinp import CINPConfig, ViT3DConfig
+from models.config_crops import CropContrastConfig, MaskedCropsConfig
+from models.config_scratch import DynUNetConfig, ScratchNetwork, SwinUNETRConfig
 from models.records import Record, digest_of, without_unset
 
 
@@ -93,7 +95,9 @@ AnyNetwork = Annotated[
     Annotated[NetworkConfig, Tag("uniformer")]
     | Annotated[UNet3DConfig, Tag("unet3d")]
     | Annotated[ResNet3DConfig, Tag("resnet3d")]
-    | Annotated[ViT3DConfig, Tag("vit3d")],
+    | Annotated[ViT3DConfig, Tag("vit3d")]
+    | Annotated[SwinUNETRConfig, Tag("swin_unetr")]
+    | Annotated[DynUNetConfig, Tag("dynunet")],
     Discriminator(_network_kind),
 ]
 
@@ -178,7 +182,14 @@ class ClassificationConfig(SupervisedConfig):
 
 
 ObjectiveConfig = Annotated[
-    BrainMVPConfig | AnatCLConfig | AgeRegressionConfig | CINPConfig | SegmentationConfig | ClassificationConfig,
+    BrainMVPConfig
+    | MaskedCropsConfig
+    | CropContrastConfig
+    | AnatCLConfig
+    | AgeRegressionConfig
+    | CINPConfig
+    | SegmentationConfig
+    | ClassificationConfig,
     Field(discriminator="kind"),
 ]
 
@@ -248,6 +259,8 @@ class MadeFrom(Record):
     split_digest: str = ""
     phenotypes_digest: str = ""
     """Empty: there were none."""
+    crosswalks_digest: str = Field("", exclude_if=lambda value: not value)
+    """Of who is who in the workspace's crosswalks (tasks.crosswalk); empty: there were none."""
 
 
 class TrainingConfig(Record):
@@ -287,8 +300,8 @@ class TrainingConfig(Record):
     @model_validator(mode="after")
     def _check_crop(self) -> Self:
         crop, step = self.data.crop, self.network.edge_multiple
-        has_decoder = not isinstance(self.network, ResNet3DConfig | ViT3DConfig)
-        if not has_decoder and isinstance(self.objective, BrainMVPConfig | SegmentationConfig):
+        decoding = BrainMVPConfig | MaskedCropsConfig | SegmentationConfig
+        if isinstance(self.network, ResNet3DConfig | ViT3DConfig) and isinstance(self.objective, decoding):
             raise ValueError(
                 f"training {self.name}: network {self.network.kind!r} has no decoder, which objective "
                 f"{self.objective.kind!r} needs; use 'uniformer' or 'unet3d'"
@@ -297,6 +310,29 @@ class TrainingConfig(Record):
         if (min(crop) <= 0 and not whole) or any(edge % step for edge in crop):
             rule = "positive, or all 0 for the whole grid," if step == 1 else f"positive multiples of {step},"
             raise ValueError(f"crop edges must be {rule} got {crop}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_scratch(self) -> Self:
+        if not isinstance(self.network, ScratchNetwork):
+            return self
+        kind = self.network.kind
+        if not isinstance(self.objective, SegmentationConfig):
+            raise ValueError(
+                f"training {self.name}: network {kind!r} is for segmentation from scratch only, not for objective "
+                f"{self.objective.kind!r}; use 'uniformer' or 'unet3d'"
+            )
+        if self.init_from:
+            raise ValueError(
+                f"training {self.name}: network {kind!r} is trained from scratch only, there is no pre-training to "
+                f"start it from, got init_from {self.init_from!r}; leave it empty, or use the network of that training"
+            )
+        least = self.data.crop == (self.network.edge_multiple,) * 3
+        if isinstance(self.network, SwinUNETRConfig) and self.network.norm == "instance" and least:
+            raise ValueError(
+                f"training {self.name}: a crop of {self.data.crop} leaves one voxel at 1/32, which network.norm "
+                "'instance' makes 0; use a larger crop or the norm 'group'"
+            )
         return self
 
     @model_validator(mode="after")

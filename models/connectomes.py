@@ -99,11 +99,11 @@ class ConnectomeSpec(Record):
     low_pass_hz: float = Field(0.0, ge=0, allow_inf_nan=False)
     """0: no filter."""
     min_frames: int = Field(80, ge=10)
-    """Fewer frames after scrubbing: the case is quarantined."""
+    """At least 10. Fewer frames after scrubbing: the case is quarantined."""
     min_kept_share: float = Field(0.5, ge=0, le=1)
-    """Of all frames; less: the case is quarantined."""
+    """Of all frames, from 0 to 1; less: the case is quarantined."""
     missing_regions: int = Field(0, ge=0)
-    """How many regions may have no signal (outside the field of view, constant); they are stored as NaN."""
+    """How many regions, 0 or more, may have no signal (outside the field of view, constant); they are stored as NaN."""
 
     @model_validator(mode="before")
     @classmethod

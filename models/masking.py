@@ -25,6 +25,16 @@ def kept_blocks(blocks: int, rate: float) -> int:
     return math.floor(blocks * (1.0 - rate) + 1e-9)
 
 
+def check_kept(crop: Sequence[int], block: int, rate: float) -> None:
+    """Raise ValueError when a mask would leave no block of a crop, or the crop is not made of whole blocks."""
+    blocks = math.prod(block_grid(crop, block))
+    if not kept_blocks(blocks, rate):
+        raise ValueError(
+            f"mask_rate {rate:g} keeps none of the {blocks} blocks of a crop {tuple(crop)}; "
+            "lower it, take a smaller mask_block or a larger crop"
+        )
+
+
 def draw_mask(grid: Sequence[int], rate: float, rng: np.random.Generator) -> NDArray[np.bool_]:
     """Return a boolean array of shape `grid`, True where a block is replaced."""
     blocks = math.prod(grid)

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.config import AnatCLConfig, BrainMVPConfig, CINPConfig
+from models.config import AnatCLConfig, BrainMVPConfig, CINPConfig, CropContrastConfig, MaskedCropsConfig
 from models.networks.build import pool
 from models.objectives.contrast import collapse_metrics
 
-TWO_VIEWS = (BrainMVPConfig, AnatCLConfig)
+TWO_VIEWS = (BrainMVPConfig, MaskedCropsConfig, CropContrastConfig, AnatCLConfig)
 """Of the objectives whose validation encodes two views of every case: all first views, then all second ones."""
 ONE_VIEW = (CINPConfig,)
 """Of the objectives whose validation encodes every case once as it is, or, without connectomes, not at all."""

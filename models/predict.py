@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from models.finished import read_training
 from models.heartbeat import beat
 from models.objectives import build_objective
 from models.objectives.supervised import TEMPLATES, Supervised
+from models.predict_times import PredictTimes, write_times
 from models.records import SelectedCase
 from models.state import Stop, Stopped, TrainingState, evaluating
 
@@ -31,6 +33,8 @@ TABLE = "predictions.parquet"
 def predict_cases(state: TrainingState, stop: Stop = lambda: False) -> int:
     """Write predictions/<case>.npz for each test case and predictions/predictions.parquet; return their number.
 
+    How long it took is written beside (models.predict_times).
+
     Rank r predicts cases r, r + world, ...; every rank calls this. Raises TypeError for an objective that cannot.
     """
     if not isinstance(state.objective, Supervised):
@@ -39,6 +43,7 @@ def predict_cases(state: TrainingState, stop: Stop = lambda: False) -> int:
     names = file_names(dataset.cases)
     folder = state.folder / FOLDER
     folder.mkdir(exist_ok=True)
+    begun = time.perf_counter()
     with evaluating(state):
         for index in range(state.world.rank, len(dataset), state.world.size):
             beat(f"predicting test case {index + 1} of {len(dataset)}", state.step)
@@ -49,6 +54,8 @@ def predict_cases(state: TrainingState, stop: Stop = lambda: False) -> int:
     barrier(state.world)
     if state.world.is_main:
         _write_table(folder, state.config, dataset.cases, names)
+        took = time.perf_counter() - begun
+        write_times(state.folder, PredictTimes(seconds=took, cases=len(dataset), ranks=state.world.size))
     return len(dataset)
 
 

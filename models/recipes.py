@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 from models.config import (
-    BrainMVPConfig,
     ClassificationConfig,
     DataConfig,
     NetworkConfig,
@@ -18,11 +17,11 @@ from models.config import (
     Region,
     SegmentationConfig,
     TrainingConfig,
-    UNet3DConfig,
     ViT3DConfig,
 )
 from models.overrides import Recipe, apply_overrides
 from models.recipes_anatcl import ANATCL_RECIPES
+from models.recipes_brainmvp import CROP_RECIPES, TINY_NETWORK
 from models.recipes_cinp import CINP_RECIPES
 
 TUMOUR_REGIONS = (
@@ -32,76 +31,6 @@ TUMOUR_REGIONS = (
     Region(name="WT", labels=(1, 2, 3)),
 )
 BRATS_MODALITIES = ("t1", "t1c", "t2", "flair")
-# A few hundred steps must do: biases in the stems and damped branches let intensities through from the first step on
-# (linear decodability of random features: 15.3 dB with the reference's start, 18 to 19 dB with
-# this one, on networks a little wider than this).
-TINY_NETWORK = NetworkConfig(
-    embed_dims=(16, 32, 64, 128),
-    depths=(1, 1, 1, 1),
-    head_dim=32,
-    decoder_dim=8,
-    stem_bias_std=0.5,
-    branch_init_scale=0.1,
-)
-TINY_UNET = UNet3DConfig(widths=(8, 16, 32, 64), blocks=(1, 1, 1, 1))
-
-
-def brainmvp(store: str, selection: str, preset: str = "recommended", **overrides: Any) -> TrainingConfig:
-    """Pre-train UniFormer-S with BrainMVP on GPUs: 96^3 crops at 1 mm, global batch 24, 1500 epochs."""
-    base = TrainingConfig(
-        name="brainmvp",
-        recipe="brainmvp",
-        preset=preset,
-        network=NetworkConfig(),
-        objective=_brainmvp_objective(preset),
-        data=DataConfig(store=store, selection=selection, crop=(96, 96, 96), batch_size=3, workers=4),
-        # The cosine falls to 0 over all optimiser steps; the reference's rate rose again half-way.
-        optimiser=OptimiserConfig(kind="adamw", lr=3e-4, weight_decay=1e-5),
-        epochs=1500,
-        world_size=8,
-        precision="bf16",
-        checkpoint_every=500,
-        validate_every=5000,
-    )
-    return apply_overrides(base, overrides)
-
-
-def brainmvp_tiny(store: str, selection: str, preset: str = "recommended", **overrides: Any) -> TrainingConfig:
-    """Pre-train a small UniFormer on two CPU ranks: 32^3 crops, 4 cases a rank, all three objectives."""
-    base = TrainingConfig(
-        name="brainmvp_tiny",
-        recipe="brainmvp_tiny",
-        preset=preset,
-        network=TINY_NETWORK,
-        objective=_brainmvp_objective(preset),
-        data=DataConfig(store=store, selection=selection, crop=(32, 32, 32), batch_size=4),
-        optimiser=OptimiserConfig(kind="muon", lr=4e-3, weight_decay=1e-4, warmup_share=0.05),
-        epochs=72,
-        world_size=2,
-        checkpoint_every=50,
-        validate_every=200,
-    )
-    return apply_overrides(base, overrides)
-
-
-def brainmvp_unet(store: str, selection: str, preset: str = "recommended", **overrides: Any) -> TrainingConfig:
-    """Pre-train UNET3D, the paper's second backbone, with BrainMVP on GPUs."""
-    base = brainmvp(store, selection, preset)
-    base = base.replace(name="brainmvp_unet", recipe="brainmvp_unet", network=UNet3DConfig())
-    return apply_overrides(base, overrides)
-
-
-def brainmvp_unet_tiny(store: str, selection: str, preset: str = "recommended", **overrides: Any) -> TrainingConfig:
-    """Pre-train a small UNET3D on two CPU ranks: 32^3 crops, 4 cases a rank, all three objectives."""
-    base = brainmvp_tiny(store, selection, preset)
-    base = base.replace(
-        name="brainmvp_unet_tiny",
-        recipe="brainmvp_unet_tiny",
-        network=TINY_UNET,
-        # Half the rates of the UniFormer twin: lower losses after 40 steps, and far less sensitive to rounding.
-        optimiser=base.optimiser.replace(lr=2e-3, muon_lr=0.01),
-    )
-    return apply_overrides(base, overrides)
 
 
 def segmentation(store: str, selection: str, **overrides: Any) -> TrainingConfig:
@@ -201,10 +130,7 @@ def _whole_image(config: TrainingConfig, overrides: dict[str, Any]) -> TrainingC
 RECIPES: dict[str, Recipe] = {
     recipe.__name__: recipe
     for recipe in (
-        brainmvp,
-        brainmvp_tiny,
-        brainmvp_unet,
-        brainmvp_unet_tiny,
+        *CROP_RECIPES,
         *ANATCL_RECIPES,
         *CINP_RECIPES,
         segmentation,
@@ -221,12 +147,3 @@ def find_recipe(name: str) -> Recipe:
         return RECIPES[name]
     except KeyError:
         raise KeyError(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}") from None
-
-
-def _brainmvp_objective(preset: str) -> BrainMVPConfig:
-    from models.objectives.brainmvp import PRESETS
-
-    try:
-        return PRESETS[preset]
-    except KeyError:
-        raise KeyError(f"unknown preset {preset!r} of BrainMVP; known: {', '.join(PRESETS)}") from None

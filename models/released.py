@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models.config import AnyNetwork, NetworkConfig, ResNet3DConfig, UNet3DConfig, ViT3DConfig
+from models.config_scratch import ScratchNetwork
 from models.finished import BANK
 from models.networks.build import build_encoder, build_pretraining_decoder, projection_head
 from models.records import MODALITIES
@@ -51,8 +52,12 @@ class Layout:
 def layout_of(network: AnyNetwork, grid: tuple[int, int, int], head_dim: int = 128) -> Layout:
     """Return the layout of a network's file: of BrainMVP with templates on a grid of voxels, of AnatCL with a head.
 
-    Raises WeightsError for a vision transformer.
+    Raises WeightsError for a vision transformer and for the networks of others.
     """
+    if isinstance(network, ScratchNetwork):
+        raise WeightsError(
+            f"network {network.kind!r} is trained from scratch only, so there is no layout of its weights"
+        )
     if isinstance(network, ResNet3DConfig):
         return _resnet_layout(network, head_dim)
     if isinstance(network, ViT3DConfig):

@@ -33,8 +33,9 @@ class PreprocessSpec(Record):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     name: str
+    """What the store calls it."""
     spacing_mm: float = Field(1.0, gt=0, allow_inf_nan=False)
-    """Isotropic voxel size of the stored images."""
+    """Isotropic voxel size of the stored images, more than 0."""
     grid: tuple[int, int, int] = (240, 240, 155)
     """Largest extent of a case and size of the template bank, in voxels."""
     frame: Literal["image", "template"] = "image"
@@ -54,9 +55,10 @@ class PreprocessSpec(Record):
     """`percentiles`: scaled to [0, 1] between them. `keep`: as in the file, for maps whose values mean something
     (modulated grey matter); negative ones become 0."""
     nan_share_max: float = Field(0.01, ge=0, le=1)
-    """Largest share of non-finite voxels that is replaced by 0 and flagged; above it the case is quarantined."""
+    """Largest share of non-finite voxels, from 0 to 1, that is replaced by 0 and flagged; above it the case is
+    quarantined."""
     chunk: int = Field(48, ge=48)
-    """Edge of a store chunk in voxels."""
+    """Edge of a store chunk in voxels, at least 48."""
     codec: Literal["lz4", "none"] = "lz4"
     """How chunks are packed. `none` reads two to three times faster and takes some two and a half times the space."""
     space: Literal["any", "mni"] = "any"

@@ -38,6 +38,7 @@ from models.store_layout import (
     read_small,
     rust_pipeline,
 )
+from models.store_schema import refuse_schema
 
 
 def case_digest(
@@ -271,6 +272,13 @@ def check_spec(url: str, spec: PreprocessSpec) -> PreprocessSpec:
 
 def read_attributes(url: str) -> dict[str, Any]:
     """Return our attributes of the root group; raises StoreError for anything that is not a store of this schema."""
+    found = read_attributes_of_any(url)
+    refuse_schema(url, found.get("schema"))
+    return found
+
+
+def read_attributes_of_any(url: str) -> dict[str, Any]:
+    """Return our attributes of the root group of any schema; raises StoreError for what is no store of ours."""
     try:
         metadata = storage.read_json(storage.join(url, "zarr.json"))
     except (FileNotFoundError, NotADirectoryError):
@@ -280,18 +288,20 @@ def read_attributes(url: str) -> dict[str, Any]:
     found = metadata.get("attributes", {}).get(ATTRIBUTE) if isinstance(metadata, dict) else None
     if not isinstance(found, dict) or "spec" not in found:
         raise StoreError(f"{url} is a Zarr group, but not a store of ours: attribute {ATTRIBUTE!r} is missing")
-    if found.get("schema") != SCHEMA:
-        raise StoreError(f"{url} has store schema {found.get('schema')!r}; this version reads schema {SCHEMA} only")
     return found
 
 
 def _write_attributes(url: str, spec: PreprocessSpec, finalised: dict[str, Any] | None) -> None:
     body = spec.identity()
-    attributes = {"schema": SCHEMA, "spec": body, "spec_digest": digest_of(body), "finalised": finalised}
+    write_attributes(url, {"schema": SCHEMA, "spec": body, "spec_digest": digest_of(body), "finalised": finalised})
+
+
+def write_attributes(url: str, attributes: dict[str, Any]) -> None:
+    """Replace our attributes of the root group, and the metadata of all arrays in it when the store is finalised."""
     # One atomic replacement of the whole object; zarr's own update would read, change and write, and its own
     # consolidation would stumble over what lies beside the arrays.
     metadata: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": {ATTRIBUTE: attributes}}
-    if finalised is not None:
+    if attributes["finalised"] is not None:
         inline = {"kind": "inline", "must_understand": False, "metadata": _published_metadata(url)}
         metadata["consolidated_metadata"] = inline
     storage.write_json(storage.join(url, "zarr.json"), metadata)

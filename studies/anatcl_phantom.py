@@ -13,11 +13,11 @@ the random encoder: the study's claim holds when their 95 % intervals do not ove
 global, the diagnoses, the site effect) is described, with Holm's correction inside each table. AD-like against control
 is the positive control, its shuffled twin the negative one, the probe of the true latents the ceiling.
 
-This is the third protocol, and the last one. The first (360 healthy and 320 probed subjects, 8 cases a rank, a rate that
-hardly fell, cohort seed 20270211) did not show the claim; the second (1,500 healthy and 600 probed subjects, the paper's
-32 cases a rank, the fall of the rate that the tiny recipes had forgotten, seed 20270613) missed it by 0.03 years while
-the paired difference was told from zero. Nothing of the method changed since then, only the number of probed subjects,
-which narrows the intervals, and the people. docs/anatcl_study.md has all three.
+This is the third protocol, and the last one. The first (360 healthy and 320 probed subjects, 8 cases a rank, a rate
+that hardly fell, cohort seed 20270211) did not show the claim; the second (1,500 healthy and 600 probed subjects, the
+paper's 32 cases a rank, the fall of the rate that the tiny recipes had forgotten, seed 20270613) missed it by 0.03
+years while the paired difference was told from zero. Nothing of the method changed since then, only the number of
+probed subjects, which narrows the intervals, and the people. docs/anatcl_study.md has all three.
 """
 
 from __future__ import annotations

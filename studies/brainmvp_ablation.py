@@ -27,13 +27,15 @@ from studies.flows import run_flow
 from tasks.benchmarks import find_benchmark
 from tasks.catalog import build_catalog, write_catalog
 from tasks.cohort import fewer_labels
-from tasks.evaluation import Cohort, find_cohort, make_table, score_baselines, score_trainings
-from tasks.finetune import Finetuning, build_config, run_lanes, training_name
+from tasks.evaluation import Cohort, find_cohort, score_baselines, score_trainings
+from tasks.finetune import Finetuning, build_config, training_name
+from tasks.lanes import run_lanes
 from tasks.latents import read_latents
 from tasks.launch import launch
 from tasks.phantom import PhantomConfig, write_cohort
 from tasks.phantom.sources import phantom_sources
 from tasks.pretraining import PreparedTraining, prepare_training
+from tasks.sections import make_table
 from tasks.selection import select_cases
 from tasks.splits import people_of, roles, workspace_split
 from tasks.summary import PRETRAINED, SCRATCH

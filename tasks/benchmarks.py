@@ -7,13 +7,13 @@ table. A benchmark whose data are not in the store is shown as `no data`, never 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from models.config import Region
 from models.records import Record
+from tasks.label_schemes import find_scheme
 
 Basis = Literal["confirmed", "inferred", "unverified"]
 Metric = Literal[
@@ -35,48 +35,6 @@ METRICS = {
     "classification": CLASSIFICATION_METRICS,
     "regression": REGRESSION_METRICS,
 }
-
-
-def _regions(**labels: tuple[int, ...]) -> tuple[Region, ...]:
-    return tuple(Region(name=name, labels=values) for name, values in labels.items())
-
-
-# One table for every dataset, never a constant in code: enhancing tumour is 4 up to 2021, 3 in 2023 and 1 in later PED.
-LABEL_SCHEMES: dict[str, tuple[Region, ...]] = {
-    "brats2021": _regions(ET=(4,), TC=(1, 4), WT=(1, 2, 4)),
-    "brats2023": _regions(ET=(3,), TC=(1, 3), WT=(1, 2, 3)),
-    "brats-ped2024": _regions(ET=(1,), TC=(1, 2, 3), WT=(1, 2, 3, 4)),
-    "stroke": _regions(stroke=(1,)),
-    "schwannoma": _regions(schwannoma=(1,)),
-    "mrbrains13": _regions(CSF=(1,), GM=(2,), WM=(3,)),
-}
-
-
-def find_scheme(name: str) -> tuple[Region, ...]:
-    """Return the regions of a label scheme; raises KeyError listing the known schemes."""
-    try:
-        return LABEL_SCHEMES[name]
-    except KeyError:
-        raise KeyError(f"unknown label scheme {name!r}; known: {', '.join(LABEL_SCHEMES)}") from None
-
-
-def scheme_labels(name: str) -> set[int]:
-    """Return every label value that a scheme knows, background (0) included."""
-    return {0}.union(*(region.labels for region in find_scheme(name)))
-
-
-def scheme_conflict(values: Iterable[int], scheme: str) -> str:
-    """Return what is wrong with label values for a scheme, with what to do; empty when nothing is or it is not known.
-
-    BraTS calls enhancing tumour 4 up to 2021, then 3.
-    """
-    unknown = sorted(set(values) - scheme_labels(scheme)) if scheme in LABEL_SCHEMES else []
-    if not unknown:
-        return ""
-    return (
-        f"label values {unknown} are outside scheme {scheme!r}, which knows {sorted(scheme_labels(scheme))} only; "
-        "correct label_scheme of the source, build the catalog again and preprocess with retry_quarantined"
-    )
 
 
 class Published(Record):
@@ -103,11 +61,13 @@ class LesionRule(Record):
 
 
 class SplitProtocol(Record):
-    """How subjects are divided; always by subject, stratified and seeded."""
+    """How subjects are divided: by subject, stratified and seeded, in the one split that covers a workspace, so that a
+    test subject never enters a pre-training either (tasks.split_protocol)."""
 
     shares: tuple[float, float, float] = (0.7, 0.1, 0.2)
-    """Of train, val and test."""
+    """Of train, val and test; a split that asks for other shares than these has them for every dataset."""
     stratify: tuple[str, ...] = ("diagnosis", "site")
+    """Columns that the split is stratified by where the data are there, beside tasks.splits.STRATIFY."""
     note: str = ""
 
 
@@ -129,6 +89,8 @@ class Benchmark(Record):
     """Input channels in order; a case needs at least one of them, absent ones are read as zeros."""
     scheme: str = ""
     """Label scheme of a segmentation."""
+    other_schemes: tuple[str, ...] = Field((), exclude_if=lambda value: not value)
+    """Schemes of other releases of the same cases: the regions are those of the scheme that the labelled cases have."""
     target: str = ""
     """Phenotype column of a classification or a regression."""
     classes: tuple[str, ...] = ()
@@ -178,8 +140,8 @@ class Benchmark(Record):
             raise ValueError(f"benchmark {self.name!r}: a {self.protocol} of the whole image predicts no segmentation")
         if self.protocol == "prompt" and self.kind != "classification":
             raise ValueError(f"benchmark {self.name!r}: prompting tells classes, it predicts no number")
-        if self.scheme:
-            find_scheme(self.scheme)
+        for scheme in (self.scheme, *self.other_schemes) if self.scheme else ():
+            find_scheme(scheme)
         if unknown := set(self.metrics) - set(METRICS[self.kind]):
             raise ValueError(f"benchmark {self.name!r}: metrics {sorted(unknown)} do not belong to {self.kind}")
         return self
@@ -226,7 +188,8 @@ def _classification(name: str, title: str, dataset: str, classes: tuple[str, ...
         "target": "diagnosis",
         "metrics": CLASSIFICATION_METRICS,
         "split": SplitProtocol(
-            shares=(0.7, 0.1, 0.2), note="split of the paper unknown: stratified, test of the deduced size"
+            stratify=(str(more.get("target", "diagnosis")), "site"),
+            note="split of the paper unknown: stratified, test of the deduced size",
         ),
     }
     return Benchmark.model_validate(
@@ -255,7 +218,20 @@ _REGISTERED: tuple[Benchmark, ...] = (
         **{**_PHANTOM, "shuffle_seed": 20240229, "control": "negative"},
     ),
     _segmentation(
+        "phantom-stroke", "Phantom stroke", "phantom-stroke", ("flair", "dwi", "adc"), "stroke", **_PHANTOM,
+        surface_tolerance_mm=3.0, lesions=_STROKE,
+    ),
+    _segmentation(
+        "phantom-schwannoma", "Phantom schwannoma", "phantom-schwannoma", ("t1",), "schwannoma", **_PHANTOM,
+        surface_tolerance_mm=3.0,
+    ),
+    _classification(
+        "phantom-grade", "Phantom tumour or none, of four modalities", "phantom-bids", ("none", "tumour"),
+        modalities=FOUR, others=("stroke", "schwannoma"), **{**_PHANTOM, "target": "lesion"},
+    ),
+    _segmentation(
         "brats2023-ped", "BraTS2023-PED", "brats2023-ped", FOUR, "brats2023", basis="inferred", lesions=_GLIOMA,
+        other_schemes=("brats-ped2024",),
         published=(*_dice(0.7680, 0.7414, 0.7252), _board("hd95", 13.93, "ET")),
         note="99 cases; labels 0..3 as in the other BraTS2023 sets is inferred: check on the files",
     ),
@@ -330,6 +306,7 @@ BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _
 """Every registered benchmark by name, whether or not its data are at hand."""
 
 PHANTOM_BENCHMARKS: tuple[str, ...] = ("phantom-tumour", "phantom-diagnosis", "phantom-control", "phantom-shuffled")
+"""Those of the demo; the other phantoms are the twins of ISLES22, VSseg and BraTS2018."""
 
 
 def find_benchmark(name: str) -> Benchmark:

@@ -47,6 +47,24 @@ def select_cases(benchmark: Benchmark, cases: pd.DataFrame, roles: Mapping[tuple
     return selected
 
 
+def scheme_of_cases(benchmark: Benchmark, cases: pd.DataFrame) -> Benchmark:
+    """Return the benchmark with the label scheme that its labelled cases have, where it knows several releases of them.
+
+    `cases` as for `select_cases`. Raises CohortError when the cases have several of its schemes: their regions differ.
+    """
+    if not benchmark.other_schemes:
+        return benchmark
+    mine = cases[(cases["status"] == "stored") & cases["dataset"].isin(benchmark.datasets)]
+    schemes = (benchmark.scheme, *benchmark.other_schemes)
+    there = [name for name in schemes if (mine["label_scheme"] == name)[mine["has_label"].astype(bool)].any()]
+    if len(there) > 1:
+        raise CohortError(
+            f"benchmark {benchmark.name!r}: labels of {', '.join(benchmark.datasets)} follow {' and '.join(there)}, "
+            "whose regions differ; keep one release in the store"
+        )
+    return benchmark.replace(scheme=there[0]) if there else benchmark
+
+
 def _with_scheme(benchmark: Benchmark, labelled: pd.DataFrame) -> pd.DataFrame:
     chosen = labelled[labelled["label_scheme"] == benchmark.scheme]
     if chosen.empty and len(labelled):

@@ -13,6 +13,8 @@ from tasks.summary import Line
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+PANELS = 4
+"""Beside each other; more reliability curves start another line."""
 SHADES = (COLOURS["ours"], COLOURS["published"], COLOURS["ceiling"], *REGION_COLOURS)
 
 
@@ -69,9 +71,13 @@ def reliability_figure(
     from matplotlib.figure import Figure
 
     with rc_context(STYLE):
-        figure = Figure(figsize=(2.7 * len(curves) + 0.4, 3.1), layout="constrained")
+        across, down = min(len(curves), PANELS), -(-len(curves) // PANELS)
+        figure = Figure(figsize=(2.7 * across + 0.4, 3.1 * down), layout="constrained")
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10)
-        panels = figure.subplots(1, len(curves), squeeze=False, sharey=True)[0]
+        grid = figure.subplots(down, across, squeeze=False, sharey=True)
+        panels = grid.ravel()[: len(curves)]
+        for axes in grid.ravel()[len(curves) :]:
+            axes.set_axis_off()
         for axes, (name, curve) in zip(panels, curves.items(), strict=True):
             axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls=(0, (4, 3)))
             x, y = curve["mean_probability"].to_numpy(), curve["observed"].to_numpy()
@@ -81,5 +87,6 @@ def reliability_figure(
             axes.set_xlim(-0.02, 1.02)
             axes.set_ylim(-0.02, 1.02)
             axes.set_xlabel(words)
-        panels[0].set_ylabel("share that came true")
+        for axes in grid[:, 0]:
+            axes.set_ylabel("share that came true")
         return png_of(figure)

@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from isal import igzip
+
 from infra import storage
 from tasks.dicom_series import MissingExtraError, Series
 
@@ -22,6 +24,9 @@ MEMORY_BYTES = 8 << 30
 """Address space of the converter: a header that claims absurd dimensions ends there."""
 OPTIONS = ("-z", "i", "-b", "n", "-f", "image", "-w", "1", "-g", "i", "-x", "n", "-c", "")
 """gzip inside, no sidecar, fixed names, no foreign defaults, no cropping, no comment."""
+HEADER_TEXTS = (slice(4, 32), slice(148, 252), slice(328, 344))
+"""Where NIfTI-1 has data_type and db_name; descrip and aux_file; intent_name."""
+NIFTI_MAGIC = slice(344, 348)
 RECEIPT = "series.json"
 IMAGE = "image.nii.gz"
 
@@ -59,11 +64,24 @@ def convert(series: Series, root: str, folder: str, timeout_s: float = TIMEOUT_S
         _run([binary, *OPTIONS, "-o", str(work / "out"), str(work / "in")], work, timeout_s)
         image = _only_image(work / "out")
         target = storage.join(folder, series.key)
-        storage.write_bytes(storage.join(target, IMAGE), image.read_bytes())
+        storage.write_bytes(storage.join(target, IMAGE), without_header_texts(image.read_bytes()))
         storage.write_json(
             storage.join(target, RECEIPT),
             {"schema": 1, "converter": f"dcm2niix {release}", "options": list(OPTIONS), "files": len(series.files)},
         )
+
+
+def without_header_texts(compressed: bytes) -> bytes:
+    """Return a gzipped NIfTI-1 file with blank texts in its header; raises ConversionError for another file.
+
+    dcm2niix writes the time of the scan into `descrip`.
+    """
+    data = bytearray(igzip.decompress(compressed))
+    if data[NIFTI_MAGIC] not in (b"n+1\0", b"ni1\0"):
+        raise ConversionError("dcm2niix made a file that is no NIfTI-1 image")
+    for place in HEADER_TEXTS:
+        data[place] = bytes(place.stop - place.start)
+    return igzip.compress(bytes(data), mtime=0)
 
 
 def _gather(series: Series, root: str, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from infra.storage import write_bytes
-from models.config import AnyNetwork, SupervisedConfig
+from models.config import AnyNetwork, BrainMVPConfig, CropContrastConfig, MaskedCropsConfig, SupervisedConfig
 from models.export import NotFinishedError, read_done
 from models.finished import read_settings
 from models.records import SelectedCase, digest_of
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 Vectors = tuple[NDArray[np.float32], ...]
 """Arrays (N, dim) that have a line for each of the same cases."""
 
+CROPPED = BrainMVPConfig | MaskedCropsConfig | CropContrastConfig
+"""Settings of pre-trainings that see crops of an image, never the whole of it."""
 RULES_VERSION = 1
 """Raised when the way from image to embedding changes, so that kept embeddings are computed again."""
 
@@ -51,7 +54,14 @@ class EncoderSource:
     spec: PreprocessSpec | None = None
     """That it was trained with; None: any."""
     modalities: tuple[str, ...] = ()
-    """Input channels of a fine-tuned network; empty: one channel, the benchmark's first modality."""
+    """Input channels of a fine-tuned network; empty: one channel, each modality of the benchmark by itself."""
+    window: tuple[int, int, int] | None = None
+    """Voxels of the crops that it was trained on: such windows are embedded and averaged. None: the whole image."""
+
+    @property
+    def made_from(self) -> str:
+        """What decides its embeddings of an image."""
+        return f"{self.weights} in windows {list(self.window)}" if self.window else self.weights
 
     def load(self) -> Encoder:
         """Return the encoder in eval mode; raises NotFinishedError when the training's weights were changed."""
@@ -74,15 +84,44 @@ def trained_encoder(folder: Path) -> EncoderSource:
         )
     config, spec = read_settings(folder)
     modalities = config.objective.modalities if isinstance(config.objective, SupervisedConfig) else ()
-    return EncoderSource(
-        folder.name, config.network, str(done["weights_digest"]), folder, spec=spec, modalities=modalities
-    )
+    window = config.data.crop if isinstance(config.objective, CROPPED) else None
+    weights = str(done["weights_digest"])
+    return EncoderSource(folder.name, config.network, weights, folder, 0, spec, modalities, window)
 
 
 def random_encoder(network: AnyNetwork, seed: int) -> EncoderSource:
     """Return a randomly initialised encoder of the same network."""
     weights = f"random {digest_of(network.model_dump(mode='json'))} seed {seed}"
     return EncoderSource(f"random seed {seed}", network, weights, None, seed)
+
+
+def case_features(
+    source: EncoderSource,
+    store: Store,
+    cases: Sequence[SelectedCase],
+    modalities: Sequence[str],
+    present: NDArray[np.bool_],
+    folder: Path,
+    done: Callable[[int, int], None] = lambda count, total: None,
+) -> NDArray[np.float32]:
+    """Return the features (N, C) of cases with several modalities; `present` (N, M) says who has which.
+
+    An encoder of one channel has learned one modality at a time: each is embedded by itself, and the embeddings stand
+    side by side, then a column of 0 and 1 for each modality that some case lacks. What a case lacks is NaN, which a
+    probe fills with the median of its training folds. A modality that nobody has is left out. A network fine-tuned on
+    several channels sees its own, absent ones as zeros, as it was trained. Errors are those of `embeddings`.
+    """
+    if source.modalities or len(modalities) == 1:
+        return embeddings(source, store, cases, modalities[0], folder, done)[0]
+    columns: list[NDArray[np.float32]] = []
+    for name, here in zip(modalities, present.T, strict=True):
+        if here.any():
+            found, _ = embeddings(source, store, list(compress(cases, here)), name, folder, done)
+            block = np.full((len(cases), found.shape[1]), np.nan, dtype=np.float32)
+            block[here] = found
+            columns.append(block)
+    varying = present[:, present.any(axis=0) & ~present.all(axis=0)]
+    return np.concatenate([*columns, varying.astype(np.float32)], axis=1)
 
 
 def embeddings(
@@ -99,7 +138,7 @@ def embeddings(
     read back. `done` is told (finished, to compute). Raises EmbeddingError when the store has another preprocessing
     spec than the training, or lacks the modality.
     """
-    channels = _channels(source, store, modality)
+    channels = channels_of(source, store, modality)
     path = folder / f"{_key(source, store, channels)[:24]}.parquet"
 
     def compute(missing: Sequence[SelectedCase]) -> Vectors:
@@ -133,7 +172,8 @@ def kept_vectors(
     return tuple(np.stack(column) for column in zip(*lines, strict=True)), len(missing)
 
 
-def _channels(source: EncoderSource, store: Store, modality: str) -> list[int]:
+def channels_of(source: EncoderSource, store: Store, modality: str) -> list[int]:
+    """Return the store's channels that an encoder is given; raises EmbeddingError where they do not fit together."""
     if source.spec and (differs := unlike_images(source.spec, store.spec)):
         raise EmbeddingError(
             f"training {source.name} and the store {store.url} differ in {differs} (specs {source.spec.name!r} and "
@@ -154,7 +194,8 @@ def _channels(source: EncoderSource, store: Store, modality: str) -> list[int]:
 
 
 def _key(source: EncoderSource, store: Store, channels: Sequence[int]) -> str:
-    made_from = [source.weights, source.network.model_dump(mode="json"), store.spec.content_digest(), list(channels)]
+    network = source.network.model_dump(mode="json")
+    made_from = [source.made_from, network, store.spec.content_digest(), list(channels)]
     return digest_of([*made_from, RULES_VERSION])
 
 
@@ -165,12 +206,13 @@ def _compute(
     channels: Sequence[int],
     done: Callable[[int, int], None],
 ) -> NDArray[np.float32]:
-    from models.embed import embed_cases, window_size
+    from models.embed import embed_cases, embed_windows, window_size
 
-    encoder, size = source.load(), window_size(source.network, store.spec.grid)
+    encoder, size = source.load(), source.window or window_size(source.network, store.spec.grid)
+    way = embed_windows if source.window else embed_cases
 
     def embed(dataset: StoredDataset, rows: Sequence[int], count: Callable[[int], None]) -> Vectors:
-        return (embed_cases(encoder, dataset, rows, channels, size, count),)
+        return (way(encoder, dataset, rows, channels, size, count),)
 
     return by_dataset(store, cases, embed, done)[0]
 

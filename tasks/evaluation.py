@@ -1,7 +1,8 @@
-"""Evaluating one benchmark: its cohort, the scores of all rows, its table and its pictures."""
+"""Evaluating one benchmark: its cohort and the scores of all rows."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -15,18 +16,16 @@ import pandas as pd
 from models.records import SelectedCase, digest_of
 from tasks import baselines
 from tasks.benchmarks import Benchmark
-from tasks.cohort import select_cases, targets_of_seed
-from tasks.curve_figures import reliability_figure, share_figure
+from tasks.cohort import scheme_of_cases, select_cases, targets_of_seed
+from tasks.crosswalk import Link
 from tasks.faces import face_mask, frame_of
-from tasks.figures import OverlayCase, overlays
-from tasks.finetune import TEMPLATES_AT_MOST, Finetuning, budget
-from tasks.label_efficiency import LabelTable
-from tasks.leaks import find_leaks, leak_note
+from tasks.finetune import Finetuning
+from tasks.leaks import SOME, THE, find_leaks
 from tasks.native_truth import SourceLabels
-from tasks.overlap import overlap_sentence
+from tasks.overlap import overlap_sentence, shared_sentences
 from tasks.predictions import predictions_digest, read_probabilities, read_regions
-from tasks.report import Picture, TableSection, primary_picture
 from tasks.scores import (
+    Predict,
     RowKey,
     ScoreError,
     Truth,
@@ -35,11 +34,10 @@ from tasks.scores import (
     probability_scores,
     region_masks,
     score_path,
+    scoring_workers,
     segmentation_scores,
 )
 from tasks.splits import Subject
-from tasks.summary import MIXED, PRETRAINED, SCRATCH, reliability_curves, summarise
-from tasks.tables import BenchmarkTable, FurtherTable, heading
 
 if TYPE_CHECKING:
     from models.store import Store, StoredDataset
@@ -69,6 +67,10 @@ class Cohort:
     """Scored on the grids of the label files instead of the stored ones."""
     leaks: Mapping[Subject, str] = field(default_factory=dict)
     """Test subjects that the pre-training has seen, and why; they are predicted and count in no table."""
+    seen_by: str = THE
+    """Words for the pre-trainings that have seen `leaks`."""
+    overlaps: tuple[str, ...] = ()
+    """Sentences on people that the pre-training may have seen under other ids."""
 
     @property
     def trained_as(self) -> str:
@@ -126,6 +128,11 @@ class Cohort:
             return masks
         return self.native.moved(case, self._datasets[case.dataset], masks, self.benchmark.regions)
 
+    def for_workers(self) -> Cohort:
+        """Return what reads labels and grids of single cases, as small as another process needs it."""
+        native = SourceLabels(self.store) if self.native else None
+        return Cohort(self.benchmark, (), pd.DataFrame(), self.store, native=native)
+
     def place(self, case: SelectedCase) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return origin and extent of a case in the template grid."""
         info = self._datasets[case.dataset].case_info(case.row)
@@ -140,6 +147,7 @@ def find_cohort(
     latents: pd.DataFrame | None = None,
 ) -> Cohort:
     """Return the cohort of a benchmark; without data its selection is empty."""
+    benchmark = scheme_of_cases(benchmark, people)
     return Cohort(benchmark, tuple(select_cases(benchmark, people, roles)), people, store, latents)
 
 
@@ -155,17 +163,40 @@ def native_cohort(cohort: Cohort) -> Cohort:
 
 
 def without_seen(
-    pretraining: Sequence[SelectedCase], cohort: Cohort, links: Iterable[tuple[Subject, Subject]]
+    pretraining: Sequence[SelectedCase], cohort: Cohort, links: Sequence[Link], told: Sequence[Link] = ()
 ) -> Cohort:
     """Return the cohort with the test subjects set aside that a pre-training has seen; see tasks.leaks.
 
-    Raises ScoreError when too few are left, and when a table says that the pre-training holds people of the benchmark
-    under other ids: who they are is not known then.
+    links: pairs of subjects that look like one person; told: pairs that crosswalks call one. Raises ScoreError when too
+    few are left, and when a table says that the pre-training holds people of the benchmark under other ids of whom no
+    crosswalk says who they are.
     """
     seen = {(case.dataset, case.subject) for case in pretraining if case.role != "test"}
-    if sentence := overlap_sentence(cohort.people, seen, cohort.benchmark.datasets, certainly=True):
+    datasets = cohort.benchmark.datasets
+    if sentence := overlap_sentence(cohort.people, seen, datasets, certainly=True, told=told):
         raise ScoreError(f"benchmark {cohort.benchmark.name!r}: {sentence}")
-    return replace(cohort, leaks=find_leaks(pretraining, cohort, links))
+    overlaps = shared_sentences(seen, datasets, told)
+    return replace(cohort, leaks=find_leaks(pretraining, cohort, links, told), overlaps=overlaps)
+
+
+def without_seen_by_any(
+    pretrainings: Mapping[str, Sequence[SelectedCase]],
+    cohort: Cohort,
+    links: Sequence[Link],
+    told: Sequence[Link] = (),
+) -> Cohort:
+    """Return the cohort without the test subjects that any of some pre-trainings has seen: one test set for all rows.
+
+    pretrainings: the cases of each by the name of its row; of several, the reasons say which has seen a subject.
+    """
+    found = without_seen([case for cases in pretrainings.values() for case in cases], cohort, links, told)
+    if len(pretrainings) < 2:
+        return found
+    why: dict[Subject, list[str]] = {subject: [] for subject in found.leaks}
+    for row, cases in pretrainings.items():
+        for subject, reason in find_leaks(cases, cohort, links, told).items():
+            why[subject].append(f"{row}: {reason}")
+    return replace(found, leaks={subject: "; ".join(reasons) for subject, reasons in why.items()}, seen_by=SOME)
 
 
 def score_trainings(cohort: Cohort, trainings: Sequence[Finetuning], folder: Path) -> tuple[pd.DataFrame, int]:
@@ -213,11 +244,20 @@ def _scorer(cohort: Cohort, training: Finetuning) -> Scorer:
             return probability_scores(
                 key, benchmark, test, read_probabilities(training.folder, test, benchmark.classes)
             )
-        return segmentation_scores(
-            key, benchmark, test, lambda case: cohort.on_grid(case, read_regions(training.folder, case)), cohort.truth
-        )
+        return _region_scores(key, cohort, partial(read_regions, training.folder))
 
     return score
+
+
+def _region_scores(key: RowKey, cohort: Cohort, predict: Predict) -> pd.DataFrame:
+    """Return the scores of a segmentation's test cases; `predict` gives picklable masks on the stored extent."""
+    test, sent = cohort.of_role("test"), cohort.for_workers()
+    workers = scoring_workers(len(test), math.prod(cohort.store.spec.grid))
+    return segmentation_scores(key, cohort.benchmark, test, partial(_on_grid, sent, predict), sent.truth, workers)
+
+
+def _on_grid(cohort: Cohort, predict: Predict, case: SelectedCase) -> npt.NDArray[Any]:
+    return cohort.on_grid(case, predict(case))
 
 
 def score_baselines(cohort: Cohort, folder: Path, seeds: int = 1) -> tuple[pd.DataFrame, int]:
@@ -250,7 +290,8 @@ def _baseline_rows(cohort: Cohort, seed: int) -> list[_Row]:
 def _features_digest(cohort: Cohort) -> str:
     columns = [name for name in ("age", "sex") if name in cohort.people]
     tables = [cohort.people[["dataset", "row", *columns]], *([] if cohort.latents is None else [cohort.latents])]
-    return digest_of([table.astype(str).to_numpy().tolist() for table in tables])
+    # pandas keeps a missing value missing when it makes text of a column, and NaN has no place in JSON.
+    return digest_of([table.astype(str).fillna("nan").to_numpy().tolist() for table in tables])
 
 
 def _majority_scores(key: RowKey, cohort: Cohort) -> pd.DataFrame:
@@ -307,127 +348,8 @@ def _template_scores(key: RowKey, cohort: Cohort) -> pd.DataFrame:
             )
 
     prior = baselines.fit_template_prior(placed, store.spec.grid)
-    return segmentation_scores(
-        key,
-        benchmark,
-        cohort.of_role("test"),
-        lambda case: cohort.on_grid(case, prior.predict(*cohort.place(case))),
-        cohort.truth,
-    )
+    return _region_scores(key, cohort, partial(_template_masks, cohort.for_workers(), prior))
 
 
-def make_table(
-    cohort: Cohort,
-    scores: pd.DataFrame,
-    trainings: Sequence[Finetuning],
-    provenance: Sequence[tuple[str, str]],
-    date: str,
-    replicates: int,
-) -> BenchmarkTable:
-    """Return the table of a benchmark; without scores it says `no data` beside the published rows."""
-    lines = summarise(scores, cohort.benchmark, KINDS, replicates=replicates)
-    words = budget(trainings[0].config, len(cohort.of_role("train"))) if trainings else ""
-    return BenchmarkTable(
-        benchmark=cohort.benchmark,
-        lines=tuple(lines),
-        budget=words,
-        provenance=tuple(provenance),
-        date=date,
-        notes=(*_mix_notes(trainings), *(NATIVE_NOTES if cohort.native else ()), *leak_note(cohort)),
-    )
-
-
-NATIVE_NOTES: tuple[str, ...] = (
-    "Scored on the grid of each label file, against the label as it was drawn: predicted masks moved there by nearest "
-    "neighbour, distances and volumes in its voxels; nothing is predicted outside the stored extent.",
-)
-
-
-def _mix_notes(trainings: Sequence[Finetuning]) -> tuple[str, ...]:
-    if all(one.row != MIXED for one in trainings):
-        return ()
-    return (
-        f"{MIXED}: learned templates replace up to {TEMPLATES_AT_MOST} channels of two copies of every case, and stand "
-        "in for absent ones. Same optimiser steps and crops a step as the other rows, so each case is visited half as "
-        "often.",
-    )
-
-
-def make_section(
-    table: BenchmarkTable, cohort: Cohort, trainings: Sequence[Finetuning], scores: pd.DataFrame
-) -> TableSection:
-    """Return the report's section of a benchmark: table, forest plot and, for a segmentation, overlays."""
-    pictures: list[Picture] = []
-    if table.has_scores:
-        words = "Point: estimate; bar: 95 % interval over subjects; diamonds: published on other splits"
-        pictures.append(primary_picture(table, words))
-        shown = [training for training in trainings if training.row == PRETRAINED]
-        if table.benchmark.kind == "segmentation" and shown and not cohort.native:
-            pictures.append(_overlay_picture(cohort, shown[0], scores))
-    if not table.has_scores or table.benchmark.kind != "classification":
-        return TableSection(table, pictures)
-    curves = reliability_curves(scores, table.benchmark)
-    return TableSection(table, [*pictures, *_reliability_pictures(table, curves)], reliability=curves)
-
-
-def _reliability_pictures(table: BenchmarkTable, curves: pd.DataFrame) -> list[Picture]:
-    """Return the reliability curves of the trained rows, first seed; nothing without the calibration error."""
-    errors = {line.row: line.estimate for line in table.lines if line.metric == "ece" and line.estimate is not None}
-    rows = [row for row in (PRETRAINED, MIXED, SCRATCH) if row in errors and (curves["row"] == row).any()]
-    if not rows:
-        return []
-    first = curves[curves["seed"] == curves["seed"].min()]
-    shown = {row: first[first["row"] == row] for row in rows}
-    title = f"Calibration of {table.benchmark.title}"
-    png = reliability_figure(shown, errors, title, "predicted probability")
-    return [
-        Picture(png, title, "Share of test cases that came true, by predicted probability, first seed; dashed: ideal")
-    ]
-
-
-def with_further(section: TableSection, further: Mapping[str, FurtherTable]) -> TableSection:
-    """Return the section with further tables by kind, and the curve of fewer labels where it is among them."""
-    section, labels = replace(section, further=dict(further)), further.get("labels")
-    if not isinstance(labels, LabelTable):
-        return section
-    words = ("share of the labels, %", f"{heading(labels.metric, labels.region)}, 95 % interval over subjects")
-    curve = share_figure(labels.curves(), None, labels.title, words)
-    picture = Picture(
-        curve, f"{labels.title}: curve", "As many optimiser steps at every share of the training subjects"
-    )
-    return replace(section, pictures=[*section.pictures, picture])
-
-
-def ranked_cases(scores: pd.DataFrame, row: str, seed: int) -> list[tuple[str, str, float]]:
-    """Return (dataset, case, mean Dice over regions) of one training, best first; ties by case."""
-    mine = scores[(scores["row"] == row) & (scores["seed"] == seed) & (scores["metric"] == "dice")]
-    means = mine.groupby(["dataset", "case"])["value"].mean().reset_index()
-    means = means.sort_values(["value", "dataset", "case"], ascending=[False, True, True])
-    return [(str(line.dataset), str(line.case), float(line.value)) for line in means.itertuples()]  # type: ignore[arg-type]
-
-
-def _overlay_picture(cohort: Cohort, training: Finetuning, scores: pd.DataFrame) -> Picture:
-    ranked = ranked_cases(scores, training.row, training.seed)
-    places = dict.fromkeys([0, len(ranked) // 2, len(ranked) - 1])
-    words = dict(zip([0, len(ranked) // 2, len(ranked) - 1], ("best", "median", "worst"), strict=True))
-    by_name = {(case.dataset, case.case): case for case in cohort.of_role("test")}
-    benchmark, shown = cohort.benchmark, []
-    for place in places:
-        dataset, name, value = ranked[place]
-        case = by_name[dataset, name]
-        image = cohort.image(case)
-        # Oedema and whole lesions show best on FLAIR; any other modality where it was not taken.
-        order = sorted(range(len(image)), key=lambda m: (not image[m].any(), benchmark.modalities[m] != "flair"))
-        target = region_masks(cohort.label(case), benchmark.regions, benchmark.scheme, name)
-        shown.append(
-            OverlayCase(
-                f"{words[place]}: {name}\nmean Dice {value:.2f}",
-                np.where(cohort.hidden(case, image), 0, image[order[0]]),
-                target,
-                read_regions(training.folder, case).astype(bool),
-            )
-        )
-    names = [region.name for region in benchmark.regions]
-    title = f"{benchmark.title}, {training.row}, seed {training.seed}"
-    caption = "Test cases of best, median and worst mean Dice: the axial slice with most target voxels"
-    return Picture(overlays(shown, names, title), f"overlays of {benchmark.title}", caption)
+def _template_masks(cohort: Cohort, prior: baselines.TemplatePrior, case: SelectedCase) -> npt.NDArray[np.uint8]:
+    return prior.predict(*cohort.place(case))

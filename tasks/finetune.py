@@ -1,15 +1,13 @@
-"""Fine-tuning trainings of a benchmark: the same budget from pre-trained weights and from scratch, by seed."""
+"""Fine-tuning trainings of a benchmark: the same budget for every row (tasks.rows), by seed."""
 
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infra.storage import write_bytes
 from models.config import MadeFrom, TrainingConfig
@@ -17,12 +15,9 @@ from models.records import SelectedCase
 from models.selection import write_selection
 from tasks.benchmarks import Benchmark
 from tasks.cohort import fewer_labels, targets_of_seed
-from tasks.summary import MIXED, PRETRAINED, SCRATCH
 
-Launch = Callable[..., Any]
-"""tasks.launch.launch(run_dirs, world_size, on_progress)."""
-
-POLL_SECONDS = 0.5
+if TYPE_CHECKING:
+    from tasks.rows import Row
 
 
 @dataclass(frozen=True)
@@ -38,12 +33,7 @@ class Finetuning:
     @property
     def finished(self) -> bool:
         """Whether done.json says that this very config was trained to its end."""
-        done = read_json(self.folder / "done.json")
-        return done is not None and done.get("config_digest") == self.config.content_digest()
-
-
-class LaneError(RuntimeError):
-    """Raised inside a lane when another part of the evaluation has failed or was cancelled."""
+        return _is_done(self.folder / "done.json", self.config)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -53,7 +43,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def training_name(benchmark: str, row: str, seed: int) -> str:
     """Return the folder name of a fine-tuning, e.g. `phantom-tumour-pre-trained-seed0`."""
-    return f"{benchmark}-{row}-seed{seed}"
+    flat = re.sub(r"[^A-Za-z0-9._+-]+", "-", row).strip("-")
+    return f"{benchmark}-{flat}-seed{seed}"
 
 
 def prepare(
@@ -61,36 +52,45 @@ def prepare(
     cases: Sequence[SelectedCase],
     store: str,
     trainings: Path,
-    pretrained: Path,
+    rows: Sequence[Row],
     seeds: int,
     epochs: int | None = None,
     size: str = "tiny",
-    template_mix: bool = False,
     made_from: MadeFrom | None = None,
     share: float = 1.0,
 ) -> list[Finetuning]:
-    """Write run.json and selection.parquet of all rows and seeds; return them, the rows of a seed in turn.
-
-    The rows are pre-trained and scratch and, with `template_mix`, pre-trained with learned templates mixed into the
-    channels (see `with_template_mix`) where a benchmark has more than one.
+    """Write run.json and selection.parquet of all rows (tasks.rows) and seeds; return them, the rows of a seed in turn.
 
     made_from: versions of the split and the phenotypes, for run.json. share: of the training subjects, drawn anew for
     each seed, with as many optimiser steps as all of them have.
 
-    A folder that was made from something else (other config, cases or pre-trained weights) is set aside under its old
-    digest. All rows have the network of the pre-training. Raises ValueError when that is not finished.
+    A fine-tuning that was finished under another row's name is found and used as it is. A folder that was made from
+    something else (other config, cases or pre-trained weights) is set aside.
     """
-    settings = {**pretrained_network(pretrained), "made_from": made_from or MadeFrom()}
-    origin = (str(pretrained), pretrained_digest(pretrained))
-    origins = {PRETRAINED: origin, SCRATCH: ("", "")}
-    if template_mix and len(benchmark.modalities) > 1:
-        origins[MIXED] = origin
-    return [
-        _prepare_one(benchmark, row, seed, own, store, trainings, origin, epochs, size, settings, share)
+    place = _Place(benchmark, store, trainings, epochs, size, made_from or MadeFrom(), share)
+    plans = [
+        _plan(place, row, seed, own)
         for seed in range(seeds)
         for own in [targets_of_seed(benchmark, cases, seed)]
-        for row, origin in origins.items()
+        for row in rows
     ]
+    # All of them before any folder is set aside: one row's old folder may be what another row is now.
+    twins = [None if plan.is_written else _finished_twin(trainings, benchmark.name, plan) for plan in plans]
+    used = {twin.folder for twin in twins if twin}
+    return [twin or _written(place, plan, used) for plan, twin in zip(plans, twins, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What all rows of a benchmark share."""
+
+    benchmark: Benchmark
+    store: str
+    trainings: Path
+    epochs: int | None
+    size: str
+    made_from: MadeFrom
+    share: float
 
 
 def pretrained_digest(folder: Path) -> str:
@@ -161,40 +161,90 @@ def with_fewer_labels(
     return config.replace(epochs=epochs, select_every=looks), kept
 
 
-def _prepare_one(
-    benchmark: Benchmark,
-    row: str,
-    seed: int,
-    cases: Sequence[SelectedCase],
-    store: str,
-    trainings: Path,
-    origin: tuple[str, str],
-    epochs: int | None,
-    size: str,
-    settings: dict[str, Any],
-    share: float,
-) -> Finetuning:
-    name = training_name(benchmark.name, row, seed)
-    folder = trainings / name
+@dataclass(frozen=True)
+class _Plan:
+    """A fine-tuning, and what its folder must say that it was made from."""
+
+    row: Row
+    seed: int
+    folder: Path
+    config: TrainingConfig
+    given: Sequence[SelectedCase]
+    """Before a share of the labels was taken."""
+    cases: Sequence[SelectedCase]
+    inputs: dict[str, Any]
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the folder is there, and made from this."""
+        return read_json(self.folder / "inputs.json") == self.inputs
+
+    def made(self, benchmark: str) -> Finetuning:
+        """Return the prepared training."""
+        return Finetuning(benchmark, self.row.name, self.seed, self.folder, self.config)
+
+
+def _plan(place: _Place, row: Row, seed: int, cases: Sequence[SelectedCase]) -> _Plan:
+    """Return the plan of a row and seed in the folder that has its inputs, else in the folder of its name."""
+    first = found = _plan_in(place, row, seed, cases)
+    number = 1
+    while found.folder.exists() and not found.is_written:
+        number += 1
+        found = _plan_in(place, row, seed, cases, number)
+    return found if found.is_written else first
+
+
+def _plan_in(place: _Place, row: Row, seed: int, given: Sequence[SelectedCase], number: int = 1) -> _Plan:
+    name = training_name(place.benchmark.name, row.name, seed) + (f"-{number}" if number > 1 else "")
+    folder = place.trainings / name
+    values = {"name": name, "seed": seed, "init_from": str(row.start or ""), "made_from": place.made_from}
     selection = folder / "selection.parquet"
-    values = {"name": name, "seed": seed, "init_from": origin[0], **settings}
-    config = build_config(benchmark, store, selection, size, epochs, **values)
-    config = with_template_mix(config) if row == MIXED else config
-    if share < 1:
-        config, cases = with_fewer_labels(config, cases, share)
+    config = build_config(
+        place.benchmark, place.store, selection, place.size, place.epochs, **values, **dict(row.settings)
+    )
+    config, cases = (with_template_mix(config) if row.mix else config), given
+    if place.share < 1:
+        config, cases = with_fewer_labels(config, cases, place.share)
     inputs = {
         "config": config.content_digest(),
         "cases": sorted(f"{case.dataset}/{case.row}/{case.digest}/{case.role}/{case.target}" for case in cases),
-        "weights": origin[1],
+        "weights": row.weights,
     }
-    if folder.exists() and read_json(folder / "inputs.json") != inputs:
-        _set_aside(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "inputs.json").exists():
-        write_selection(selection, cases)
-        write_bytes(str(folder / "run.json"), config.model_dump_json(indent=1).encode())
-        write_bytes(str(folder / "inputs.json"), json.dumps(inputs, indent=1).encode())
-    return Finetuning(benchmark.name, row, seed, folder, config)
+    return _Plan(row, seed, folder, config, given, cases, inputs)
+
+
+def _written(place: _Place, plan: _Plan, used: Collection[Path]) -> Finetuning:
+    """Write a plan's folder unless it is there; one with other inputs is set aside, unless another row uses it."""
+    number = 1
+    while plan.folder in used:
+        number += 1
+        plan = _plan_in(place, plan.row, plan.seed, plan.given, number)
+    if plan.folder.exists() and not plan.is_written:
+        _set_aside(plan.folder)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    if not (plan.folder / "inputs.json").exists():
+        write_selection(plan.folder / "selection.parquet", plan.cases)
+        write_bytes(str(plan.folder / "run.json"), plan.config.model_dump_json(indent=1).encode())
+        write_bytes(str(plan.folder / "inputs.json"), json.dumps(plan.inputs, indent=1).encode())
+    return plan.made(place.benchmark.name)
+
+
+def _finished_twin(trainings: Path, benchmark: str, plan: _Plan) -> Finetuning | None:
+    """Return a finished fine-tuning that differs from a plan in its name alone: rows may be called anew."""
+    for done in sorted(trainings.glob(f"{benchmark}-*/done.json")):
+        other = read_json(done.parent / "inputs.json") or {}
+        if any(other.get(key) != plan.inputs[key] for key in ("cases", "weights")):
+            continue
+        found = TrainingConfig.model_validate(read_json(done.parent / "run.json"))
+        selection = plan.config.data.selection
+        renamed = found.replace(name=plan.config.name, data=found.data.replace(selection=selection))
+        if renamed.content_digest() == plan.inputs["config"] and _is_done(done, found):
+            return Finetuning(benchmark, plan.row.name, plan.seed, done.parent, found)
+    return None
+
+
+def _is_done(done: Path, config: TrainingConfig) -> bool:
+    return (read_json(done) or {}).get("config_digest") == config.content_digest()
 
 
 def _set_aside(folder: Path) -> None:
@@ -203,74 +253,6 @@ def _set_aside(folder: Path) -> None:
     aside.mkdir(exist_ok=True)
     number = sum(1 for path in aside.iterdir() if path.name.startswith(f"{folder.name}."))
     folder.rename(aside / f"{folder.name}.{number}")
-
-
-def lanes(trainings: Sequence[Finetuning], count: int) -> list[list[Path]]:
-    """Deal the folders of unfinished trainings to `count` lanes, in turn; empty lanes are left out."""
-    todo = [training.folder for training in trainings if not training.finished]
-    return [lane for lane in (todo[k::count] for k in range(count)) if lane]
-
-
-def run_lanes(
-    trainings: Sequence[Finetuning],
-    count: int,
-    launch: Launch,
-    on_progress: Callable[[dict[str, Any]], None] | None = None,
-) -> int:
-    """Run the unfinished trainings in `count` parallel single-process groups; return how many were run.
-
-    When a lane fails the others are finished first: finished work stays. When the caller is interrupted, every lane is
-    stopped at its next report.
-    """
-    parts = lanes(trainings, count)
-    if not parts:
-        return 0
-    stop = threading.Event()
-    lines: SimpleQueue[dict[str, Any]] = SimpleQueue()
-
-    def report(line: dict[str, Any]) -> None:
-        if stop.is_set():
-            raise LaneError("the evaluation was stopped; run it again to continue from the last checkpoints")
-        lines.put(line)
-
-    # The launching thread must outlive its ranks: PDEATHSIG fires when the thread that started them ends.
-    with ThreadPoolExecutor(len(parts), thread_name_prefix="lane") as pool:
-        futures = [pool.submit(launch, lane, world_size=1, on_progress=report) for lane in parts]
-        try:
-            _follow(futures, lines, on_progress)
-        except BaseException:
-            stop.set()
-            raise
-        for future in futures:
-            future.result()
-    if unfinished := [_why_unfinished(training) for training in trainings if not training.finished]:
-        raise RuntimeError(f"{len(unfinished)} trainings did not end as asked, first {unfinished[0]}")
-    return sum(len(lane) for lane in parts)
-
-
-def _why_unfinished(training: Finetuning) -> str:
-    done = read_json(training.folder / "done.json")
-    if done is None:
-        return f"{training.folder.name!r}: it ended without done.json; see its log"
-    return (
-        f"{training.folder.name!r}: its done.json belongs to another config ({done.get('config_digest')}, asked for is "
-        f"{training.config.content_digest()}); move the folder away and run again"
-    )
-
-
-def _follow(
-    futures: Sequence[Future[Any]],
-    lines: SimpleQueue[dict[str, Any]],
-    on_progress: Callable[[dict[str, Any]], None] | None,
-) -> None:
-    """Hand the lanes' lines to the caller in the caller's own thread, which alone knows the running flow."""
-    pending = set(futures)
-    while pending:
-        _, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-        while not lines.empty():
-            line = lines.get()
-            if on_progress is not None:
-                on_progress(line)
 
 
 def budget(config: TrainingConfig, n_train: int) -> str:

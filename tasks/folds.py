@@ -11,7 +11,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from models.records import digest_of
-from tasks.duplicates import links as near_duplicates
+from tasks.crosswalk import person_links
 from tasks.splits import STRATIFY, Subject, link_groups, parted, read_record, subjects_in, write_recorded
 
 COUNT = 5
@@ -38,8 +38,8 @@ def make_folds(
     `cases` has the columns dataset and subject and any of `strata`; several cases of a subject count once (first
     value). Subjects are sorted by stratum, shuffled inside it, and dealt to the smallest fold, so every stratum is
     spread evenly: a class with at least `count` subjects is in every fold when it is the first stratum and nothing is
-    kept or linked. Subjects of `existing` keep their fold; linked subjects (near-duplicates) share one. Raises
-    FoldError for fewer than two folds, and for fewer subjects than folds.
+    kept or linked. Subjects of `existing` keep their fold; linked subjects (near-duplicates, crosswalks) share one.
+    Raises FoldError for fewer than two folds, and for fewer subjects than folds.
     """
     subjects = cases.drop_duplicates(["dataset", "subject"]).sort_values(["dataset", "subject"], kind="stable")
     if count < 2:
@@ -113,12 +113,12 @@ def ensure_folds(
 
     Written when absent and extended by the subjects that they do not know yet, with the seed and strata that they were
     made with. `people` are cases with phenotypes; of a table with a column `status` only stored ones count. Subjects
-    that look like one person (`tasks.duplicates`) share a fold. Raises FoldError for folds of another count, for linked
-    subjects that were put apart, and as `make_folds` does.
+    that are one person (`tasks.crosswalk.person_links`) share a fold. Raises FoldError for folds of another count, for
+    linked subjects that were put apart, and as `make_folds` does.
     """
     stored = people[people["status"] == "stored"] if "status" in people else people
     path = workspace / "splits" / f"{name}.folds.parquet"
-    links = near_duplicates(store_url)
+    links = person_links(workspace, store_url)
     existing, record = read_folds(path) if path.exists() else (None, dict[str, Any]())
     if existing is not None:
         if record["count"] != count:
@@ -144,5 +144,6 @@ def _check_links(assigned: dict[Subject, int], links: Sequence[tuple[Subject, Su
         one, other = apart
         raise FoldError(
             f"{'/'.join(one)} (fold {assigned[one]}) and {'/'.join(other)} (fold {assigned[other]}) look like one "
-            "person (see `brainloom store duplicates`) and must share a fold; use folds of another name, or forget one"
+            "person (see `brainloom store duplicates`), or a crosswalk says so, and must share a fold; use folds of "
+            "another name, or forget one"
         )

@@ -26,8 +26,6 @@ from tasks.tables import FurtherTable, cell, heading, p_text
 if TYPE_CHECKING:
     from tasks.evaluation import Cohort
 
-ROWS = (PRETRAINED, SCRATCH)
-"""That are trained at every share."""
 LABELS = "-labels"
 """Stands between the name of a benchmark and the per cent of its labels."""
 
@@ -61,12 +59,14 @@ class LabelTable(FurtherTable):
     metric: str
     region: str
     points: tuple[LabelPoint, ...]
+    first: str = PRETRAINED
+    """The row that the others are compared with."""
 
     @property
     def header(self) -> list[str]:
         """Printed column names."""
         score = heading(self.metric, self.region)
-        return ["labels", "training subjects", "row", score, "pre-trained - row", "p (Holm)"]
+        return ["labels", "training subjects", "row", score, f"{self.first} - row", "p (Holm)"]
 
     @property
     def body(self) -> list[list[str]]:
@@ -86,12 +86,13 @@ class LabelTable(FurtherTable):
     @property
     def statements(self) -> list[str]:
         """Sentences under the table."""
+        corrected = "the shares" if len(self.curves()) < 3 else "shares and rows"
         return [
             "Trained on a share of the training subjects, drawn by class and anew for each seed, smaller shares inside "
             "larger ones; every row with as many optimiser steps as with all labels. Validation and test subjects are "
             "the same for all.",
             "Brackets: 95 % bootstrap intervals over test subjects, seeds averaged; p: paired bootstrap, "
-            "Holm-corrected over the shares.",
+            f"Holm-corrected over {corrected}.",
         ]
 
     def curves(self) -> dict[str, list[tuple[float, Line]]]:
@@ -113,18 +114,20 @@ class LabelTable(FurtherTable):
 
 
 def _difference(line: Line) -> Line:
-    """Return a line's difference to the pre-trained row as a line to be printed."""
+    """Return a line's difference to the first row as a line to be printed."""
     ends = {"low": line.difference_low, "high": line.difference_high}
     return line.replace(estimate=line.difference, seed_sd=None, **ends)
 
 
-def label_table(cohort: Cohort, scores: Mapping[float, pd.DataFrame], replicates: int) -> LabelTable:
-    """Return the table of one benchmark; scores: long form by share, of which the rows ROWS are shown."""
+def label_table(
+    cohort: Cohort, scores: Mapping[float, pd.DataFrame], replicates: int, rows: Sequence[str] = (PRETRAINED, SCRATCH)
+) -> LabelTable:
+    """Return the table of one benchmark; scores: long form by share; rows: those shown, the first compared with all."""
     benchmark = cohort.benchmark
     column, points = primary_metric(benchmark), []
     for share, frame in sorted(scores.items()):
-        shown = frame[frame["row"].isin(ROWS)]
-        lines = summarise(shown, of_share(benchmark, share), {}, replicates=replicates)
+        shown = frame[frame["row"].isin(rows)]
+        lines = summarise(shown, of_share(benchmark, share), {}, replicates=replicates, first=rows[0])
         subjects = training_subjects(cohort, share)
         points += [
             LabelPoint(share=share, subjects=subjects, line=line)
@@ -137,7 +140,7 @@ def label_table(cohort: Cohort, scores: Mapping[float, pd.DataFrame], replicates
         for point, p in zip(points, adjusted, strict=True)
     ]
     title = f"{benchmark.title} with fewer labels"
-    return LabelTable(title=title, metric=column[0], region=column[1], points=tuple(found))
+    return LabelTable(title=title, metric=column[0], region=column[1], points=tuple(found), first=rows[0])
 
 
 def training_subjects(cohort: Cohort, share: float, seed: int = 0) -> int:

@@ -62,12 +62,15 @@ class Rendezvous:
     """Keeps trainings apart that meet at one endpoint."""
     local_addr: str = ""
     """Address of this node for the others; empty: torchrun finds it by the host's name."""
+    is_host: bool | None = None
+    """Whether this node is the one of the endpoint; None: torchrun compares the endpoint with the host's names."""
 
     def arguments(self) -> list[str]:
         """Return torchrun's arguments."""
         meeting = ["--nnodes", str(self.nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", self.endpoint]
         address = ["--local-addr", self.local_addr] if self.local_addr else []
-        return [*meeting, "--rdzv-id", self.run_id, *address]
+        host = [] if self.is_host is None else ["--rdzv-conf", f"is_host={str(self.is_host).lower()}"]
+        return [*meeting, "--rdzv-id", self.run_id, *address, *host]
 
 
 ALONE = ("--standalone", "--local-addr", "127.0.0.1")
@@ -84,12 +87,17 @@ def training_command(
     configs = [part for folder in run_dirs for part in ("--config", str(Path(folder).resolve() / "run.json"))]
     if world_size == 1:
         return [sys.executable, "-m", module, *configs]
-    nodes = rendezvous.nodes if rendezvous else 1
+    here = ranks_per_node(world_size, rendezvous.nodes if rendezvous else 1)
+    torchrun = ["-m", "torch.distributed.run", *(rendezvous.arguments() if rendezvous else ALONE)]
+    torchrun += ["--nproc-per-node", str(here)]
+    return [sys.executable, *torchrun, "-m", module, *configs]
+
+
+def ranks_per_node(world_size: int, nodes: int) -> int:
+    """Return how many ranks run on each node; raises ValueError when the nodes do not divide them."""
     if world_size % nodes:
         raise ValueError(f"{world_size} ranks cannot be dealt to {nodes} nodes; the nodes must divide the ranks")
-    torchrun = ["-m", "torch.distributed.run", *(rendezvous.arguments() if rendezvous else ALONE)]
-    torchrun += ["--nproc-per-node", str(world_size // nodes)]
-    return [sys.executable, *torchrun, "-m", module, *configs]
+    return world_size // nodes
 
 
 def training_environment(threads: int, base: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -121,12 +129,11 @@ def launch(
     again.
     """
     folders = [Path(folder).resolve() for folder in run_dirs]
-    threads = max([_threads(folder) for folder in folders], default=1)
+    threads = max([threads_of(folder) for folder in folders], default=1)
     follower, vital = MetricsFollower(folders, on_progress), Vital(folders)
     log_file = folders[0] / (f"train-node{rendezvous.node}.log" if rendezvous and rendezvous.node else LOG_NAME)
     for attempt in range(restarts + 1):
-        for folder in folders:
-            (folder / "failure.json").unlink(missing_ok=True)
+        forget_failures(folders)
         code = run_tied(
             training_command(folders, world_size, module, rendezvous),
             log_file=log_file,
@@ -139,9 +146,9 @@ def launch(
         follower.poll()
         if code == 0:
             return
-        own = _own_failure(folders)
+        own = own_failure(folders)
         if own or attempt == restarts or code in (143, -signal.SIGTERM):
-            raise TrainingFailed(_failure_text(folders, log_file, code, own))
+            raise TrainingFailed(failure_text(folders, log_file, code, own))
 
 
 def run_tied(
@@ -237,14 +244,22 @@ def _kill_survivors(family: dict[int, psutil.Process]) -> None:
     psutil.wait_procs(alive, timeout=5)
 
 
-def _threads(folder: Path) -> int:
+def threads_of(folder: Path) -> int:
+    """Return the threads of each rank of a training; raises ValueError for a folder without run.json."""
     path = folder / "run.json"
     if not path.exists():
         raise ValueError(f"training folder {folder} has no run.json; write the config before launching")
     return int(json.loads(path.read_text(encoding="utf-8")).get("threads", 1))
 
 
-def _own_failure(folders: Sequence[Path]) -> str:
+def forget_failures(folders: Sequence[Path]) -> None:
+    """Remove what earlier attempts said."""
+    for folder in folders:
+        (folder / "failure.json").unlink(missing_ok=True)
+
+
+def own_failure(folders: Sequence[Path]) -> str:
+    """Return why a training failed for a reason of its own, empty when there was none: starting again is in vain."""
     for folder in folders:
         path = folder / "failure.json"
         if path.exists():
@@ -253,7 +268,8 @@ def _own_failure(folders: Sequence[Path]) -> str:
     return ""
 
 
-def _failure_text(folders: Sequence[Path], log: Path, code: int, own: str) -> str:
+def failure_text(folders: Sequence[Path], log: Path, code: int, own: str) -> str:
+    """Return what to say of trainings that ended with an exit code; own: as of `own_failure`."""
     names = ", ".join(folder.name for folder in folders)
     cause = own or (f"killed by signal {-code}" if code < 0 else f"exit code {code}")
     # Behind a reason of its own the log ends with what torchrun says of every rank: nothing that helps.

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from models.config import TrainingConfig
+from models.config import MadeFrom, TrainingConfig
 from models.selection import read_selection
 from models.spec import PreprocessSpec
 from tasks.benchmarks import Benchmark
 from tasks.finetune import Finetuning, read_json
 from tasks.references import Citations
 from tasks.report import software_versions
-from tasks.splits import ROLES
+from tasks.rows import Run
+from tasks.splits import IMPORTED, ROLES, read_record
+from tasks.summary import MIXED, PRETRAINED
 from tasks.tables import METRIC_NAMES
 
 if TYPE_CHECKING:
@@ -36,6 +38,10 @@ METHODS: dict[str, tuple[str, str]] = {
     "age_regression": ("regression of the age", ""),
     "cinp": ("CINP", "cinp"),
     "image_mae": ("masked autoencoding", "mae"),
+    "mae": ("masked autoencoding", "mae"),
+    "mae_unet": ("masked autoencoding", "mae"),
+    "simclr_crops": ("SimCLR on crops", "simclr"),
+    "simclr_crops_unet": ("SimCLR on crops", "simclr"),
 }
 """Recipe -> what a paper calls it, and its reference."""
 NETWORKS: dict[str, tuple[str, str]] = {
@@ -43,6 +49,8 @@ NETWORKS: dict[str, tuple[str, str]] = {
     "unet3d": ("A 3D U-Net with residual blocks", ""),
     "resnet3d": ("A 3D ResNet", "resnet"),
     "vit3d": ("A 3D vision transformer", "vit"),
+    "swin_unetr": ("SwinUNETR", "swin_unetr"),
+    "dynunet": ("A U-Net after nnU-Net's rules", "nnunet"),
 }
 """Kind of network -> what a paper calls it, and its reference."""
 OPTIMISERS = {"adamw": "AdamW", "adam": "Adam", "muon": "Muon"}
@@ -70,9 +78,10 @@ def methods_text(
         data_sentences(made.cases),
         preprocessing_sentences(made.store.spec, cited),
         split_sentences(made),
-        pretraining_sentences(made.workspace / "trainings" / made.pretrained, cited),
+        *runs_sentences(made.runs, cited),
         *(finetuning_sentences(benchmark, trainings) for benchmark in benchmarks),
-        statistics_sentences(benchmarks, trainings, replicates, cited),
+        scratch_sentences(trainings, cited),
+        statistics_sentences(benchmarks, trainings, replicates, cited, made.runs[0].name) + gain_sentences(trainings),
         software_sentence(cited),
     ]
     return MethodsText(tuple(text for text in paragraphs if text), tuple(cited.references))
@@ -85,12 +94,12 @@ def data_sentences(cases: pd.DataFrame) -> str:
     for dataset, part in stored.groupby("dataset", sort=True):
         scans = int(part["modalities"].map(len).sum())
         subjects = part["subject"].nunique()
-        counts = (_count(subjects, "subject"), _count(len(part), "case"), _count(scans, "image"))
+        counts = (counted(subjects, "subject"), counted(len(part), "case"), counted(scans, "image"))
         named.append(f"{dataset} ({', '.join(counts)})")
-    text = f"Data came from {_listed(named)}."
+    text = f"Data came from {listed(named)}."
     if len(out):
         reasons = [f"{reason} ({count})" for reason, count in out["reason"].value_counts().sort_index().items()]
-        text += f" {_count(len(out), 'further case')} could not be used: {_listed(reasons)}."
+        text += f" {counted(len(out), 'further case')} could not be used: {listed(reasons)}."
     return text
 
 
@@ -138,7 +147,7 @@ def _connectome_sentence(spec: PreprocessSpec, cited: Citations) -> str:
     transformed = ", Fisher-transformed" if made.fisher_z else ""
     return (
         f"Functional connectomes are {made.kind}s of {len(made.regions)} regions of the atlas {made.atlas}"
-        f"{transformed} (covariance: {made.covariance}); {_listed(cleaned) or 'nothing'} was regressed out of BOLD "
+        f"{transformed} (covariance: {made.covariance}); {listed(cleaned) or 'nothing'} was regressed out of BOLD "
         f"images and frames with a displacement above {made.fd_threshold_mm:g} mm were left out; at least "
         f"{made.min_frames} frames were required. They were computed with nilearn{cited.cite('nilearn')}."
     )
@@ -148,15 +157,40 @@ def split_sentences(made: Made) -> str:
     """Return how subjects were divided."""
     counts = [f"{int((made.split['split'] == role).sum())} {role}" for role in ROLES]
     return (
-        f"Subjects, never single images, were divided into {_listed(counts)} (split {made.tables.split!r}, digest "
+        f"Subjects, never single images, were divided into {listed(counts)} (split {made.tables.split!r}, digest "
         f"{made.tables.split_digest[:12]}), stratified; near-duplicate subjects, found by an intensity-normalised "
-        "fingerprint of the images, share a role. No pre-training has seen a test subject, unless its weights were "
-        "imported."
+        f"fingerprint of the images, share a role.{imported_sentences(made)}{crosswalk_sentence(made.tables)} No "
+        "pre-training has seen a test subject, unless its weights were imported."
     )
 
 
+def imported_sentences(made: Made) -> str:
+    """Return from which files roles of the split were taken; empty when it was drawn."""
+    path = made.workspace / "splits" / f"{made.tables.split}.parquet"
+    found = read_record(path).get(IMPORTED, []) if path.exists() else []
+    return "".join(
+        f" The roles of {counted(one['subjects'], 'subject')} of {listed(one['datasets'])} were taken from the file "
+        f"{one['file']} (SHA-256 {one['sha256'][:12]})."
+        for one in found
+    )
+
+
+def crosswalk_sentence(tables: MadeFrom) -> str:
+    """Return what crosswalks did; empty without any."""
+    if not (digest := tables.crosswalks_digest):
+        return ""
+    return f" So do subjects that are one person under several ids, by tables of ids (digest {digest[:12]})."
+
+
+def runs_sentences(runs: Sequence[Run], cited: Citations) -> list[str]:
+    """Return where the encoders come from; of several, which row each is."""
+    if len(runs) == 1:
+        return [pretraining_sentences(runs[0].folder, cited)]
+    return [f"Row {run.name}: {pretraining_sentences(run.folder, cited)}" for run in runs]
+
+
 def pretraining_sentences(folder: Path, cited: Citations) -> str:
-    """Return where the encoder comes from: its recipe, or the file that it was imported from."""
+    """Return where an encoder comes from: its recipe, or the file that it was imported from."""
     if origin := (read_json(folder / "done.json") or {}).get("origin"):
         return (
             f"The pre-trained encoder was imported from the file {origin['file']}; which subjects it was trained on is "
@@ -169,9 +203,29 @@ def pretraining_sentences(folder: Path, cited: Citations) -> str:
     subjects = len({(case.dataset, case.subject) for case in cases})
     return (
         f"{_network(config, cited)} was pre-trained with {name}{cited.cite(*filter(None, [reference]))} "
-        f"(recipe {config.recipe}, preset {config.preset}{tiny}) on {_count(len(cases), 'case')} of "
-        f"{_count(subjects, 'subject')}: "
+        f"(recipe {config.recipe}, preset {config.preset}{tiny}) on {counted(len(cases), 'case')} of "
+        f"{counted(subjects, 'subject')}: "
         f"{_schedule(config)}, seed {config.seed}."
+    )
+
+
+def scratch_sentences(trainings: Sequence[Finetuning], cited: Citations) -> str:
+    """Return which networks were trained from scratch, where there are several rows of that kind."""
+    found = {one.row: one.config for one in trainings if not one.config.init_from}
+    if len(found) < 2:
+        return ""
+    named = [f"{row} is {_uncapitalised(_network(config, cited))}" for row, config in found.items()]
+    return f"Rows from scratch: {listed(named)}."
+
+
+def gain_sentences(trainings: Sequence[Finetuning]) -> str:
+    """Return what the tables of gains compare, where there are such (tasks.gains)."""
+    rows = {one.row for one in trainings} - {MIXED}
+    if len(rows) < 3:
+        return ""
+    return (
+        " Each pre-training was also compared with training its own network from scratch and with every baseline, "
+        "Holm-corrected over all of these tests of a benchmark."
     )
 
 
@@ -180,14 +234,18 @@ def _network(config: TrainingConfig, cited: Citations) -> str:
     return f"{name}{cited.cite(*filter(None, [reference]))}"
 
 
+def _uncapitalised(text: str) -> str:
+    return f"{text[0].lower()}{text[1:]}"
+
+
 def _schedule(config: TrainingConfig) -> str:
     batch = config.data.batch_size * config.world_size * config.accumulation
     crop = "whole images" if not any(config.data.crop) else f"crops of {' x '.join(map(str, config.data.crop))} voxels"
     optimiser = config.optimiser
     return (
-        f"{_count(config.epochs, 'epoch')}, {crop}, {_count(batch, 'case')} a step, {OPTIMISERS[optimiser.kind]} with "
-        f"a learning rate of {optimiser.lr:g}, a weight decay of {optimiser.weight_decay:g} and a {optimiser.schedule} "
-        "schedule"
+        f"{counted(config.epochs, 'epoch')}, {crop}, {counted(batch, 'case')} a step, {OPTIMISERS[optimiser.kind]} "
+        f"with a learning rate of {optimiser.lr:g}, a weight decay of {optimiser.weight_decay:g} and a "
+        f"{optimiser.schedule} schedule"
     )
 
 
@@ -199,32 +257,44 @@ def finetuning_sentences(benchmark: Benchmark, trainings: Sequence[Finetuning]) 
     config = own[0].config
     cases = read_selection(own[0].folder / "selection.parquet")
     subjects = {role: len({(c.dataset, c.subject) for c in cases if c.role == role}) for role in ROLES}
-    counts = _listed([f"{count} {role}" for role, count in subjects.items()])
+    counts = listed([f"{count} {role}" for role, count in subjects.items()])
     seeds = len({one.seed for one in own})
-    rows = _listed(list(dict.fromkeys(one.row for one in own)))
+    rows = listed(list(dict.fromkeys(one.row for one in own)))
     what = (
-        f"segmentation of {_listed([region.name for region in benchmark.regions])}"
+        f"segmentation of {listed([region.name for region in benchmark.regions])}"
         if benchmark.kind == "segmentation"
-        else f"classification into {_listed(list(benchmark.classes))}"
+        else f"classification into {listed(list(benchmark.classes))}"
     )
     return (
-        f"{benchmark.title} ({what} from {_listed(list(benchmark.modalities))}; subjects: {counts}): each row ({rows}) "
-        f"was trained {_count(seeds, 'time')} from different seeds with the same budget, {_schedule(config)}."
+        f"{benchmark.title} ({what} from {listed(list(benchmark.modalities))}; subjects: {counts}): each row ({rows}) "
+        f"was trained {counted(seeds, 'time')} from different seeds with the same budget, {_schedule(config)}."
+        f"{_odd_sentences(own)}"
     )
+
+
+def _odd_sentences(own: Sequence[Finetuning]) -> str:
+    """Return the schedule of rows whose network takes images of another size; the mix has a note of its own."""
+    odd = {one.row: _schedule(one.config) for one in own if one.config.data.crop != own[0].config.data.crop}
+    return "".join(f" Row {row}: {schedule}." for row, schedule in odd.items())
 
 
 def statistics_sentences(
-    benchmarks: Sequence[Benchmark], trainings: Sequence[Finetuning], replicates: int, cited: Citations
+    benchmarks: Sequence[Benchmark],
+    trainings: Sequence[Finetuning],
+    replicates: int,
+    cited: Citations,
+    first: str = PRETRAINED,
 ) -> str:
-    """Return metrics, intervals and tests."""
+    """Return metrics, intervals and tests; first: the row that the others are compared with."""
+    compared = "the pre-trained one" if first == PRETRAINED else f"the row {first}"
     metrics = dict.fromkeys(metric for benchmark in benchmarks for metric in benchmark.metrics)
     named = [METRIC_NAMES[metric] for metric in metrics]
     rows = len({(one.benchmark, one.row) for one in trainings})
     return (
-        f"Test predictions were scored by {_listed(named)}. Intervals are 95 % BCa bootstrap "
+        f"Test predictions were scored by {listed(named)}. Intervals are 95 % BCa bootstrap "
         f"intervals{cited.cite('bca')} over subjects ({replicates} replicates), widened for few "
         f"subjects{cited.cite('hesterberg')}; seeds are averaged inside each replicate, their spread is given beside. "
-        "Rows were compared with the pre-trained one by paired bootstrap tests over the same draws, corrected with "
+        f"Rows were compared with {compared} by paired bootstrap tests over the same draws, corrected with "
         f"Holm's method{cited.cite('holm')} over all rows of a benchmark; {rows} rows were trained in all. Ranks are "
         f"those of bootstrap samples of the test subjects{cited.cite('ranks')}."
     )
@@ -236,14 +306,16 @@ def software_sentence(cited: Citations) -> str:
     named = [
         f"{name} {version}{cited.cite(*([name] if name in known else []))}" for name, version in software_versions()
     ]
-    return f"Software: {_listed(named)}."
+    return f"Software: {listed(named)}."
 
 
-def _count(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
+    """Return e.g. `1 case` or `3 cases`."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Return e.g. `a, b and c`."""
     if len(names) < 2:
         return "".join(names)
     return f"{', '.join(names[:-1])} and {names[-1]}"

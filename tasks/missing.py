@@ -1,7 +1,7 @@
 """What a segmentation loses when one modality is absent: zeros in its place against its learned template.
 
 Each test case is predicted again without each of its modalities, once with either filling; Dice by region. The
-templates are those of the pre-training for every row, also for the one from scratch, which was never trained with them.
+templates are those of one pre-training for every row, also for those that were never trained with them.
 """
 
 from __future__ import annotations
@@ -126,6 +126,7 @@ class MissingTable(FurtherTable):
     """Dice by dropped modality of one benchmark."""
 
     lines: tuple[MissingLine, ...]
+    templates_of: str = "the pre-training"
 
     @property
     def header(self) -> list[str]:
@@ -145,7 +146,7 @@ class MissingTable(FurtherTable):
         """Sentences under the table."""
         return [
             "Mean Dice over regions of test cases from which one modality was taken away: replaced by zeros, or by the "
-            "template that the pre-training learned.",
+            f"template that {self.templates_of} learned.",
             "Brackets: 95 % bootstrap intervals over subjects, seeds averaged; the last column is paired by subject.",
             f"Without {NOTHING}: the case as it is. Cases that lack the modality, or have no other, do not count.",
         ]
@@ -162,7 +163,9 @@ class MissingTable(FurtherTable):
         return buffer.getvalue()
 
 
-def missing_table(title: str, scores: pd.DataFrame, replicates: int, seed: int = 0) -> MissingTable:
+def missing_table(
+    title: str, scores: pd.DataFrame, replicates: int, seed: int = 0, templates_of: str = "the pre-training"
+) -> MissingTable:
     """Return the table of one benchmark from the long-form scores of `score_missing`."""
     lines = []
     for (row, dropped), part in scores.groupby(["row", "dropped"], sort=False):
@@ -176,7 +179,7 @@ def missing_table(title: str, scores: pd.DataFrame, replicates: int, seed: int =
         found |= {} if dropped == NOTHING else {"gain": gap}
         numbers = {name: _line(str(row), found.get(name)) for name in ("zero", "template", "gain")}
         lines.append(MissingLine(row=str(row), dropped=str(dropped), n=zero.shape[1], **numbers))
-    return MissingTable(title=title, lines=tuple(lines))
+    return MissingTable(title=title, lines=tuple(lines), templates_of=templates_of)
 
 
 def _line(row: str, interval: Interval | None) -> Line:

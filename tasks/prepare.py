@@ -28,12 +28,12 @@ from models.store_descriptors import COUNT
 from tasks import integrity, nifti, registration, volumes
 from tasks.affines import BadScanError
 from tasks.arrays import parse_image
-from tasks.benchmarks import scheme_conflict
 from tasks.case_connectome import connectome_of
 from tasks.case_quality import grey_quality, image_quality, label_quality
 from tasks.descriptors import parse_table
 from tasks.fingerprint import fingerprint
 from tasks.intensity import intensity_range, scale
+from tasks.label_schemes import scheme_conflict
 from tasks.mni import require_mni
 from tasks.nifti import Volume
 from tasks.qc_voxels import end_measures, grid_measure

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -13,11 +14,12 @@ import pandas as pd
 
 from models.records import OLDEST, SelectedCase
 from tasks.benchmarks import Benchmark
-from tasks.duplicates import links as near_duplicates
+from tasks.crosswalk import crosswalk_links, person_links
 from tasks.folds import ensure_folds, fold_of, folds_digest
-from tasks.overlap import overlap_sentence
+from tasks.leaks import seen_because
+from tasks.overlap import overlap_sentence, shared_sentences
 from tasks.probes import Bools, Ints, ProbeError, check_targets
-from tasks.splits import Subject, lookalikes, subjects_in
+from tasks.splits import Subject, subjects_in
 
 if TYPE_CHECKING:
     from models.store import Store
@@ -44,6 +46,16 @@ class ProbeCohort:
     """One line a case of the traits that generated it; only phantoms have them."""
     notes: tuple[str, ...] = ()
     """Sentences on who was left out, and why."""
+    leaks: Mapping[Subject, str] = field(default_factory=dict)
+    """Subjects that a pre-training has seen, and why; they are left out."""
+    everyone: ProbeCohort | None = None
+    """Where somebody was left out for that: the cohort with them, in the same folds, under a name of its own."""
+
+    @property
+    def present(self) -> Bools:
+        """Which modality of the benchmark each case has (N, M)."""
+        has = [[name in names for name in self.benchmark.modalities] for names in self.people["modalities"]]
+        return np.array(has, dtype=bool).reshape(len(self.cases), len(self.benchmark.modalities))
 
     @property
     def target(self) -> npt.NDArray[Any]:
@@ -78,13 +90,18 @@ class ProbeCohort:
         return replace(self, cases=tuple(shuffled))
 
 
-def seen_subjects(selections: Iterable[Iterable[SelectedCase]], store_url: str) -> set[Subject]:
-    """Return the subjects that pre-trainings were trained or validated on, and whoever looks like one of them.
+WITH_SEEN = "-with-seen"
+"""End of the name under which a benchmark is scored with the subjects that a pre-training has seen."""
 
-    Who looks like somebody that looks like one of them (tasks.splits.lookalikes) is as good as seen, too.
+
+def seen_subjects(selections: Iterable[Iterable[SelectedCase]], workspace: Path, store_url: str) -> dict[Subject, str]:
+    """Return the subjects that pre-trainings were trained or validated on, and whoever is one person with one of them,
+    each with why.
+
+    By looks or by a crosswalk (tasks.crosswalk), also through others (tasks.splits.lookalikes).
     """
-    seen = {(case.dataset, case.subject) for cases in selections for case in cases if case.role != "test"}
-    return seen | set(lookalikes(seen, near_duplicates(store_url)))
+    every = (case for cases in selections for case in cases)
+    return seen_because(every, person_links(workspace, store_url), crosswalk_links(workspace))
 
 
 def find_probe_cohort(
@@ -93,24 +110,25 @@ def find_probe_cohort(
     people: pd.DataFrame,
     workspace: Path,
     folds: int,
-    seen: Collection[Subject] = (),
+    seen: Mapping[Subject, str] = MappingProxyType({}),
     latents: pd.DataFrame | None = None,
 ) -> ProbeCohort:
     """Return the cohort of a probe; its folds are kept in `<workspace>/splits/<benchmark>-<folds>.folds.parquet`.
 
-    A case counts when it is stored, has the benchmark's first modality and a known target; of several cases of a
-    subject the first one is taken. Values that are none of the classes are other diagnoses and left out.
+    A case counts when it is stored, has one of the benchmark's modalities and a known target; of several cases of a
+    subject the first one is taken. Values that are none of the classes are other diagnoses and left out. `seen` are the
+    subjects that pre-trainings have seen, each with why.
     Raises ProbeError when a class is absent, when too few of it are there, when a fold has nobody, and when
-    pre-trainings have seen everybody, or people of these datasets under other ids (tasks.overlap); FoldError for fewer
-    subjects than folds.
+    pre-trainings have seen everybody, or people of these datasets under other ids (tasks.overlap) that no crosswalk of
+    the workspace names; FoldError for fewer subjects than folds.
     """
     return find_cohort(with_image(benchmark, people), benchmark, store, people, workspace, folds, seen, latents)
 
 
 def with_image(benchmark: Benchmark, people: pd.DataFrame) -> pd.DataFrame:
-    """Return the stored cases of a benchmark that have its first modality, in order."""
+    """Return the stored cases of a benchmark that have one of its modalities, in order."""
     chosen = people[(people["status"] == "stored") & people["dataset"].isin(benchmark.datasets)]
-    chosen = chosen[chosen["modalities"].map(lambda has: benchmark.modalities[0] in has).astype(bool)]
+    chosen = chosen[chosen["modalities"].map(lambda has: not set(benchmark.modalities).isdisjoint(has)).astype(bool)]
     return chosen.sort_values(["dataset", "subject", "case"])
 
 
@@ -121,7 +139,7 @@ def find_cohort(
     people: pd.DataFrame,
     workspace: Path,
     folds: int,
-    seen: Collection[Subject] = (),
+    seen: Mapping[Subject, str] = MappingProxyType({}),
     latents: pd.DataFrame | None = None,
 ) -> ProbeCohort:
     """Return the cohort of the chosen cases of a benchmark: of several of a subject the first with a known target.
@@ -134,7 +152,8 @@ def find_cohort(
     if known.empty:
         why = f"{len(chosen)} cases of {', '.join(benchmark.datasets)} are stored, none has a usable value in column"
         return ProbeCohort(benchmark, store, notes=(f"{why} {benchmark.target!r}.",) if len(chosen) else ())
-    if certain := overlap_sentence(people, seen, benchmark.datasets, certainly=True):
+    told = crosswalk_links(workspace)
+    if certain := overlap_sentence(people, seen, benchmark.datasets, certainly=True, told=told):
         raise ProbeError(f"{who}: {certain}")
     unseen = known[[pair not in seen for pair in subjects_in(known)]].reset_index(drop=True)
     if unseen.empty:
@@ -142,24 +161,41 @@ def find_cohort(
             f"{who}: all {len(known)} subjects were seen by a pre-training; pre-train with a split "
             "that keeps some of them for testing, or probe other data"
         )
-    possible = overlap_sentence(people, seen, benchmark.datasets)
-    notes = (*_notes(benchmark, chosen, known, unseen), *((f"{possible}.",) if possible else ()))
-    _check_classes(benchmark, unseen)
-    lines = unseen if benchmark.classes else unseen.assign(_target=unseen["_target"].astype("float64"))
+    possible = overlap_sentence(people, seen, benchmark.datasets, told=told)
+    notes = (
+        *_notes(benchmark, chosen, known, unseen),
+        *((f"{possible}.",) if possible else ()),
+        *shared_sentences(seen, benchmark.datasets, told),
+    )
+    cohort = replace(_folded(benchmark, store, unseen, workspace, folds, latents), notes=notes)
+    leaks = {pair: seen[pair] for pair in subjects_in(known) if pair in seen}
+    if not leaks:
+        return cohort
+    everyone = _folded(benchmark, store, known.reset_index(drop=True), workspace, folds, latents)
+    named_apart = benchmark.replace(name=f"{benchmark.name}{WITH_SEEN}")
+    return replace(cohort, leaks=leaks, everyone=replace(everyone, benchmark=named_apart))
+
+
+def _folded(
+    benchmark: Benchmark, store: Store, chosen: pd.DataFrame, workspace: Path, folds: int, latents: pd.DataFrame | None
+) -> ProbeCohort:
+    """Return the cohort of these lines, one a subject, in the kept folds, which are extended by who is new."""
+    _check_classes(benchmark, chosen)
+    lines = chosen if benchmark.classes else chosen.assign(_target=chosen["_target"].astype("float64"))
     strata = ("_target", "dataset", "site")
     table = ensure_folds(workspace, f"{benchmark.name}-{folds}", store.url, lines, folds, strata=strata)
     by_subject = fold_of(table)
-    fold = np.array([by_subject[pair] for pair in subjects_in(unseen)])
+    fold = np.array([by_subject[pair] for pair in subjects_in(chosen)])
     _check_folds(benchmark, fold, folds)
     cases = tuple(
         SelectedCase(
             dataset=str(line.dataset), row=int(cast("int", line.row)), case=str(line.case), subject=str(line.subject),
             digest=str(line.digest), role="test", target=str(target),
         )
-        for line, target in zip(unseen.itertuples(index=False), unseen["_target"], strict=True)
+        for line, target in zip(chosen.itertuples(index=False), chosen["_target"], strict=True)
     )  # fmt: skip
-    cohort = ProbeCohort(benchmark, store, cases, fold, _digest(table, cases), unseen, _aligned(latents, cases), notes)
-    check_targets(cohort.fold, cohort.target, benchmark.classes, who)
+    cohort = ProbeCohort(benchmark, store, cases, fold, _digest(table, cases), chosen, _aligned(latents, cases))
+    check_targets(cohort.fold, cohort.target, benchmark.classes, named(benchmark))
     return cohort
 
 
@@ -206,7 +242,10 @@ def _notes(benchmark: Benchmark, chosen: pd.DataFrame, known: pd.DataFrame, unse
     if missing := subjects - len(known):
         found.append(f"Subjects left out for want of a usable value of {benchmark.target!r}: {missing} of {subjects}.")
     if seen := len(known) - len(unseen):
-        found.append(f"Subjects left out because a pre-training of this table has seen them: {seen}.")
+        found.append(
+            f"Subjects left out because a pre-training of this table has seen them: {seen}; see the table of "
+            "leaks, whose .csv names them."
+        )
     return tuple(found)
 
 

@@ -13,8 +13,10 @@ from models.export import read_done
 from models.store import store_digest
 from tasks.embedding_figure import embedding_figure
 from tasks.finetune import read_json
+from tasks.methods_text import MethodsText
 from tasks.overlap import PARTS
 from tasks.probe_cohort import ProbeCohort
+from tasks.probes import Floats
 from tasks.probing import EncoderRow, embed_row
 from tasks.qc import quarantine_table
 from tasks.report import (
@@ -62,11 +64,16 @@ def embedding_picture(cohort: ProbeCohort, rows: Sequence[EncoderRow], workspace
         return None
     rows = [row for row in rows if row.model == "linear"]  # their twins have the same features
     shown = rows if len(rows) <= PANELS else [*rows[: PANELS - 1], rows[-1]]
-    features = {row.name: embed_row(cohort, row.encoders[0], workspace) for row in shown}
+    features = {row.name: _filled(embed_row(cohort, row.encoders[0], workspace)) for row in shown}
     title = f"Embeddings of {', '.join(cohort.benchmark.datasets)}"
     png = embedding_figure(features, ages.to_numpy(dtype=np.float64), title)
     words = "Two first principal components of the frozen features, a point a subject, coloured by age"
     return Picture(png, f"embeddings of {cohort.benchmark.title}", words)
+
+
+def _filled(features: Floats) -> Floats:
+    """Return features (N, C) with the means of their columns where a case lacks a modality: a picture has no folds."""
+    return np.where(np.isnan(features), np.nanmean(features, axis=0), features)
 
 
 def weights_of(rows: Sequence[EncoderRow]) -> list[tuple[str, str]]:
@@ -93,6 +100,19 @@ def ensemble_notes(rows: Sequence[EncoderRow]) -> list[str]:
     ]
 
 
+def window_notes(rows: Sequence[EncoderRow]) -> list[str]:
+    """Return a sentence about the encoders that are given windows of an image, by the size of their windows."""
+    found: dict[tuple[int, ...], list[str]] = {}
+    for row in rows:
+        if row.model == "linear" and (window := row.encoders[0].window):
+            found.setdefault(window, []).append(row.name)
+    return [
+        f"{', '.join(names)}: embedded in windows of {' x '.join(map(str, window))} voxels, the crops of the training, "
+        "that cover the image; the features are the mean over windows that hold a voxel above or below zero."
+        for window, names in found.items()
+    ]
+
+
 def probe_report(
     title: str,
     workspace: Path,
@@ -102,6 +122,7 @@ def probe_report(
     absent: Sequence[TableSection],
     notes: Sequence[str],
     date: str,
+    methods: MethodsText,
 ) -> ReportContent:
     """Return the page with all tables of a flow run; `title` says what was made, e.g. probes."""
     cases = store.cases().to_pandas()
@@ -130,6 +151,8 @@ def probe_report(
         benchmarks=shown,
         absent=absent,
         notes=notes,
+        methods=methods.paragraphs,
+        references=methods.references,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +18,7 @@ Sites = tuple[ProbeCohort | None, str]
 
 
 def site_cohort(
-    cohorts: Sequence[ProbeCohort], people: pd.DataFrame, workspace: Path, folds: int, seen: Collection[Subject]
+    cohorts: Sequence[ProbeCohort], people: pd.DataFrame, workspace: Path, folds: int, seen: Mapping[Subject, str]
 ) -> Sites:
     """Return the sites of all probed datasets as one probe, and a sentence on sites that are left out.
 

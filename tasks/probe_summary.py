@@ -18,6 +18,8 @@ from tasks.statistics import one_subject_points
 from tasks.summary import Line, corrected, primary_metric, published_lines
 from tasks.tables import BenchmarkTable
 
+COVERAGE = "In simulated cohorts of 57 to 238 subjects such intervals held the truth in 95 to 98 %"
+"""Measured by studies/coverage_folds.py."""
 Part = tuple[npt.NDArray[Any], Floats]
 """Targets (N,) of one seed on one fold, and its predictions: probabilities (N, K), or numbers (N,)."""
 
@@ -173,6 +175,21 @@ def make_table(
     )
 
 
+def _modality_statements(cohort: ProbeCohort) -> list[str]:
+    """Return what is done with several modalities, and how many cases lack which."""
+    names, present = cohort.benchmark.modalities, cohort.present
+    if len(names) < 2:
+        return []
+    words = f"An encoder of one channel embeds {', '.join(names)} one by one; the embeddings stand side by side."
+    lacking = [f"{name} {count}" for name, count in zip(names, (~present).sum(axis=0), strict=True) if count]
+    if not lacking:
+        return [words]
+    return [
+        f"{words} Cases without a modality: {', '.join(lacking)} of {len(present)}; its features are then the medians "
+        "of the training folds, beside a column of 0 and 1 that says so."
+    ]
+
+
 def _statements(cohort: ProbeCohort, scores: pd.DataFrame) -> list[str]:
     benchmark, n = cohort.benchmark, len(cohort.cases)
     folds = int(cohort.fold.max()) + 1
@@ -185,6 +202,7 @@ def _statements(cohort: ProbeCohort, scores: pd.DataFrame) -> list[str]:
         f"n = {n} subjects, each tested once{f' ({classes})' if classes else ''}{worth}.",
         f"Linear probe ({model}, strength by inner cross-validation) of frozen features in {folds} folds by subject, "
         "stratified by target and site; one case a subject.",
-        f"Brackets: {INTERVAL_METHOD}; they can reach beyond what the metric can be.",
+        *_modality_statements(cohort),
+        f"Brackets: {INTERVAL_METHOD}; they can reach beyond what the metric can be. {COVERAGE}.",
         f"p: {first} against the row, t-test over folds with the same correction, Holm-corrected over all such rows.",
     ]

@@ -1,4 +1,4 @@
-"""The linear probes as data: AnatCL's diagnosis tasks and clinical scores, and their phantom twins.
+"""The linear probes as data: AnatCL's diagnosis tasks and clinical scores, BrainMVP's classifications, phantom twins.
 
 Which tasks the paper ran is known in part (methods: confirmed [paper] schizophrenia, Asperger, PDD-NOS, AD on OASIS-3,
 age on OpenBHB); every other one, and all clinical scores, are `unverified`. Class sizes and the values of single tasks
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.benchmarks import Benchmark, Published
+from tasks.benchmarks import BENCHMARKS, Benchmark, Published, SplitProtocol
 
 PAPER = "AnatCL, arXiv 2408.07079, Pattern Recognition Letters 199 (2026)"
 FOLDS = "the paper's protocol is a linear probe in five folds, by balanced accuracy (age: MAE)"
@@ -113,18 +113,36 @@ _REGISTERED: tuple[Benchmark, ...] = (
     _score("attention", "attention", "attention"),
 )  # fmt: skip
 
-PROBES: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _REGISTERED}
+FROZEN = "-probe"
+"""End of the name under which a benchmark of fine-tuning is probed."""
+
+
+def _frozen(benchmark: Benchmark) -> Benchmark:
+    """Return the probe of a classification that is registered for fine-tuning, of which its published numbers are."""
+    note = f"{benchmark.note}; frozen encoders on cohort and classes of {benchmark.name!r}"
+    return benchmark.replace(
+        name=f"{benchmark.name}{FROZEN}", title=f"{benchmark.title}, frozen", protocol="probe", published=(),
+        metrics=("auroc", "balanced_accuracy", "accuracy", "f1"), split=SplitProtocol(), test_subjects=None,
+        note=f"{note}; published numbers are of fine-tuning and stand in its table",
+    )  # fmt: skip
+
+
+TWINS: tuple[Benchmark, ...] = tuple(_frozen(one) for one in BENCHMARKS.values() if one.kind == "classification")
+"""The classifications of fine-tuning as probes of frozen encoders."""
+
+PROBES: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (*_REGISTERED, *TWINS)}
 """Every registered probe by name, whether or not its data are at hand."""
 
-PHANTOM_PROBES: tuple[str, ...] = tuple(name for name in PROBES if name.startswith("phantom-"))
+PHANTOM_PROBES: tuple[str, ...] = tuple(one.name for one in _REGISTERED if one.name.startswith("phantom-"))
 
 
 def find_probe(name: str) -> Benchmark:
-    """Return a registered probe; raises KeyError listing the known names."""
+    """Return a registered probe; raises KeyError listing the known names, and the probe of a benchmark's name."""
     try:
         return PROBES[name]
     except KeyError:
-        raise KeyError(f"unknown probe {name!r}; known: {', '.join(PROBES)}") from None
+        twin = f"; {name!r} is fine-tuned, its probe is {name + FROZEN!r}" if name + FROZEN in PROBES else ""
+        raise KeyError(f"unknown probe {name!r}{twin}; known: {', '.join(PROBES)}") from None
 
 
 def site_probe(datasets: tuple[str, ...], modalities: tuple[str, ...], sites: tuple[str, ...]) -> Benchmark:

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from tasks.baselines import CEILING
-from tasks.embeddings import EncoderSource, embeddings
+from tasks.benchmarks import Benchmark
+from tasks.embeddings import EncoderSource, case_features
 from tasks.probe_cohort import ProbeCohort
 from tasks.probes import Bools, Floats, Model, probe_classes, probe_numbers
 from tasks.row_scores import Seed, score_row
@@ -22,14 +23,19 @@ RANDOM = "random encoder"
 DESCRIPTORS = "raw descriptors"
 CONSTANT = "no features"
 """Predicts the class shares, or the mean, of the training folds."""
+PRESENT = "which modalities"
+"""Tells classes apart by the modalities that a case has alone: what their absence gives away."""
 EXPECTED: dict[str, str] = {
     "simclr": "SimCLR",
     "yaware": "y-Aware",
     "expw": "ExpW",
     "age_regression": "age regression",
 }
-"""Recipes of the baseline pre-trainings that every table shows, and their names where they were not trained."""
-RESERVED: tuple[str, ...] = (RANDOM, DESCRIPTORS, CONSTANT, CEILING, "age", "sex", "age+sex")
+"""Recipes of the baseline pre-trainings that tables of grey-matter maps show, and their names where they were not
+trained."""
+EXPECTED_OF_CROPS: dict[str, str] = {"mae": "MAE", "simclr_crops": "SimCLR on crops"}
+"""The same of tables of other images: BrainMVP's baselines."""
+RESERVED: tuple[str, ...] = (RANDOM, DESCRIPTORS, CONSTANT, CEILING, "age", "sex", "age+sex", PRESENT)
 """Names that a table's own rows have."""
 NEIGHBOURS = ", k-NN"
 """End of the name of a row that is probed by nearest neighbours."""
@@ -80,6 +86,8 @@ def feature_rows(cohort: ProbeCohort) -> list[FeatureRow]:
     rows = [_descriptors(cohort)]
     if cohort.benchmark.target not in {"age", "site"}:
         rows.append(age_sex_row(cohort))
+    if not cohort.present.all():
+        rows.append(FeatureRow(PRESENT, cohort.present.astype(np.float64)))
     rows.append(FeatureRow(CONSTANT, np.zeros((len(cohort.cases), 1))))
     if cohort.latents is not None:
         rows.append(latents_row(cohort))
@@ -93,25 +101,32 @@ def with_neighbours(rows: Sequence[EncoderRow]) -> list[EncoderRow]:
 
 def row_kinds(rows: Sequence[EncoderRow], simple: Sequence[FeatureRow]) -> dict[str, str]:
     """Return `baseline` or `ceiling` by row; rows that are not named are ours."""
+    known = {*EXPECTED, *EXPECTED_OF_CROPS}
     baselines = [
         row.name
         for row in rows
-        if row.name.removesuffix(NEIGHBOURS) == RANDOM or (_recipes(row) <= set(EXPECTED) and row.recipes)
+        if row.name.removesuffix(NEIGHBOURS) == RANDOM or (_recipes(row) <= known and row.recipes)
     ]
     kinds = dict.fromkeys([*baselines, *(row.name for row in simple)], "baseline")
     return kinds | {CEILING: "ceiling"}
 
 
 def _recipes(row: EncoderRow) -> set[str]:
-    return {recipe.removesuffix("_tiny") for recipe in row.recipes}
+    """Return the recipes of a row without the endings of sizes and networks."""
+    return {recipe.removesuffix("_tiny").removesuffix("_unet") for recipe in row.recipes}
+
+
+def expected(benchmark: Benchmark) -> dict[str, str]:
+    """Return the baseline pre-trainings that a table of a benchmark shows, by recipe."""
+    return EXPECTED if "gm" in benchmark.modalities else EXPECTED_OF_CROPS
 
 
 def absent_lines(cohort: ProbeCohort, rows: Sequence[EncoderRow], simple: Sequence[FeatureRow]) -> list[Line]:
     """Return a line without a number for every expected row that is not there, with the reason."""
     there = {recipe for row in rows for recipe in _recipes(row)}
-    names = [(name, "not trained") for recipe, name in EXPECTED.items() if recipe not in there]
-    names += [(row.name, row.absent) for row in simple if row.features is None]
     benchmark = cohort.benchmark
+    names = [(name, "not trained") for recipe, name in expected(benchmark).items() if recipe not in there]
+    names += [(row.name, row.absent) for row in simple if row.features is None]
     return [Line(benchmark=benchmark.name, row=name, metric="", kind="absent", note=why) for name, why in names]
 
 
@@ -125,7 +140,7 @@ def score_encoders(
 
     kind = [] if row.model == "linear" else [row.model]
     seeds = [
-        probe_seed([*(one.weights for one in members), *kind], row.name, partial(embedded, members), model=row.model)
+        probe_seed([*(one.made_from for one in members), *kind], row.name, partial(embedded, members), model=row.model)
         for members in row.groups
     ]
     return score_row(cohort, row.name, seeds, workspace / SCORES)
@@ -169,7 +184,8 @@ def probe_features(features_NC: Floats, cohort: ProbeCohort, row: str, model: Mo
 
 
 def embed_row(cohort: ProbeCohort, source: EncoderSource, workspace: Path) -> Floats:
-    """Return the embeddings (N, C) of a cohort by one encoder, from the workspace's cache where they are kept."""
+    """Return the features (N, C) of a cohort by one encoder, from the workspace's cache where they are kept; NaN where
+    a case lacks a modality (tasks.embeddings.case_features)."""
     return _embedded(cohort, source, workspace, lambda note: None)
 
 
@@ -177,8 +193,8 @@ def _embedded(cohort: ProbeCohort, source: EncoderSource, workspace: Path, progr
     def done(count: int, total: int) -> None:
         progress(f"{source.name}: case {count} of {total} embedded")
 
-    folder = workspace / "embeddings"
-    values, _ = embeddings(source, cohort.store, cohort.cases, cohort.benchmark.modalities[0], folder, done)
+    modalities, folder = cohort.benchmark.modalities, workspace / "embeddings"
+    values = case_features(source, cohort.store, cohort.cases, modalities, cohort.present, folder, done)
     return values.astype(np.float64)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ import pandas as pd
 from models.records import digest_of
 from models.store_connectomes import has_connectome
 from tasks.benchmarks import Benchmark
-from tasks.duplicates import links as near_duplicates
+from tasks.crosswalk import person_links
 from tasks.probe_cohort import ProbeCohort, find_cohort, named
 from tasks.probes import Bools, Ints, ProbeError, check_targets
 from tasks.prompting import PromptError, Subjects, check_supports
@@ -40,7 +41,9 @@ class PromptCohort:
     has_network: Bools = field(default_factory=_nobody)
     """(N,) can be a support."""
     group: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    """(N,) equal numbers: subjects that look like one person."""
+    """(N,) equal numbers: subjects that are one person (tasks.crosswalk)."""
+    everyone: PromptCohort | None = None
+    """Where subjects were left out because a pre-training has seen them: the cohort with them."""
 
     @property
     def benchmark(self) -> Benchmark:
@@ -58,7 +61,7 @@ class PromptCohort:
 
     @cached_property
     def roles_digest(self) -> str:
-        """Digest of who has what and who looks like whom."""
+        """Digest of who has what and who is one person with whom."""
         return digest_of([one.tolist() for one in (self.has_image, self.has_network, self.group)])
 
     @cached_property
@@ -85,7 +88,7 @@ def find_prompt_cohort(
     people: pd.DataFrame,
     workspace: Path,
     folds: int,
-    seen: Collection[Subject] = (),
+    seen: Mapping[Subject, str] = MappingProxyType({}),
     latents: pd.DataFrame | None = None,
 ) -> PromptCohort:
     """Return the cohort of a prompting task; its folds are kept in `<workspace>/splits/<task>-<folds>.folds.parquet`.
@@ -99,9 +102,15 @@ def find_prompt_cohort(
     everybody = find_cohort(chosen, benchmark, store, people, workspace, folds, seen, latents)
     if not everybody.cases:
         return PromptCohort(everybody)
+    cohort = _with_roles(everybody, workspace)
+    return replace(cohort, everyone=_with_roles(everybody.everyone, workspace) if everybody.everyone else None)
+
+
+def _with_roles(everybody: ProbeCohort, workspace: Path) -> PromptCohort:
+    """Return who of a cohort is a query and who a support."""
     lines = everybody.people
     has_image, has_network = (lines[name].to_numpy(dtype=bool) for name in ("_image", "_network"))
-    groups = link_groups(near_duplicates(store.url))
+    groups = link_groups(person_links(workspace, everybody.store.url))
     pairs = [groups.get(pair, pair) for pair in subjects_in(lines)]
     numbers = {pair: number for number, pair in enumerate(dict.fromkeys(pairs))}
     group = np.array([numbers[pair] for pair in pairs], dtype=np.int64)

@@ -18,7 +18,7 @@ from tasks.probes import Floats, Ints
 from tasks.prompt_baselines import CONNECTOME, MAE, MAJORITY, NETWORK, SUPERVISED, TANGENT
 from tasks.prompt_cohort import PromptCohort
 from tasks.prompt_figures import similarity_figure
-from tasks.prompt_rows import absent_lines
+from tasks.prompt_rows import absent_lines, kinds_of
 from tasks.prompt_seeds import Embedder, PairRow, PromptSettings, Row
 from tasks.prompting import unit
 from tasks.report import Picture, TableSection
@@ -48,7 +48,7 @@ def prompt_section(
     table = make_table(
         cohort.everybody,
         scores,
-        {row.name: row.kind for row in rows if row.seeds and row.kind != "ours"},
+        kinds_of(rows),
         absent_lines(cohort, rows),
         [*sentences, *cohort.everybody.notes, *notes],
         facts,

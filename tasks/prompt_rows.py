@@ -141,6 +141,11 @@ def score_rows(
     return pd.concat(frames, ignore_index=True), fresh
 
 
+def kinds_of(rows: Sequence[Row]) -> dict[str, str]:
+    """Return `baseline` or `ceiling` of every scored row that is not ours."""
+    return {row.name: row.kind for row in rows if row.seeds and row.kind != "ours"}
+
+
 def absent_lines(cohort: PromptCohort, rows: Sequence[Row]) -> list[Line]:
     """Return a line without a number for every row that is not there, with the reason."""
     name = cohort.benchmark.name

@@ -39,6 +39,14 @@ REFERENCES: dict[str, str] = {
         "Dosovitskiy A. et al. An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale. "
         "ICLR 2021 (arXiv 2010.11929)."
     ),
+    "swin_unetr": (
+        "Hatamizadeh A. et al. Swin UNETR: Swin Transformers for Semantic Segmentation of Brain Tumors in MRI Images. "
+        "BrainLes 2021 (arXiv 2201.01266)."
+    ),
+    "nnunet": (
+        "Isensee F. et al. nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation. "
+        "Nature Methods 18 (2021) 203-211."
+    ),
     "n4": (
         "Tustison N. J. et al. N4ITK: Improved N3 Bias Correction. IEEE Transactions on Medical Imaging 29 "
         "(2010) 1310-1320."

@@ -35,7 +35,7 @@ class Picture:
         return "data:image/png;base64," + base64.b64encode(self.png).decode()
 
 
-FURTHER = ("leaks", "missing", "labels")
+FURTHER = ("leaks", "gains", "missing", "labels")
 """Kinds of further tables, in the order in which they are shown."""
 
 
@@ -46,9 +46,11 @@ class TableSection:
     table: BenchmarkTable
     pictures: Sequence[Picture] = ()
     further: Mapping[str, FurtherTable] = field(default_factory=dict)
-    """Tables beside the main one, by the kind that is part of their file names: `missing`, `labels`, `leaks`."""
+    """Tables beside the main one, by the kind that is part of their file names, one of FURTHER."""
     reliability: pd.DataFrame | None = None
     """Reliability curves of a classification, for a file beside the table."""
+    confusion: pd.DataFrame | None = None
+    """Confusion matrices of a classification (tasks.confusion), for a file beside the table."""
 
     @property
     def grids(self) -> list[Grid]:
@@ -86,6 +88,8 @@ class ReportContent:
     benchmarks: Sequence[TableSection] = ()
     absent: Sequence[TableSection] = ()
     """Benchmarks without data at hand."""
+    leaderboard: FurtherTable | None = None
+    """Mean places over benchmarks (tasks.leaderboard)."""
     notes: Sequence[str] = ()
     methods: Sequence[str] = ()
     """Paragraphs for a paper; they cite `references` by their numbers."""

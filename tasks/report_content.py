@@ -23,8 +23,9 @@ from tasks.report import (
     training_facts,
     training_section,
 )
+from tasks.rows import Run
+from tasks.run_times import time_shares
 from tasks.splits import ROLES
-from tasks.summary import PRETRAINED
 
 if TYPE_CHECKING:
     from models.store import Store
@@ -42,8 +43,8 @@ class Made:
     split: pd.DataFrame
     tables: MadeFrom
     """Versions of the split and of the phenotypes."""
-    pretrained: str
-    """Name of the pre-training."""
+    runs: tuple[Run, ...]
+    """The pre-trainings, in the order of their rows."""
 
 
 def report_content(
@@ -69,7 +70,7 @@ def report_content(
         title=f"brainloom report: {made.workspace.name}",
         date=date,
         summary=summary,
-        provenance=provenance(made, trainings),
+        provenance=[*provenance(made, trainings), *time_shares(trainings, made.workspace / "scores")],
         qc=qc_pictures(made),
         quarantine=quarantine_table(made.store.cases(), _catalog(made)),
         trainings=training_sections(made, trainings),
@@ -90,25 +91,27 @@ def description(made: Made) -> str:
     """Return the paragraph that says what was done, from the records of the workspace."""
     spec = made.store.spec
     frame = "a fixed template grid" if spec.frame == "template" else "the axes of each case's reference scan"
+    plural = len(made.runs) > 1
+    origins = [_pretraining(run, f" of “{run.name}”" if plural else "") for run in made.runs]
     return (
         f"Raw scans were preprocessed with the spec “{spec.name}” ({spec.spacing_mm:g} mm, {frame}) into a sharded "
-        f"Zarr store. {_pretraining(made.workspace / 'trainings' / made.pretrained)}, then fine-tuned; training from "
-        "scratch had the same budget."
+        f"Zarr store. {'. '.join(origins)}{'. All were' if plural else ', then'} fine-tuned; training from scratch had "
+        "the same budget."
     )
 
 
-def _pretraining(folder: Path) -> str:
+def _pretraining(run: Run, of: str) -> str:
     """Return the words that say where an encoder comes from."""
-    if origin := (read_json(folder / "done.json") or {}).get("origin"):
+    if run.origin:
         return (
-            f"The encoder was imported from the file “{origin['file']}” (it may have seen test subjects: see "
+            f"The encoder{of} was imported from the file “{run.origin['file']}” (it may have seen test subjects: see "
             "its model card)"
         )
-    run = read_json(folder / "run.json") or {}
+    config = read_json(run.folder / "run.json") or {}
     return (
-        f"The encoder was pre-trained with the recipe “{run.get('recipe', 'unknown')}” (preset "
-        f"“{run.get('preset', 'unknown')}”, {run.get('epochs', 'unknown')} epochs, {run.get('world_size', 'unknown')} "
-        "ranks) on subjects outside the test role"
+        f"The encoder{of} was pre-trained with the recipe “{config.get('recipe', 'unknown')}” (preset "
+        f"“{config.get('preset', 'unknown')}”, {config.get('epochs', 'unknown')} epochs, "
+        f"{config.get('world_size', 'unknown')} ranks) on subjects outside the test role"
     )
 
 
@@ -119,30 +122,30 @@ def provenance(made: Made, trainings: Sequence[Finetuning] = ()) -> list[tuple[s
         ("preprocessing spec", f"{made.store.spec.name} {made.store.spec.content_digest()}"),
         ("split digest", made.tables.split_digest),
         ("phenotypes digest", made.tables.phenotypes_digest or "no phenotypes"),
+        *([("crosswalks digest", made.tables.crosswalks_digest)] if made.tables.crosswalks_digest else []),
     ]
-    done = read_json(made.workspace / "trainings" / made.pretrained / "done.json") or {}
-    found += [
-        (f"{made.pretrained}: {words}", str(done[key]))
-        for key, words in (
-            ("config_digest", "config digest"),
-            ("selection_digest", "selection digest"),
-            ("weights_digest", "weights digest"),
-        )
-        if key in done
-    ]
+    for run in made.runs:
+        done = read_json(run.folder / "done.json") or {}
+        found += [
+            (f"{run.folder.name}: {words}", str(done[key]))
+            for key, words in (
+                ("config_digest", "config digest"),
+                ("selection_digest", "selection digest"),
+                ("weights_digest", "weights digest"),
+            )
+            if key in done
+        ]
     found += [(f"{one.folder.name}: config digest", one.config.content_digest()) for one in trainings]
     return [*found, *((f"version of {name}", version) for name, version in software_versions())]
 
 
 def training_sections(made: Made, trainings: Sequence[Finetuning]) -> list[TrainingSection]:
-    """Return the pre-training with its pictures, and one fine-tuning of each benchmark (pre-trained, first seed)."""
-    folder = made.workspace / "trainings"
+    """Return the pre-trainings with their pictures, and one fine-tuning of each benchmark (first row, first seed)."""
     sections = []
-    first = {one.benchmark: one.folder for one in reversed(trainings) if one.row == PRETRAINED and one.seed == 0}
-    for path in (
-        folder / made.pretrained,
-        *(first[name] for name in dict.fromkeys(one.benchmark for one in trainings)),
-    ):
+    first: dict[str, Path] = {}
+    for one in trainings:
+        first.setdefault(one.benchmark, one.folder)
+    for path in (*(run.folder for run in made.runs), *first.values()):
         run = read_json(path / "run.json") or {}
         done = read_json(path / "done.json") or {}
         facts = training_facts(run)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,17 @@ from infra.storage import write_bytes
 from models.config import Region
 from models.records import SelectedCase, digest_of
 from models.scoring import dice
-from tasks.benchmarks import Benchmark, scheme_labels
+from tasks.benchmarks import Benchmark
+from tasks.label_schemes import scheme_labels
 from tasks.metrics_masks import region_scores
 from tasks.metrics_surface import union_box
+from tasks.processes import in_order, usable_cores
 
 COLUMNS: tuple[str, ...] = (
     "benchmark", "row", "seed", "dataset", "case", "subject", "region", "metric", "value", "target", "note",
 )  # fmt: skip
+SECONDS = b"seconds"
+"""Of the metadata of kept scores."""
 RULES_VERSION = 2
 """Raised when a rule of the scores changes, here or in tasks.metrics_*, so that kept ones are computed again."""
 
@@ -98,20 +104,42 @@ def score_case(prediction: npt.NDArray[Any], truth: Truth, benchmark: Benchmark,
     return entries
 
 
+Predict = Callable[[SelectedCase], npt.NDArray[Any]]
+"""Reads the predicted masks (R, X, Y, Z) of a case."""
+
+
 def segmentation_scores(
     key: RowKey,
     benchmark: Benchmark,
-    cases: Iterable[SelectedCase],
-    predict: Callable[[SelectedCase], npt.NDArray[Any]],
+    cases: Sequence[SelectedCase],
+    predict: Predict,
     truth: Callable[[SelectedCase], Truth],
+    workers: int = 1,
 ) -> pd.DataFrame:
-    """Return the long-form scores of all cases; `predict` and `truth` read one case each, on one grid."""
-    rows = [
-        {**_identity(key, case), "target": "", **entry}
-        for case in cases
-        for entry in score_case(predict(case), truth(case), benchmark, case.case)
-    ]
-    return _frame(rows)
+    """Return the long-form scores of all cases; `predict` and `truth` read one case each, on one grid.
+
+    workers: processes that score case by case; both functions must be picklable when there are more than one. The
+    scores and their order do not depend on it.
+    """
+    score = partial(_case_rows, key, benchmark, predict, truth)
+    return _frame([row for rows in in_order(score, cases, workers) for row in rows])
+
+
+def _case_rows(
+    key: RowKey, benchmark: Benchmark, predict: Predict, truth: Callable[[SelectedCase], Truth], case: SelectedCase
+) -> list[dict[str, Any]]:
+    entries = score_case(predict(case), truth(case), benchmark, case.case)
+    return [{**_identity(key, case), "target": "", **entry} for entry in entries]
+
+
+LARGE = 1_000_000_000
+"""Voxels of all test cases from which on several processes score them. Measured: a case of 9 million takes 0.3 s of a
+core, starting a process (torch, MONAI) 5 s."""
+
+
+def scoring_workers(cases: int, voxels: int) -> int:
+    """Return how many processes score so many cases of at most so many voxels each: one a core, or one."""
+    return usable_cores() if cases * voxels >= LARGE else 1
 
 
 def probability_scores(
@@ -197,16 +225,28 @@ def kept_scores(path: Path, inputs: str, compute: Callable[[], pd.DataFrame]) ->
         table = pq.read_table(path)
         if (table.schema.metadata or {}).get(b"inputs") == inputs.encode():
             return _from_table(table), False
+    begun = time.perf_counter()
     frame = compute()
-    write_scores(frame, path, inputs)
+    write_scores(frame, path, inputs, seconds=time.perf_counter() - begun)
     return frame, True
 
 
-def write_scores(frame: pd.DataFrame, path: Path, inputs: str) -> None:
-    """Write long-form scores as one Parquet file that names the digest of its inputs; further columns come last."""
+def scoring_seconds(path: Path) -> float | None:
+    """Return how long it took to compute kept scores, by the clock; None when the file does not say."""
+    said = (pq.read_schema(path).metadata or {}).get(SECONDS) if path.exists() else None
+    return None if said is None else float(said)
+
+
+def write_scores(frame: pd.DataFrame, path: Path, inputs: str, seconds: float | None = None) -> None:
+    """Write long-form scores as one Parquet file that names the digest of its inputs; further columns come last.
+
+    seconds: how long it took to compute them.
+    """
     names = [*COLUMNS, *(name for name in frame.columns if name not in COLUMNS)]
     table = pa.Table.from_pandas(frame[names], preserve_index=False)
-    table = table.replace_schema_metadata({b"inputs": inputs.encode(), b"columns": json.dumps(names).encode()})
+    metadata = {b"inputs": inputs.encode(), b"columns": json.dumps(names).encode()}
+    metadata |= {} if seconds is None else {SECONDS: f"{seconds:.3f}".encode()}
+    table = table.replace_schema_metadata(metadata)
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ def select_cases(
     cases: cases.parquet of a store. split: columns dataset, subject, split; a stored case whose subject is not in it
     is left out. Without a split all cases train. datasets: keep these only. targets: class by (dataset, case); cases
     without one are left out. drop_test: leave out test subjects instead of giving them the role `test`. links: pairs of
-    subjects that are one person (tasks.duplicates); their cases get the same `person`.
+    subjects that are one person (tasks.crosswalk); their cases get the same `person`.
     Raises SelectionError for unknown datasets or roles, a subject with two roles, or when no training case is left.
     """
     table = cases.to_pandas()

@@ -18,9 +18,9 @@ from models.store_descriptors import Layout, layout_of
 from models.store_writer import StoreWriter, open_writer, read_attributes
 from tasks import plan as plans
 from tasks import receipts
-from tasks.benchmarks import scheme_conflict
 from tasks.duplicates import refresh as search_duplicates
 from tasks.fingerprint import fingerprints_of
+from tasks.label_schemes import scheme_conflict
 
 CASES_SCHEMA = pa.schema(
     [

@@ -19,8 +19,10 @@ import pyarrow.parquet as pq
 from infra.storage import write_bytes
 from models.config import MadeFrom
 from models.records import digest_of
-from tasks.duplicates import links as near_duplicates
+from tasks.crosswalk import crosswalk_digest, person_links, warn_of_strangers
+from tasks.phenotype_layouts import with_layouts
 from tasks.phenotypes import PHENOTYPES_FILE, phenotypes_digest
+from tasks.split_protocol import Shares, shares_by_dataset, target_strata, with_strata
 from tasks.versions import keep_version
 
 ROLES: tuple[str, str, str] = ("train", "val", "test")
@@ -30,6 +32,12 @@ SHARES: tuple[float, float, float] = (0.7, 0.1, 0.2)
 """Of train, val and test."""
 Subject = tuple[str, str]
 """Dataset and subject."""
+DEFAULTS: dict[str, Any] = {"seed": 0, "shares": list(SHARES), "stratify": list(STRATIFY)}
+"""How a split is made and extended, unless its record says otherwise."""
+IMPORTED = "imported"
+"""Of a record: the files that roles were taken from (tasks.split_import)."""
+OWN_SHARES = "shares_of"
+"""Of a record: shares of single datasets, as their benchmarks want them."""
 METADATA_KEY = b"split"
 """Of the record (JSON: digest, counts, provenance) in the Parquet schema's metadata."""
 
@@ -45,6 +53,7 @@ def make_split(
     stratify: Sequence[str] = STRATIFY,
     existing: pd.DataFrame | None = None,
     links: Sequence[tuple[Subject, Subject]] = (),
+    shares_of: Mapping[str, Shares] | None = None,
 ) -> pd.DataFrame:
     """Return one row a subject: dataset, subject, split (train, val or test).
 
@@ -52,9 +61,12 @@ def make_split(
     value). Subjects are sorted by stratum, shuffled inside it, and each is given to the role that is furthest behind
     its share, so that shares hold in every prefix and hence nearly in every stratum. Subjects of `existing` keep their
     role: growing a cohort moves nobody from test to train. Linked subjects (near-duplicates, crosswalks) share a role.
-    Raises SplitError for bad shares, an empty role, or linked subjects that already have different roles.
+    Datasets of `shares_of` have shares of their own. Raises SplitError for bad shares, an empty role, or linked
+    subjects that already have different roles.
     """
-    _check_shares(shares)
+    own = dict(shares_of or {})
+    for each in (shares, *own.values()):
+        _check_shares(each)
     columns = [name for name in stratify if name in cases.columns]
     subjects = cases.drop_duplicates(["dataset", "subject"]).copy()
     subjects = subjects.sort_values(["dataset", "subject"], kind="stable").reset_index(drop=True)
@@ -63,18 +75,19 @@ def make_split(
     order = strata.assign(_draw=np.random.default_rng(seed).permutation(len(subjects)))
     queue = order.sort_values([*strata.columns, "_draw"], kind="stable").index
     pairs = subjects_in(subjects)
-    counts = np.zeros(3)
-    for name in kept.values():
-        counts[ROLES.index(name)] += 1
+    counts: dict[str, np.ndarray] = {pool: np.zeros(3) for pool in ("", *own)}
+    for (dataset, _), name in kept.items():
+        counts[dataset if dataset in own else ""][ROLES.index(name)] += 1
     assigned = dict(kept)
     group_of = link_groups(links)
     check_links(assigned, links)
     of_group = {group_of[pair]: role for pair, role in assigned.items() if pair in group_of}
     for pair in (pairs[int(index)] for index in queue):
         if pair not in assigned:
-            furthest = ROLES[int(np.argmax(np.asarray(shares) * (counts.sum() + 1) - counts))]
-            role = of_group.setdefault(group_of.get(pair, pair), furthest)
-            counts[ROLES.index(role)] += 1
+            count = counts[pair[0] if pair[0] in own else ""]
+            behind = np.asarray(own.get(pair[0], shares)) * (count.sum() + 1) - count
+            role = of_group.setdefault(group_of.get(pair, pair), ROLES[int(np.argmax(behind))])
+            count[ROLES.index(role)] += 1
             assigned[pair] = role
     rows = [(dataset, subject, role_name) for (dataset, subject), role_name in sorted(assigned.items())]
     split = pd.DataFrame(rows, columns=["dataset", "subject", "split"])
@@ -109,7 +122,8 @@ def check_links(assigned: Mapping[Subject, str], links: Iterable[tuple[Subject, 
         one, other = apart
         raise SplitError(
             f"{'/'.join(one)} ({assigned[one]}) and {'/'.join(other)} ({assigned[other]}) look like one person (see "
-            "`brainloom store duplicates`) and must share a role; write a split of another name, or forget one"
+            "`brainloom store duplicates`), or a crosswalk says so, and must share a role; write a split of another "
+            "name, or forget one"
         )
 
 
@@ -236,7 +250,11 @@ def with_phenotypes(cases: pd.DataFrame, phenotypes: pd.DataFrame) -> pd.DataFra
 
 
 def people_of(cases: pd.DataFrame, workspace: Path) -> pd.DataFrame:
-    """Return the cases with the phenotypes of a workspace, when it has any."""
+    """Return the cases with the phenotypes of a workspace, when it has any.
+
+    Says in the log what crosswalks of the workspace name that is not among the cases.
+    """
+    warn_of_strangers(workspace, cases)
     phenotypes = workspace / PHENOTYPES_FILE
     return with_phenotypes(cases, pd.read_parquet(phenotypes)) if phenotypes.exists() else cases
 
@@ -248,7 +266,12 @@ def made_from(workspace: Path, split: str, digest: str) -> MadeFrom:
     if phenotypes.exists():
         of_phenotypes = phenotypes_digest(pd.read_parquet(phenotypes))
         keep_version(str(phenotypes), of_phenotypes)
-    return MadeFrom(split=split, split_digest=digest, phenotypes_digest=of_phenotypes)
+    return MadeFrom(
+        split=split,
+        split_digest=digest,
+        phenotypes_digest=of_phenotypes,
+        crosswalks_digest=crosswalk_digest(workspace),
+    )
 
 
 def workspace_split(
@@ -256,11 +279,21 @@ def workspace_split(
 ) -> tuple[pd.DataFrame, str]:
     """Return a split of a workspace and its digest, made for or extended by the stored cases among `people`.
 
-    Subjects that look like one person (`tasks.duplicates`) share a role.
+    Subjects that are one person, by looks (`tasks.duplicates`) or by a crosswalk, share a role. It is stratified by
+    what the benchmarks on the datasets of the store tell apart, too, and has the shares that they want
+    (tasks.split_protocol).
     """
-    stored = people[people["status"] == "stored"]
+    stored = with_layouts(people[people["status"] == "stored"])
     path = workspace / "splits" / f"{name}.parquet"
-    return ensure_split(path, stored, seed=0, shares=shares, links=near_duplicates(store_url))
+    return ensure_split(
+        path,
+        stored,
+        seed=0,
+        shares=shares,
+        links=person_links(workspace, store_url),
+        targets=target_strata(set(stored["dataset"])),
+        shares_of=shares_by_dataset(set(stored["dataset"])),
+    )
 
 
 def ensure_split(
@@ -270,12 +303,15 @@ def ensure_split(
     shares: tuple[float, float, float] = SHARES,
     stratify: Sequence[str] = STRATIFY,
     links: Sequence[tuple[Subject, Subject]] = (),
+    targets: Sequence[str] = (),
+    shares_of: Mapping[str, Shares] | None = None,
 ) -> tuple[pd.DataFrame, str]:
     """Return the split at `path`, written when absent and extended by the subjects that it does not know yet.
 
-    links: pairs of subjects that are one person (tasks.duplicates). An extension uses the seed, shares and strata that
-    the split was made with, whatever is asked for now. The json beside it is written again when it is absent or says
-    something else. Raises SplitError when a written split keeps linked subjects apart.
+    links: pairs of subjects that are one person (tasks.crosswalk). An extension uses the seed, shares and strata that
+    the split was made with, whatever is asked for now. Further strata, `targets`, are added to them; `shares_of`,
+    shares of single datasets, hold in a split that has SHARES. The json beside it is written again when it is absent or
+    says something else. Raises SplitError when a written split keeps linked subjects apart.
     """
     existing, record = None, dict[str, Any]()
     if path.exists():
@@ -286,9 +322,12 @@ def ensure_split(
             _write_copy(path, record)
             return existing, digest
     provenance: dict[str, Any] = {"seed": seed, "shares": list(shares), "stratify": list(stratify)}
-    provenance |= {name: record[name] for name in provenance if name in record}
+    provenance |= {name: record[name] for name in (*provenance, IMPORTED) if name in record}
+    provenance["stratify"] = with_strata(provenance["stratify"], targets)
     train, val, test = provenance["shares"]
-    split = make_split(cases, provenance["seed"], (train, val, test), provenance["stratify"], existing, links)
+    if own := dict(shares_of or {}) if (train, val, test) == SHARES else {}:
+        provenance[OWN_SHARES] = own
+    split = make_split(cases, provenance["seed"], (train, val, test), provenance["stratify"], existing, links, own)
     return split, write_split(split, path, provenance)
 
 

@@ -194,10 +194,25 @@ def rank_rows(metrics: Sequence[MetricFunction], weights: Floats) -> list[Rank]:
     All rows see the same draws. Replicates in which a row is undefined are left out. Source: Wiesenfarth et al.,
     Scientific Reports 11 (2021) 2369 (challengeR): ranks of bootstrap samples of the test cases.
     """
+    return ranks_of(places_of(metrics, weights))
+
+
+def places_of(metrics: Sequence[MetricFunction], weights: Floats) -> Floats:
+    """Return the places (1 + B, R) of rows: of all subjects, then in every replicate; NaN where one is undefined."""
     values = np.stack([metric(np.vstack([np.ones((1, weights.shape[1])), weights])) for metric in metrics], axis=1)
-    places = stats.rankdata(-values[np.isfinite(values).all(axis=1)], axis=1)
-    if not np.isfinite(values[0]).all() or len(places) < 2:
-        return [Rank(float("nan"), float("nan"), float("nan"), float("nan")) for _ in metrics]
+    places = np.full(values.shape, np.nan)
+    defined = np.isfinite(values).all(axis=1)
+    if defined.any():
+        places[defined] = stats.rankdata(-values[defined], axis=1)
+    return places
+
+
+def ranks_of(places: Floats) -> list[Rank]:
+    """Return the rank of each row from `places_of`, or from means of them over benchmarks."""
+    defined = np.asarray(np.isfinite(places).all(axis=1))
+    if not defined[0] or defined.sum() < 2:
+        return [Rank(float("nan"), float("nan"), float("nan"), float("nan")) for _ in places.T]
+    places = places[defined]
     best = places[1:] == places[1:].min(axis=1, keepdims=True)
     first = (best / best.sum(axis=1, keepdims=True)).mean(axis=0)
     low, high = np.quantile(places[1:], [0.025, 0.975], axis=0)

@@ -59,7 +59,7 @@ class Line(Record):
     undefined: int = 0
     """Cases (over all seeds) whose score is undefined because a mask is empty."""
     difference: float | None = None
-    """Pre-trained (of probes: the first row) minus this row."""
+    """The first row (of a single pre-training: the pre-trained one) minus this row."""
     difference_low: float | None = None
     difference_high: float | None = None
     effect: float | None = None
@@ -80,24 +80,30 @@ class Line(Record):
 
 
 def summarise(
-    scores: pd.DataFrame, benchmark: Benchmark, kinds: dict[str, str], seed: int = 0, replicates: int = REPLICATES
+    scores: pd.DataFrame,
+    benchmark: Benchmark,
+    kinds: dict[str, str],
+    seed: int = 0,
+    replicates: int = REPLICATES,
+    first: str = PRETRAINED,
 ) -> list[Line]:
     """Return the lines of one benchmark: every row, metric and region, with the published rows at the end.
 
-    `scores` are the long-form scores of this benchmark; `kinds` maps a row to `baseline` or `ceiling` (others: `ours`).
+    `scores` are the long-form scores of this benchmark; `kinds` maps a row to `baseline` or `ceiling` (others: `ours`);
+    `first` is the row that all others are compared with.
     Without scores the result is one `no data` line and the published ones. Raises ScoreError when rows were scored on
     different subjects, or when a score that must be finite is not.
     """
     published = published_lines(benchmark)
     if scores.empty:
         return [Line(benchmark=benchmark.name, row="no data", metric="", kind="no data"), *published]
-    subjects = _common_subjects(scores)
+    subjects = subjects_of(scores)
     weights = draw_subjects(len(subjects), replicates, seed)
     lines: list[Line] = []
     readers = {row: _reader(part, benchmark, subjects) for row, part in _by_row(scores)}
     for metric, region in _columns(benchmark):
         functions = {row: read(metric, region) for row, read in readers.items()}
-        column = _lines_of_column(benchmark, metric, region, functions, weights, kinds)
+        column = _lines_of_column(benchmark, metric, region, functions, weights, kinds, first)
         if (metric, region) == primary_metric(benchmark):
             column = _ranked(corrected(column), functions, weights)
         lines += column
@@ -118,7 +124,7 @@ def _columns(benchmark: Benchmark) -> list[tuple[str, str]]:
     return [(metric, name) for metric in benchmark.metrics for name in names]
 
 
-def _common_subjects(scores: pd.DataFrame) -> list[tuple[str, str]]:
+def subjects_of(scores: pd.DataFrame) -> list[tuple[str, str]]:
     """Return the (dataset, subject) pairs; every row and seed must have been scored on the same cases."""
     found: dict[tuple[str, int], frozenset[tuple[str, str, str]]] = {}
     for key, part in scores.groupby(["row", "seed"]):
@@ -234,7 +240,7 @@ def _probabilities(
 
 def reliability_curves(scores: pd.DataFrame, benchmark: Benchmark) -> pd.DataFrame:
     """Return the reliability curve of every row and seed of a classification: row, seed and `reliability`'s columns."""
-    subjects = _common_subjects(scores)
+    subjects = subjects_of(scores)
     found = []
     for row, part in _by_row(scores):
         _, target, probabilities = _probabilities(part, benchmark, subjects)
@@ -251,9 +257,10 @@ def _lines_of_column(
     functions: dict[str, _Functions],
     weights: Floats,
     kinds: dict[str, str],
+    first: str,
 ) -> list[Line]:
     lines, n = [], weights.shape[1]
-    ours = functions.get(PRETRAINED)
+    ours = functions.get(first)
     drawn = {} if metric in BIASED else {row: function.together(weights) for row, function in functions.items()}
     for row, function in functions.items():
         if metric in BIASED:
@@ -268,8 +275,8 @@ def _lines_of_column(
             "seed_sd": float(np.std(alone, ddof=1)) if len(alone) > 1 else np.nan,
         }  # fmt: skip
         kind = kinds.get(row, "ours")
-        if ours is not None and row != PRETRAINED and kind != "ceiling" and metric not in BIASED:
-            gap, p = paired_test(ours.together, function.together, weights, drawn[PRETRAINED] - drawn[row])
+        if ours is not None and row != first and kind != "ceiling" and metric not in BIASED:
+            gap, p = paired_test(ours.together, function.together, weights, drawn[first] - drawn[row])
             values |= {"difference": gap.estimate, "difference_low": gap.low, "difference_high": gap.high, "p": p}
             values["effect"] = gap.standardised
         finite = {name: value for name, value in values.items() if np.isfinite(value)}

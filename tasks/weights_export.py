@@ -51,6 +51,8 @@ def formats_of(finished: FinishedTraining) -> dict[str, str]:
 
 RELEASED = {"brainmvp": "BrainMVP", "anatcl": "AnatCL"}
 """Methods by the format and the kind of their objective."""
+OURS = ("mae", "simclr_crops")
+"""Kinds of pre-training that have no released layout."""
 LEFT_OUT = ("descriptor_mean", "descriptor_std")
 """What our trainings keep and the released files of AnatCL do not: the scale of the descriptors."""
 
@@ -85,6 +87,8 @@ def _why_not_released(finished: FinishedTraining, form: str) -> str:
             return f"it was pre-trained with {RELEASED[kind]}"
         if kind == "cinp":
             return "it was pre-trained with CINP, which released no weights; use `safetensors` or `monai-bundle`"
+        if kind in OURS:
+            return f"it is our baseline {kind}, of which nobody released weights; use `safetensors` or `monai-bundle`"
         return f"it is a {kind.replace('age_', '')}, not a pre-training"
     layout = _layout(finished)
     shapes = {mine: layout.tensors[name].shape for name, mine in layout.ours.items()}

@@ -27,7 +27,7 @@ KEPT = ("BRAINLOOM_EXPECT_NO_SKIPS", "BRAINLOOM_SCREENSHOTS")
 """Variables of ours that are meant for the tests."""
 DEMO_FILES = ("test_end_to_end.py", "test_browser.py")
 """Fast tests that use `tiny_demo`."""
-ALLOWED_SKIPS = ("needs a CUDA device",)
+ALLOWED_SKIPS = ("needs a CUDA device", "needs the extra slurm", "needs the extra kubernetes")
 """Starts of skip reasons that do not fail a run with BRAINLOOM_EXPECT_NO_SKIPS=1."""
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.config import BrainMVPConfig, DataConfig, NetworkConfig, ObjectiveConfig, TrainingConfig
+from models.config import AnyNetwork, BrainMVPConfig, DataConfig, NetworkConfig, ObjectiveConfig, TrainingConfig
 from models.objectives.base import Batch, CaseInfo, Sampler
 from models.records import MODALITIES
 from models.spec import PreprocessSpec
@@ -66,7 +66,7 @@ def make_case(
     return info, MemoryReader(image, label, [])
 
 
-def make_config(objective: ObjectiveConfig, network: NetworkConfig = NETWORK, **data: object) -> TrainingConfig:
+def make_config(objective: ObjectiveConfig, network: AnyNetwork = NETWORK, **data: object) -> TrainingConfig:
     values: dict = {"store": "", "selection": "", "crop": (32, 32, 32), "batch_size": 4, **data}
     return TrainingConfig(
         name="test", recipe="test", network=network, objective=objective, data=DataConfig(**values), epochs=1

@@ -12,13 +12,14 @@ import pyarrow as pa
 import torch
 from training_phantoms import DATASET, SPEC, write_blobs
 
-from models.config import ResNet3DConfig
+from models.config import AnyNetwork, ResNet3DConfig
 from models.export import write_weights
 from models.finished import write_settings
 from models.networks.build import build_encoder
 from models.recipes import find_recipe
 from models.records import SelectedCase
 from models.selection import write_selection
+from models.spec import PreprocessSpec
 from models.store import open_store, open_writer
 from tasks.probe_tasks import PROBES
 
@@ -58,15 +59,22 @@ def people_of_blobs(cases: int = CASES) -> pd.DataFrame:
     )
 
 
-def write_encoder(folder: Path, seed: int, recipe: str = "anatcl_tiny", seen: Sequence[SelectedCase] = ()) -> Path:
+def write_encoder(
+    folder: Path,
+    seed: int,
+    recipe: str = "anatcl_tiny",
+    seen: Sequence[SelectedCase] = (),
+    network: AnyNetwork = NETWORK,
+    spec: PreprocessSpec = GM,
+) -> Path:
     """Write a finished training whose encoder has the random weights of a seed."""
     folder.mkdir(parents=True)
-    config = find_recipe(recipe)("store", str(folder / "selection.parquet")).replace(network=NETWORK, name=folder.name)
+    config = find_recipe(recipe)("store", str(folder / "selection.parquet")).replace(network=network, name=folder.name)
     torch.manual_seed(1000 + seed)  # never the weights of a random encoder of the tables
     state = {f"encoder.{name}": value for name, value in build_encoder(config.network).state_dict().items()}
     digest = write_weights(folder, state)
-    write_settings(folder, config, GM)
+    write_settings(folder, config, spec)
     write_selection(folder / "selection.parquet", seen)
-    (folder / "run.json").write_text(json.dumps({"recipe": recipe, "preset": "recommended", "seed": seed}))
+    (folder / "run.json").write_text(config.replace(seed=seed).model_dump_json())
     (folder / "done.json").write_text(json.dumps({"weights_digest": digest, "config_digest": "x"}))
     return folder

@@ -102,7 +102,7 @@ def write_pair(
         state["temperature"] = torch.tensor(TEMPERATURE)
     write_settings(folder, config, spec)
     write_selection(folder / "selection.parquet", [])
-    (folder / "run.json").write_text(json.dumps({"recipe": "cinp_tiny", "preset": "recommended", "seed": seed}))
+    (folder / "run.json").write_text(config.replace(seed=seed).model_dump_json())
     _finish(folder, state)
     if selection:
         _finish(folder, state | _fitted(load_pair(folder), folder.parents[1] / "store.zarr", selection))

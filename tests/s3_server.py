@@ -28,7 +28,7 @@ class S3Server:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ports = dict(zip(("master", "volume", "filer", "s3"), _free_ports(), strict=True))
+        self.ports = dict(zip(("master", "volume", "filer", "s3"), free_ports(4), strict=True))
         key, secret = secrets.token_hex(8), secrets.token_hex(16)
         identity = {"name": "tests", "credentials": [{"accessKey": key, "secretKey": secret}], "actions": ["Admin"]}
         (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
@@ -185,20 +185,20 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def _free_ports() -> list[int]:
-    """Return four ports of 127.0.0.1 that are free, and free again 10,000 above (for gRPC).
+def free_ports(count: int) -> list[int]:
+    """Return ports of 127.0.0.1 that are free, and free again 10,000 above (for gRPC).
 
     All below 32768, where Linux begins to hand out ports to connections.
     """
     found: list[int] = []
-    while len(found) < 4:
+    while len(found) < count:
         port = 11000 + secrets.randbelow(11000)
-        if port not in found and _is_free(port) and _is_free(port + 10000):
+        if port not in found and is_free(port) and is_free(port + 10000):
             found.append(port)
     return found
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
     with socket.socket() as probe:
         try:
             probe.bind(("127.0.0.1", port))

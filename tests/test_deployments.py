@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
+import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import pytest
 import yaml
 from demo_runs import environment, run
 from nifti_files import write_case
+from store_builds import ingest, three_subjects
 
 from flows.ingest import IngestParams
 from flows.pretrain import PretrainParams
@@ -23,7 +27,10 @@ from models.store import open_store
 from tasks.verify import verify
 
 ROOT = Path(__file__).resolve().parents[1]
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
+WAIT_S = 400
+SETTINGS = {"BRAINLOOM_GPU_POOL": "brainloom-gpu", "BRAINLOOM_ALARM_FAILURES": "1000"}
+"""Two pools; flow runs that fail here on purpose are no alarm."""
 
 
 def nightly() -> dict[str, Any]:
@@ -55,7 +62,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("up")
     shutil.copy(ROOT / "prefect.yaml", folder)
     try:
-        done = run("up", state_dir=folder / "state")
+        done = run("up", state_dir=folder / "state", **SETTINGS)
         assert done.returncode == 0, done.stdout + done.stderr
         assert re.findall(r"^deployment: (\S+)$", done.stdout, re.MULTILINE) == [
             *(f"{name}/{name}" for name in ("benchmark", "catalog", "evaluate")),
@@ -64,8 +71,15 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             *("pretrain/pretrain", "pretrain/pretrain-anatcl", "pretrain/pretrain-cinp"),
             "probe/probe",
             "prompt/prompt",
+            "propose-pretraining/propose-pretraining",
+            "retention/retention",
+            "train-node/train-node",
+            "verify/verify",
         ]
-        assert "worker: running" in done.stdout
+        assert re.findall(r"^worker: running in (\S+);", done.stdout, re.MULTILINE) == [
+            "brainloom-cpu",
+            "brainloom-gpu",
+        ]
         yield folder / "state"
     finally:
         down = run("down", state_dir=folder / "state")
@@ -82,9 +96,13 @@ def server(state: Path) -> ServerInfo:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a BIDS tree with two subjects of two modalities."""
-    folder = tmp_path_factory.mktemp("bids")
-    for number, subject in enumerate(("sub-01", "sub-02")):
+    return bids_tree(tmp_path_factory.mktemp("bids"), 2)
+
+
+def bids_tree(folder: Path, subjects: int) -> Path:
+    """Write a BIDS tree with some subjects of two modalities."""
+    for number in range(subjects):
+        subject = f"sub-{number + 1:02d}"
         anat = folder / subject / "anat"
         for modality, path in write_case(anat, subject, number).items():
             path.rename(anat / f"{subject}_{'T1w' if modality == 't1' else 'T2w'}.nii.gz")
@@ -101,6 +119,22 @@ def last_run(server: ServerInfo, deployment: str) -> dict[str, Any]:
         "limit": 1,
     }
     return request_json(f"{server.api_url}/flow_runs/filter", body)[0]
+
+
+@pytest.mark.full
+def test_the_server_makes_flow_runs_of_the_schedules(server: ServerInfo) -> None:
+    """A scheduler that fails says so in the log of the server alone."""
+    nightly = request_json(f"{server.api_url}/deployments/name/ingest/nightly-ingest")
+    body = {
+        "deployments": {"id": {"any_": [nightly["id"]]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+        "sort": "EXPECTED_START_TIME_ASC",
+    }
+    deadline = time.monotonic() + WAIT_S
+    while not (found := request_json(f"{server.api_url}/flow_runs/filter", body)) and time.monotonic() < deadline:
+        time.sleep(2)
+    assert found, "no flow run of nightly-ingest is scheduled"
+    assert found[0]["expected_start_time"][11:16] == "02:00"
 
 
 @pytest.mark.full
@@ -158,4 +192,120 @@ def test_the_nightly_ingest_without_data_fails_and_names_the_folder(state: Path,
     assert ended["state_name"] == "Failed"
     incoming = state.parent / "data/incoming"
     assert f"dataset incoming: the root {incoming} is not a folder; correct `root`" in ended["state"]["message"]
-    assert not (state.parent / "state/ingest/store.zarr").exists()
+    assert not (state / "ingest/catalog.parquet").exists()
+
+
+def ended(server: ServerInfo, flow_run: str, wanted: str, log: Path) -> dict[str, Any]:
+    """Wait until a flow run is in a state; fails with the end of a worker's log when it ends in another one."""
+    deadline = time.monotonic() + WAIT_S
+    while (found := request_json(f"{server.api_url}/flow_runs/{flow_run}"))["state_name"] != wanted:
+        assert found["state_type"] not in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}, found["state"]
+        assert time.monotonic() < deadline, (found["state_name"], log.read_text()[-3000:])
+        time.sleep(0.5)
+    return dict(found)
+
+
+def runs_of(server: ServerInfo, flow: str) -> list[dict[str, Any]]:
+    return list(request_json(f"{server.api_url}/flow_runs/filter", {"flows": {"name": {"any_": [flow]}}}))
+
+
+@pytest.mark.full
+def test_the_examples_of_the_operators_page_run(state: Path, server: ServerInfo, tmp_path: Path) -> None:
+    ingest(str(state / "ingest/store.zarr"), three_subjects(tmp_path))
+    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "docs/operating.md").read_text(), re.MULTILINE | re.DOTALL)
+    told, *examples = blocks
+    assert told.startswith("export PREFECT_API_URL=")
+    known = {**environment(state), **child_environment(Settings(state_dir=state), server)}
+    known["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{known['PATH']}"
+    for script in (*examples, examples[-1]):  # the second request with the same idempotency key starts nothing
+        command = ["bash", "-euo", "pipefail", "-c", script]
+        done = subprocess.run(command, env=known, cwd=state.parent, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr + (state / "server/worker.log").read_text()[-3000:]
+    by_rest = (state.parent / "flow_run.txt").read_text().strip()
+    ended(server, by_rest, "Completed", state / "server/worker.log")
+    runs = runs_of(server, "verify")
+    assert {run["state_name"] for run in runs} == {"Completed"}
+    assert len(runs) == 3
+
+
+@pytest.mark.full
+def test_wrong_parameters_are_refused_when_a_flow_run_is_created(server: ServerInfo) -> None:
+    found = request_json(f"{server.api_url}/deployments/name/verify/verify")
+    for params, words in (({"stroes": ["a"]}, "stroes"), ({"stores": []}, "stores"), ({"deep": "deeply"}, "deep")):
+        body = {"state": {"type": "SCHEDULED"}, "parameters": {"params": params}}
+        with pytest.raises(urllib.error.HTTPError, match="409") as refused:
+            request_json(f"{server.api_url}/deployments/{found['id']}/create_flow_run", body)
+        assert words in refused.value.read().decode()
+
+
+@pytest.mark.full
+def test_a_nightly_ingest_with_news_trains_in_the_other_pool_after_approval(
+    state: Path, server: ServerInfo, tmp_path: Path
+) -> None:
+    """The chain over two pools and two workers: catalog and preprocess on one, the training on the other."""
+    folder = state.parent / "night"
+    params = {
+        "catalog": {
+            "sources": [{"kind": "bids", "dataset": "toy", "root": str(bids_tree(tmp_path, 8))}],
+            "workspace": str(folder),
+        },
+        "preprocess": {
+            "catalog": str(folder / "catalog.parquet"),
+            "store": str(folder / "store.zarr"),
+            "spec": "demo",
+            "workers": 1,
+        },
+    }
+    nightly_run = create(server, "ingest/nightly-ingest", params)
+    ended(server, nightly_run, "Completed", state / "server/worker.log")
+    deadline = time.monotonic() + WAIT_S
+    while not (waiting := [run for run in runs_of(server, "propose-pretraining") if night(run, folder)]):
+        assert time.monotonic() < deadline, "no proposal"
+        time.sleep(0.5)
+    proposal = ended(server, waiting[0]["id"], "Suspended", state / "server/worker.log")
+    assert proposal["parameters"]["news"]["preprocessed"] == 8
+    assert runs_of(server, "pretrain") == [], "nothing trains without the approval"
+
+    wrong = {"run_input": {"decision": "yes", "recipe": "brainmvp_tiny", "name": "night-1"}}
+    refused = request_json(f"{server.api_url}/flow_runs/{proposal['id']}/resume", wrong)
+    assert refused["status"] == "REJECT"
+    answer = {"run_input": {"decision": "approve", "recipe": "brainmvp_tiny", "name": "night-1", "epochs": 1}}
+    request_json(f"{server.api_url}/flow_runs/{proposal['id']}/resume", answer)
+    ended(server, proposal["id"], "Approved", state / "server/worker.log")
+    (training,) = runs_of(server, "pretrain")
+    assert (training["work_pool_name"], training["work_queue_name"]) == ("brainloom-gpu", "trainings")
+    ended(server, training["id"], "Completed", state / "server/worker-brainloom-gpu.log")
+    assert (state / "ingest/trainings/night-1/done.json").is_file()
+
+    # With nothing new, nothing is proposed.
+    ended(server, create(server, "ingest/nightly-ingest", params), "Completed", state / "server/worker.log")
+    assert len([run for run in runs_of(server, "propose-pretraining") if night(run, folder)]) == 1
+
+
+def create(server: ServerInfo, deployment: str, params: dict[str, Any]) -> str:
+    found = request_json(f"{server.api_url}/deployments/name/{deployment}")
+    body = {"state": {"type": "SCHEDULED"}, "parameters": {"params": params}}
+    return str(request_json(f"{server.api_url}/deployments/{found['id']}/create_flow_run", body)["id"])
+
+
+def night(run: dict[str, Any], folder: Path) -> bool:
+    return str((run["parameters"].get("news") or {}).get("store", "")).startswith(str(folder))
+
+
+@pytest.mark.full
+def test_the_doctor_finds_nothing_until_something_is_broken(state: Path, server: ServerInfo) -> None:
+    sound = run("doctor", "--store", str(state.parent / "probe"), state_dir=state, **SETTINGS)
+    assert sound.returncode == 0, sound.stdout
+    assert "ok workers: 1 alive in brainloom-gpu: brainloom-gpu-worker" in sound.stdout
+    assert sound.stdout.endswith("no problem found\n")
+
+    found = request_json(f"{server.api_url}/deployments/name/verify/verify")
+    request_json(f"{server.api_url}/deployments/{found['id']}", {"tags": ["mine"]}, method="PATCH")
+    request_json(f"{server.api_url}/work_pools/brainloom-gpu", {"is_paused": True}, method="PATCH")
+    broken = run("doctor", state_dir=state, **SETTINGS)
+    assert broken.returncode == 1
+    assert "verify is registered otherwise than in prefect.yaml: tags\n    mend: brainloom deploy\n" in broken.stdout
+    assert "the work pool brainloom-gpu is paused\n    mend: prefect work-pool resume brainloom-gpu" in broken.stdout
+    request_json(f"{server.api_url}/work_pools/brainloom-gpu", {"is_paused": False}, method="PATCH")
+    assert run("deploy", state_dir=state, **SETTINGS).returncode == 0
+    assert run("doctor", state_dir=state, **SETTINGS).returncode == 0

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from models.config import AnyNetwork, ResNet3DConfig, UNet3DConfig
+from models.config import AnyNetwork, NetworkConfig, ResNet3DConfig, UNet3DConfig
 from models.config_cinp import ViT3DConfig
+from models.config_scratch import ScratchNetwork
 from models.networks.decoder import PretrainingDecoder
 from models.networks.resnet import ResNet3D
 from models.networks.unet3d import UNet3D, UNet3DPretrainingDecoder
@@ -18,7 +19,15 @@ Encoder = UniFormer | UNet3D | ResNet3D | ViT3D
 
 
 def build_encoder(config: AnyNetwork) -> Encoder:
-    """Return the encoder; it takes (B, C, X, Y, Z) and returns the input and four stages, fine to coarse."""
+    """Return the encoder; it takes (B, C, X, Y, Z) and returns the input and four stages, fine to coarse.
+
+    Raises ValueError for the networks of others, which are whole ones (models.networks.scratch).
+    """
+    if isinstance(config, ScratchNetwork):
+        raise ValueError(
+            f"network {config.kind!r} is for segmentation from scratch only: it has no encoder to use by itself; use "
+            "the encoder of a pre-training"
+        )
     if isinstance(config, ResNet3DConfig):
         return ResNet3D(config)
     if isinstance(config, ViT3DConfig):
@@ -31,9 +40,9 @@ def build_pretraining_decoder(
 ) -> PretrainingDecoder | UNet3DPretrainingDecoder:
     """Return the decoder that makes images (B, outputs, X, Y, Z) of the encoder's features.
 
-    Raises ValueError for a 3D ResNet and a vision transformer, which have none.
+    Raises ValueError for networks that have none.
     """
-    if isinstance(config, ResNet3DConfig | ViT3DConfig):
+    if not isinstance(config, NetworkConfig | UNet3DConfig):
         raise ValueError(f"network {config.kind!r} has no decoder; use 'uniformer' or 'unet3d'")
     if isinstance(config, UNet3DConfig):
         return UNet3DPretrainingDecoder(config, outputs, skips)

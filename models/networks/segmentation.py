@@ -6,11 +6,15 @@ Decoder names are those of the pre-training decoder, so its transposed convoluti
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import AnyNetwork, NetworkConfig, UNet3DConfig
-from models.networks.build import Encoder, build_encoder
+from models.config_scratch import ScratchNetwork
+from models.networks.build import build_encoder
+from models.networks.scratch import build_scratch
 from models.networks.unet3d import UNet3DSegmentationDecoder
 from models.networks.uniformer import from_depth_first
 
@@ -55,12 +59,19 @@ class SkipDecoder(nn.Module):
 
 
 class SegmentationNet(nn.Module):
-    """Encoder and skip decoder; the three outputs are summed in the loss, only the first is used at inference."""
+    """Encoder and skip decoder; all outputs are summed in the loss, only the first is used at inference.
+
+    There are three outputs, of SwinUNETR one.
+    """
 
     def __init__(self, config: AnyNetwork, regions: int) -> None:
         super().__init__()
-        self.encoder = build_encoder(config)
+        self.encoder: nn.Module
         self.decoder: nn.Module
+        if isinstance(config, ScratchNetwork):
+            self.encoder, self.decoder = build_scratch(config, regions)
+            return
+        self.encoder = build_encoder(config)
         if isinstance(config, UNet3DConfig):
             self.decoder = UNet3DSegmentationDecoder(config, regions)
         elif isinstance(config, NetworkConfig):
@@ -73,9 +84,12 @@ class SegmentationNet(nn.Module):
         return segment(self.encoder, self.decoder, x_BCXYZ)
 
 
-def segment(encoder: Encoder, decoder: nn.Module, x_BCXYZ: Tensor) -> list[Tensor]:
-    """(B, C, X, Y, Z), edges multiples of 16 -> three logits (B, regions, X, Y, Z). Raises ValueError otherwise."""
-    step = encoder.config.edge_multiple
+def segment(encoder: nn.Module, decoder: nn.Module, x_BCXYZ: Tensor) -> list[Tensor]:
+    """(B, C, X, Y, Z), edges multiples of the network's -> logits (B, regions, X, Y, Z), the full resolution first.
+
+    Raises ValueError otherwise.
+    """
+    step = cast(AnyNetwork, encoder.config).edge_multiple
     if any(edge % step for edge in x_BCXYZ.shape[2:]):
         shape = tuple(x_BCXYZ.shape[2:])
         raise ValueError(f"edges must be multiples of {step} for the skips to fit, got {shape}; pad the input")

@@ -12,11 +12,15 @@ from models.objectives.base import Objective
 from models.objectives.brainmvp import BrainMVP
 from models.objectives.cinp import CINP
 from models.objectives.classification import Classification
+from models.objectives.crop_contrast import CropContrast
+from models.objectives.masked_crops import MaskedCrops
 from models.objectives.segmentation import Segmentation
 from models.spec import PreprocessSpec
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "brainmvp": BrainMVP,
+    "mae": MaskedCrops,
+    "simclr_crops": CropContrast,
     "anatcl": AnatCL,
     "age_regression": AgeRegression,
     "cinp": CINP,

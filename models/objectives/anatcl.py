@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
@@ -33,7 +32,7 @@ from models.config_anatcl import AnatCLConfig, ViewConfig
 from models.descriptors import fit_scale
 from models.networks.build import pool, projection_head
 from models.objectives.base import Batch, Clock, Metrics
-from models.objectives.contrast import collapse_metrics, gather, ranks
+from models.objectives.contrast import alone, check_two_cases, collapse_metrics, compare_views, ranks
 from models.objectives.embedding_pictures import embedding_plot, matrices
 from models.objectives.similarity import age_weights, anatomical_weights, kernel_of, weighted_contrast
 from models.objectives.whole_map import WholeMap, WholeMapSampler, check_ages
@@ -71,7 +70,7 @@ class AnatCL(WholeMap):
         settings = config.objective
         if not isinstance(settings, AnatCLConfig):
             raise TypeError(f"AnatCL needs an AnatCLConfig, got {type(settings).__name__}")
-        _check_candidates(settings, config.data.batch_size, config.world_size)
+        check_two_cases(config.data.batch_size, config.world_size if settings.gather_negatives else 1)
         super().__init__(config, settings.modality, spec)
         self.settings = settings
         self.head = projection_head(config.network.feature_dim, settings.head_dim)
@@ -111,7 +110,7 @@ class AnatCL(WholeMap):
         Raises ValueError when the ranks at hand are too few to give the contrast a negative.
         """
         settings = self.settings
-        _check_candidates(settings, len(batch["identity"]), ranks())
+        check_two_cases(len(batch["identity"]), ranks() if settings.gather_negatives else 1)
         terms = self.terms(self.embed(batch), batch, settings.gather_negatives)
         loss = torch.stack([getattr(settings, f"weight_{name}") * term for name, term in terms.items()]).sum()
         return {"loss": loss, **{f"loss_{name}": term.detach() for name, term in terms.items()}}
@@ -136,20 +135,13 @@ class AnatCL(WholeMap):
         `across_ranks` takes the views of all ranks as candidates. Similarities keep the precision of the embeddings
         under autocast.
         """
-        settings, count = self.settings, len(embeddings)
-        join = gather if across_ranks else _alone
-        rows = torch.arange(count, device=embeddings.device)
-        first = count * (dist.get_rank() if across_ranks and ranks() > 1 else 0)
-        me, other = first + rows, first + (rows + count // 2) % count
+        settings, found = self.settings, {}
         with torch.autocast(embeddings.device.type, enabled=False):
-            logits = embeddings @ join(embeddings).flatten(0, 1).T / settings.temperature
-            keep = torch.ones_like(logits, dtype=torch.bool)
-            keep[rows, me] = False
-            found = {}
-            for name, weights in self._weights(batch, join).items():
-                weights[rows, other] = self._of_itself(name)
-                kept = keep & ~self._same_person(batch, join, rows, other) if name == "self" else keep
-                found[name] = weighted_contrast(logits, weights, kept, settings.form)
+            views = compare_views(embeddings, settings.temperature, across_ranks)
+            for name, weights in self._weights(batch, views.join).items():
+                weights[views.rows, views.other] = self._of_itself(name)
+                kept = views.keep & ~views.same_person(batch["identity"]) if name == "self" else views.keep
+                found[name] = weighted_contrast(views.logits, weights, kept, settings.form)
         factor = settings.temperature / settings.base_temperature
         return {name: factor * value for name, value in found.items()}
 
@@ -177,13 +169,6 @@ class AnatCL(WholeMap):
         if name != "age":
             return 1.0
         return kernel_of(torch.zeros(()), self.settings.kernel, self.settings.sigma_years).item()
-
-    def _same_person(self, batch: Batch, join: Any, rows: Tensor, other: Tensor) -> Tensor:
-        """Return where a candidate is another image of the anchor's person, which SimCLR must not repel."""
-        identity = batch["identity"].repeat(2)
-        same = identity[:, None] == join(identity).flatten()[None]
-        same[rows, other] = False
-        return same
 
     @torch.no_grad()
     def validate(self, batch: Batch, clock: Clock) -> Metrics:
@@ -213,21 +198,8 @@ class AnatCL(WholeMap):
         pooled = pool(self.encoder(batch["image"][:, :1]))
         embeddings = self._embeddings(pooled)[order]
         shown = {"cosine of embeddings": (embeddings @ embeddings.T + 1) / 2}
-        for name, weights in self._weights(batch, _alone).items():
+        for name, weights in self._weights(batch, alone).items():
             if name != "self":
                 shown[f"weights by {name}"] = weights[:cases, :cases][order][:, order] / self._of_itself(name)
         plot = embedding_plot(pooled.float().cpu().numpy(), batch["age"].cpu().numpy())
         return {"similarity": matrices(shown), "embedding": plot}
-
-
-def _alone(local: Tensor) -> Tensor:
-    """Return what `gather` returns in a single process."""
-    return local[None]
-
-
-def _check_candidates(settings: AnatCLConfig, cases: int, on_ranks: int) -> None:
-    if cases * (on_ranks if settings.gather_negatives else 1) < 2:
-        raise ValueError(
-            f"the contrast needs at least 2 cases a micro-batch (that of one is 0), got {cases} on "
-            f"{on_ranks if settings.gather_negatives else 1} rank; raise batch_size or the number of ranks"
-        )

@@ -33,6 +33,7 @@ from models.networks.build import build_encoder, build_pretraining_decoder
 from models.objectives.base import Batch, CaseInfo, Clock, Metrics, Objective, Reader, draw_start, sum_and_count
 from models.objectives.brainmvp_checks import check_candidates, check_config, idle_terms, phases_out_of_reach
 from models.objectives.contrast import collapse_metrics, identity_of, info_nce
+from models.objectives.crops import usable_modalities
 from models.objectives.pictures import middle_slice, montage
 from models.records import MODALITIES
 from models.spec import PreprocessSpec
@@ -88,12 +89,7 @@ class BrainMVPSampler:
 
     def draw(self, case: CaseInfo, rng: np.random.Generator, train: bool) -> dict[str, Any]:
         """Return channel indices, crop start and mask seeds. Raises ValueError for a case without a usable modality."""
-        usable = [i for i, here in enumerate(case.present) if here and self.modalities[i] in MODALITIES]
-        if not usable:
-            raise ValueError(
-                f"case {case.dataset}/{case.case} has no modality with a template ({', '.join(MODALITIES)}); "
-                "leave it out of the selection"
-            )
+        usable = usable_modalities(case, self.modalities)
         order = [usable[i] for i in rng.permutation(len(usable))]
         return {
             "target": order[0],

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from models.config import BrainMVPConfig, TrainingConfig
-from models.masking import block_grid, kept_blocks
+from models.masking import check_kept
 from models.objectives.base import CaseInfo
-from models.objectives.contrast import identity_of, ranks
+from models.objectives.contrast import ranks
+from models.objectives.crops import of_one_person
 from models.records import MODALITIES
 
 
 def check_config(config: TrainingConfig, settings: BrainMVPConfig, has_means: bool) -> None:
     """Raise ValueError for a config that cannot work, with what to change."""
-    blocks = math.prod(block_grid(config.data.crop, settings.mask_block))
-    if not kept_blocks(blocks, settings.mask_rate):
-        raise ValueError(
-            f"mask_rate {settings.mask_rate:g} keeps none of the {blocks} blocks of a crop {config.data.crop}; "
-            "lower it, take a smaller mask_block or a larger crop"
-        )
+    check_kept(config.data.crop, settings.mask_block, settings.mask_rate)
     if config.network.in_channels != 1:
         channels = config.network.in_channels
         raise ValueError(f"BrainMVP encodes one modality at a time: in_channels must be 1, got {channels}")
@@ -68,7 +63,4 @@ def idle_terms(settings: BrainMVPConfig, modalities: Sequence[str], cases: Seque
             f"none of its {len(cases)} cases has two modalities, so the cross-modal reconstruction is always 0; "
             "select datasets with several modalities per case"
         )
-    people = {identity_of(case.dataset, case.subject, case.person) for case in cases}
-    if settings.weight_contrast and len(people) < 2:
-        found.append("all of its cases are of one person, so the contrast is always 0")
-    return found
+    return found + (of_one_person(cases) if settings.weight_contrast else [])

@@ -33,7 +33,7 @@ from models.objectives.base import Batch, CaseInfo, Clock, Metrics, sum_and_coun
 from models.objectives.cinp_momentum import SlowPair, soft_contrast
 from models.objectives.cinp_samples import PairSampler, patches_of
 from models.objectives.cinp_views import pair_metrics, reconstructions, similarity_matrix
-from models.objectives.contrast import gather, identity_of, ranks
+from models.objectives.contrast import alone, gather, identity_of, ranks
 from models.objectives.matching import Candidates, Pairs, contrast, encode_both, hard_negatives, triples
 from models.objectives.whole_map import WholeMap
 from models.records import SelectedCase
@@ -203,7 +203,7 @@ class CINP(WholeMap):
 
     def encode_pairs(self, batch: Batch, across_ranks: bool = False) -> Pairs:
         """Encode images (unmasked) and connectomes; `across_ranks` takes the cases of all ranks as candidates."""
-        encoded, join = encode_both(self, batch), gather if across_ranks else _alone
+        encoded, join = encode_both(self, batch), gather if across_ranks else alone
         identity, paired = join(torch.stack([batch["identity"], batch["paired"]])).transpose(0, 1).flatten(1)
         everyone = join(encoded.embeddings).transpose(0, 1).flatten(1, 2)
         count = len(encoded.image)
@@ -282,11 +282,6 @@ class CINP(WholeMap):
         if self.slow is not None:
             self.slow.become(self)
         return loaded
-
-
-def _alone(local: Tensor) -> Tensor:
-    """Return what `gather` returns in a single process."""
-    return local[None]
 
 
 def _regions(settings: CINPConfig, spec: PreprocessSpec) -> int:

@@ -1,11 +1,14 @@
-"""Symmetric InfoNCE between two views, with negatives from all ranks and gradient through the gathering.
+"""Contrasts of two views, with negatives from all ranks and gradient through the gathering.
 
-Source: BrainMVP's contrast (reference code): cosine similarities, mean of both directions, positives on the diagonal.
+Sources: InfoNCE of BrainMVP (reference code): cosine similarities, mean of both directions, positives on the diagonal;
+NT-Xent of SimCLR.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,6 +45,63 @@ def gather(local: Tensor) -> Tensor:
     gradient is that of the mean loss over the global batch.
     """
     return _Gather.apply(local) if ranks() > 1 else local[None]
+
+
+def alone(local: Tensor) -> Tensor:
+    """Return what `gather` returns in a single process."""
+    return local[None]
+
+
+def check_two_cases(cases: int, on_ranks: int) -> None:
+    """Raise ValueError when a micro-batch of so many cases on so many ranks has no negative."""
+    if cases * on_ranks < 2:
+        raise ValueError(
+            f"the contrast needs at least 2 cases a micro-batch (that of one is 0), got {cases} on "
+            f"{on_ranks} rank; raise batch_size or the number of ranks"
+        )
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two views of B cases, all first ones, then all second ones, beside those of all candidates."""
+
+    logits: Tensor
+    """Cosine / temperature (2B, candidates)."""
+    keep: Tensor
+    """False where a view meets itself (2B, candidates)."""
+    rows: Tensor
+    """0 .. 2B - 1."""
+    other: Tensor
+    """Place of each view's counterpart among the candidates (2B,)."""
+    join: Callable[[Tensor], Tensor]
+    """Local tensor -> (ranks, ...)."""
+
+    def same_person(self, identity_B: Tensor) -> Tensor:
+        """Return where a candidate is another image of the anchor's person, which must not be repelled."""
+        identity = identity_B.repeat(2)
+        same = identity[:, None] == self.join(identity).flatten()[None]
+        same[self.rows, self.other] = False
+        return same
+
+
+def compare_views(embeddings_2BD: Tensor, temperature: float, across_ranks: bool = False) -> Compared:
+    """Compare L2-normalised embeddings with each other, or with those of all ranks; call it without autocast."""
+    join, count = gather if across_ranks else alone, len(embeddings_2BD)
+    rows = torch.arange(count, device=embeddings_2BD.device)
+    first = count * (dist.get_rank() if across_ranks and ranks() > 1 else 0)
+    logits = embeddings_2BD @ join(embeddings_2BD).flatten(0, 1).T / temperature
+    keep = torch.ones_like(logits, dtype=torch.bool)
+    keep[rows, first + rows] = False
+    return Compared(logits, keep, rows, first + (rows + count // 2) % count, join)
+
+
+def nt_xent(embeddings_2BD: Tensor, identity_B: Tensor, temperature: float, across_ranks: bool = False) -> Tensor:
+    """Return NT-Xent of SimCLR (Chen et al., ICML 2020): the mean cross-entropy of each view's counterpart among all
+    other views. Other images of the same person are no candidates."""
+    with torch.autocast(embeddings_2BD.device.type, enabled=False):
+        views = compare_views(embeddings_2BD, temperature, across_ranks)
+        kept = views.keep & ~views.same_person(identity_B)
+        return F.cross_entropy(views.logits.masked_fill(~kept, -torch.inf), views.other)
 
 
 def identity_of(dataset: str, subject: str, person: str = "") -> int:

@@ -1,4 +1,4 @@
-"""Fine-tuning for segmentation: UniUnet, soft Dice and cross-entropy per region, deep supervision, sliding windows.
+"""Segmentation, fine-tuned or from scratch: soft Dice and cross-entropy per region, deep supervision, sliding windows.
 
 Source: BrainMVP's downstream code: per output 0.7 Dice (squared denominators, smooth 1, over the batch) + 0.3 BCE, mean
 over regions, summed over the three outputs; with the template channel mix of both copies, and 0.1 times the distance of
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from models import scoring
 from models.config import DataConfig, Region, SegmentationConfig, TrainingConfig
-from models.networks.build import Encoder
 from models.networks.segmentation import SegmentationNet, segment
 from models.objectives.base import Batch, CaseInfo, Clock, Metrics, Reader, draw_start, sum_and_count
 from models.objectives.pictures import middle_slice, montage
@@ -82,7 +81,6 @@ class Segmentation(Supervised):
     """Encoder with skip decoder. Raises ValueError for modalities that the store or the network does not have."""
 
     settings: SegmentationConfig
-    encoder: Encoder
     selection_metric = "mean_dice"
 
     def __init__(
@@ -103,11 +101,11 @@ class Segmentation(Supervised):
         return SegmentationSampler(self.channels, self.settings.regions, self.data, self.settings.foreground_share)
 
     def logits(self, image: Tensor) -> list[Tensor]:
-        """(B, C, X, Y, Z) -> logits (B, R, X, Y, Z) of the full, 1/2 and 1/4 resolution."""
+        """(B, C, X, Y, Z) -> logits (B, R, X, Y, Z) of the full, 1/2 and 1/4 resolution; SwinUNETR: the full one."""
         return segment(self.encoder, self.decoder, image)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
-        """Return `loss`, summed over the three outputs and with the consistency of mixed copies, and its terms."""
+        """Return `loss`, summed over the outputs and with the consistency of mixed copies, and its terms."""
         image, target = both_copies(batch)
         features = self.encoder(image)
         losses = self._losses(self.decoder(features), target.float())

@@ -58,21 +58,9 @@ class WholeMapSampler:
                 f"case {case.dataset}/{case.case} has no age, which age regression is fitted to; add it to the "
                 "phenotypes or leave the case out of the selection"
             )
-        views = [self._draw_view(rng) for _ in range(2)] if self.views.differ else []
+        drawn = (draw_view(self.views, self.size, self.spacing_mm, rng) for _ in range(2))
+        views = list(drawn) if self.views.differ else []
         return {"start": centred_start(self.grid, self.size, case.origin), "views": views}
-
-    def _draw_view(self, rng: np.random.Generator) -> dict[str, Any]:
-        views = self.views
-        most = int(views.shift_mm / self.spacing_mm)
-        edges = [math.ceil(views.cutout_share * edge) for edge in self.size]
-        return {
-            "flip": bool(rng.random() < 0.5) and views.flip,
-            "shift": rng.integers(-most, most + 1, size=3).tolist(),
-            "cutout": [int(rng.integers(0, have - edge + 1)) for have, edge in zip(self.size, edges, strict=True)],
-            "edges": edges if rng.random() < 0.5 else [0, 0, 0],
-            "noise_std": float(rng.uniform(0, views.noise_std)),
-            "noise_seed": int(rng.integers(2**63)),
-        }
 
     def load(self, case: CaseInfo, reader: Reader, draw: Mapping[str, Any]) -> dict[str, Any]:
         """Return `image` (1 or 2 views, x, y, z), `age` in years (NaN: unknown), `identity` of the subject and, where
@@ -87,6 +75,20 @@ class WholeMapSampler:
         if self.measures:
             sample["descriptors"] = reader.read_descriptors(self.measures, self.regions)
         return sample
+
+
+def draw_view(views: ViewConfig, size: Sequence[int], spacing_mm: float, rng: np.random.Generator) -> dict[str, Any]:
+    """Return what makes one view of an image of `size` voxels; see `apply_view`."""
+    most = int(views.shift_mm / spacing_mm)
+    edges = [math.ceil(views.cutout_share * edge) for edge in size]
+    return {
+        "flip": bool(rng.random() < 0.5) and views.flip,
+        "shift": rng.integers(-most, most + 1, size=3).tolist(),
+        "cutout": [int(rng.integers(0, have - edge + 1)) for have, edge in zip(size, edges, strict=True)],
+        "edges": edges if rng.random() < 0.5 else [0, 0, 0],
+        "noise_std": float(rng.uniform(0, views.noise_std)),
+        "noise_seed": int(rng.integers(2**63)),
+    }
 
 
 def apply_view(image: NDArray[np.float32], view: Mapping[str, Any]) -> NDArray[np.float32]:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from infra import storage
 from models.records import Record
 from tasks.phantom.tables import as_json
+from tasks.processes import in_order
 
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is."""
@@ -77,37 +74,8 @@ def write_all(
     report = progress or _silent
     done = total - len(todo)
     report(done, total)
-    for count, _ in enumerate(_each(write, todo, min(processes, len(todo))), start=done + 1):
+    for count, _ in enumerate(in_order(write, todo, processes), start=done + 1):
         report(count, total)
-
-
-def _each(write: Callable[[T], None], todo: Sequence[T], workers: int) -> Iterator[None]:
-    if workers <= 1:
-        for item in todo:
-            write(item)
-            yield
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent) as pool:
-        futures = [pool.submit(write, item) for item in todo]
-        try:
-            for future in as_completed(futures):
-                future.result()
-                yield
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _die_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _silent(done: int, total: int) -> None:

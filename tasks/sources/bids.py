@@ -16,11 +16,12 @@ import pandas as pd
 from pydantic import Field
 
 from infra import storage
-from models.records import Reason, Scan, UnknownModalityError
+from models.records import BRAIN_MASK, LABEL, Reason, Scan, UnknownModalityError
 from tasks.headers import is_nifti
 from tasks.phenotypes import combine, normalise, prefixed, read_participants
 from tasks.sources.base import IGNORE, Candidate, Found, Root, SourceBase, open_root
 from tasks.sources.bids_names import (
+    MASK_SUFFIXES,
     ROLE_ENTITIES,
     SEGMENTATION_SUFFIXES,
     BidsName,
@@ -51,8 +52,8 @@ class BidsSource(SourceBase):
     derivatives: str = Field(
         "derivatives",
         title="Derivatives",
-        description="Folder below the root that holds segmentations (*_dseg, *_mask) of lesions, which become labels, "
-        "and brain masks (desc-brain_mask); empty: none are read.",
+        description="Folder below the root that holds segmentations (*_dseg, *_mask, *_msk) of lesions, which become "
+        "labels, and brain masks (desc-brain_mask); empty: none are read.",
     )
     pipeline: str = Field(
         "",
@@ -103,7 +104,9 @@ class _Tree:
         parts, name = relative.split("/"), parse_name(relative)
         if is_image and len(parts) > 2 and parts[-2] in self.source.datatypes:
             return self._image(relative, name)
-        return self._mask(relative, name) if is_derivative else None
+        if is_derivative:
+            return self._mask(relative, name) or self._unread(relative, name)
+        return self._homeless(relative, name) if relative.startswith("sub-") and _lacks_datatype(parts) else None
 
     @property
     def _derivatives(self) -> str:
@@ -138,6 +141,32 @@ class _Tree:
         ):
             return None
         return self.root.scan(_candidate(relative, name, kind))
+
+    def _unread(self, relative: str, name: BidsName) -> Scan | None:
+        """Return the row of a derivative whose suffix says nothing known, left out, or as the label that an alias says.
+
+        Images of a pipeline, other anatomy, and everything with a task or without a subject are passed over.
+        """
+        if "task" in name.entities or not name.subject or name.suffix in SEGMENTATION_SUFFIXES:
+            return None
+        try:
+            modality = self.source.resolve(name.suffix)
+        except UnknownModalityError:
+            detail = (
+                f"{relative}: {name.suffix!r} is neither a segmentation ({', '.join(MASK_SUFFIXES)}) nor an image; "
+                "name it in `aliases` of the source, as 'label' or as 'ignore'"
+            )
+            return self.root.scan(_candidate(relative, name, "", (Reason.UNMATCHED, detail)))
+        wanted = modality in (LABEL, BRAIN_MASK) and name.fits(self.source.entities, without=ROLE_ENTITIES)
+        return self.root.scan(_candidate(relative, name, modality)) if wanted else None
+
+    def _homeless(self, relative: str, name: BidsName) -> Scan | None:
+        detail = f"{relative} lies in no folder of a data type ({', '.join(self.source.datatypes)}); move it into one"
+        return self.root.scan(_candidate(relative, name, "", (Reason.UNMATCHED, detail)))
+
+
+def _lacks_datatype(parts: Sequence[str]) -> bool:
+    return len(parts) == 1 or parts[-2].startswith(("sub-", "ses-"))
 
 
 def _candidate(relative: str, name: BidsName, modality: str, problem: tuple[Reason, str] | None = None) -> Candidate:

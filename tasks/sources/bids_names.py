@@ -11,7 +11,8 @@ from tasks.headers import stem
 from tasks.sources.base import SourceBase
 
 ENTITY = re.compile(r"^([a-zA-Z]+)-([a-zA-Z0-9]+)$")
-MASK_SUFFIXES = ("dseg", "mask")
+MASK_SUFFIXES = ("dseg", "mask", "msk")
+"""The last is no suffix of BIDS: ISLES 2022 writes it."""
 SEGMENTATION_SUFFIXES = (*MASK_SUFFIXES, "probseg")
 ANATOMICAL_MASKS = frozenset({"brain", "head", "skull", "aseg", "aparcaseg", "tissue"})
 """Values of `desc` or `label` that mark a segmentation of anatomy, not of a lesion."""

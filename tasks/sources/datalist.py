@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -127,7 +128,7 @@ class Entry:
     label: str
 
 
-def parse_datalist(raw: bytes, origin: str) -> list[Entry]:
+def parse_datalist(raw: bytes, origin: str, sections: Sequence[str] = SECTIONS) -> list[Entry]:
     """Return the entries of a datalist in order; raises ValueError naming file, section and position."""
     try:
         content = json.loads(raw, object_pairs_hook=_without_doubles)
@@ -135,10 +136,10 @@ def parse_datalist(raw: bytes, origin: str) -> list[Entry]:
         raise ValueError(f"{origin} is not a datalist: it is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{origin} is not JSON: {error}") from None
-    if not isinstance(content, dict) or not any(section in content for section in SECTIONS):
-        raise ValueError(f"{origin} has none of the lists {', '.join(SECTIONS)}; it is not a datalist")
+    if not isinstance(content, dict) or not any(section in content for section in sections):
+        raise ValueError(f"{origin} has none of the lists {', '.join(sections)}; it is not a datalist")
     entries = []
-    for section in SECTIONS:
+    for section in sections:
         items = content.get(section, [])
         if not isinstance(items, list):
             raise ValueError(f"{origin}: {section!r} must be a list, got {type(items).__name__}")

@@ -7,20 +7,23 @@
 
 Patterns are tried in order; NIfTI files that match none are reported. Hidden folders and files are not looked at. For
 what a pattern cannot say, `expressions` are regular expressions with the named groups subject, session, modality and
-label, matched against the whole path.
+label, matched against the whole path. Further fields and groups, declared under `path_phenotypes`, are what folders say
+about a subject (`{grade}/{subject}/...` of BraTS2018): they become phenotype columns.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+import pandas as pd
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from models.records import LABEL, Reason, Scan
 from tasks.headers import is_nifti
+from tasks.phenotypes import normalise
 from tasks.sources.base import IGNORE, Candidate, Found, Root, SourceBase, open_root, resolve_token
 
 FIELDS = ("subject", "session", "modality", "label")
@@ -31,6 +34,12 @@ class TreeSource(SourceBase):
     """A dataset described by the places of its files."""
 
     kind: Literal["tree"] = "tree"
+    path_phenotypes: tuple[str, ...] = Field(
+        (),
+        title="Phenotypes in paths",
+        description="Further fields of patterns and groups of expressions, which become phenotype columns.",
+        examples=[["grade"]],
+    )
     patterns: tuple[str, ...] = Field(
         (),
         title="Patterns",
@@ -52,23 +61,38 @@ class TreeSource(SourceBase):
         (), title="Skip", description="Patterns of files that are not wanted; they are not listed."
     )
 
+    @field_validator("path_phenotypes")
+    @classmethod
+    def _columns(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name in (*FIELDS, "dataset") or not re.fullmatch("[a-z][a-z0-9_]*", name):
+                raise ValueError(
+                    f"path_phenotypes names {name!r}; use lower-case letters, digits and _, and none of "
+                    f"{', '.join(FIELDS)}, dataset"
+                )
+        return names
+
     @field_validator("patterns", "skip")
     @classmethod
-    def _templates(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+    def _templates(cls, patterns: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         for pattern in patterns:
-            compile_template(pattern)
+            compile_template(pattern, info.data.get("path_phenotypes", ()))
         return patterns
 
     @field_validator("expressions")
     @classmethod
-    def _expressions(cls, expressions: tuple[str, ...]) -> tuple[str, ...]:
+    def _expressions(cls, expressions: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        known = (*FIELDS, *info.data.get("path_phenotypes", ()))
         for expression in expressions:
             try:
                 groups = set(re.compile(expression).groupindex)
             except re.error as error:
                 raise ValueError(f"{expression!r} is no regular expression: {error}") from None
-            if unknown := sorted(groups - set(FIELDS)):
-                raise ValueError(f"{expression!r} has the groups {', '.join(unknown)}; use {', '.join(FIELDS)}")
+            if unknown := sorted(groups - set(known)):
+                raise ValueError(
+                    f"{expression!r} has the groups {', '.join(unknown)}; use {', '.join(known)}, or name a phenotype "
+                    "column in `path_phenotypes`"
+                )
         return expressions
 
     @model_validator(mode="after")
@@ -83,14 +107,21 @@ class TreeSource(SourceBase):
         return self
 
 
-def compile_template(template: str) -> re.Pattern[str]:
-    """Return the regular expression of a pattern; raises ValueError for an unknown field or a stray brace."""
+def compile_template(template: str, further: Sequence[str] = ()) -> re.Pattern[str]:
+    """Return the regular expression of a pattern; raises ValueError for an unknown field or a stray brace.
+
+    further: names of fields beside FIELDS.
+    """
+    known = (*FIELDS, *further)
     parts: list[str] = []
     seen: set[str] = set()
     for piece in PIECES.finditer(template):
         if (name := piece["field"]) is not None:
-            if name not in FIELDS:
-                raise ValueError(f"pattern {template!r} has the field {{{name}}}; use {', '.join(FIELDS)}")
+            if name not in known:
+                raise ValueError(
+                    f"pattern {template!r} has the field {{{name}}}; use {', '.join(known)}, or name a phenotype "
+                    "column in `path_phenotypes`"
+                )
             parts.append(f"(?P={name})" if name in seen else f"(?P<{name}>[^/]+)")
             seen.add(name)
         elif piece["text"] in ("{", "}"):
@@ -103,18 +134,22 @@ def compile_template(template: str) -> re.Pattern[str]:
 
 def matchers(source: TreeSource) -> list[re.Pattern[str]]:
     """Return the patterns and expressions of a source in the order in which they are tried."""
-    return [*map(compile_template, source.patterns), *map(re.compile, source.expressions)]
+    templates = [compile_template(pattern, source.path_phenotypes) for pattern in source.patterns]
+    return [*templates, *map(re.compile, source.expressions)]
 
 
 def find_scans(source: TreeSource) -> Found:
     """Return the scans and labels below a root by pattern; NIfTI files that match none carry that reason.
 
-    Raises FileNotFoundError when the root is not a folder.
+    What paths say under `path_phenotypes` is a row of phenotypes for each subject and session. Raises FileNotFoundError
+    when the root is not a folder.
     """
     root = open_root(source, listed=True)
-    tree = _Tree(root, source, matchers(source), [compile_template(pattern) for pattern in source.skip])
+    skip = [compile_template(pattern, source.path_phenotypes) for pattern in source.skip]
+    tree = _Tree(root, source, matchers(source), skip)
     listing = root.listing or {}
-    return Found([scan for name in sorted(listing) if (scan := tree.scan(name)) is not None], listed=len(listing))
+    scans = [scan for name in sorted(listing) if (scan := tree.scan(name)) is not None]
+    return Found(scans, _phenotypes(source, tree.said), len(listing))
 
 
 @dataclass(frozen=True)
@@ -123,6 +158,8 @@ class _Tree:
     source: TreeSource
     matchers: Sequence[re.Pattern[str]]
     skip: Sequence[re.Pattern[str]]
+    said: dict[tuple[str, ...], None] = field(default_factory=dict)
+    """Subject, session and `path_phenotypes` of the files that were matched, once each."""
 
     def scan(self, relative: str) -> Scan | None:
         """Return the row of one file below the root, or None for a file that is no scan or not wanted."""
@@ -139,6 +176,9 @@ class _Tree:
 
     def _matched(self, relative: str, fields: dict[str, str]) -> Scan | None:
         subject, session = fields["subject"], fields.get("session", "")
+        said = tuple(fields.get(name, "") for name in self.source.path_phenotypes)
+        if any(said):
+            self.said[subject, session, *said] = None
         if fields.get("label"):
             return self.root.scan(Candidate(relative, subject, session, LABEL))
         token = fields.get("modality") or self.source.modality
@@ -146,3 +186,9 @@ class _Tree:
         if modality == IGNORE and problem is None:
             return None
         return self.root.scan(Candidate(relative, subject, session, modality, problem))
+
+
+def _phenotypes(source: TreeSource, said: Iterable[tuple[str, ...]]) -> pd.DataFrame:
+    """Return what paths say about subjects; two values of one subject are reported when tables are joined."""
+    rows = pd.DataFrame(list(said), columns=["subject", "session", *source.path_phenotypes], dtype=object)
+    return normalise(rows, source.dataset) if len(rows) else pd.DataFrame()

@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 import brainloom
 from brainloom import cli, terminal
 from brainloom.cli import FLOWS, app, main
-from brainloom.cli_server import _foreign_packages
 from models.store import create_or_open, store_digest
 
 PHANTOMS = ("phantom", "phantom-anat", "phantom-connect")
@@ -271,14 +270,10 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         main()
 
 
-def test_our_packages_are_ours() -> None:
-    assert _foreign_packages() == []
-
-
 def test_a_foreign_folder_is_found_by_doctor(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "__init__.py").touch()
-    code = "from brainloom.cli_server import _foreign_packages; print(*_foreign_packages())"
+    code = "from infra.doctor import check_packages; print(*check_packages())"
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=kept, capture_output=True, text=True, check=True

@@ -124,7 +124,9 @@ def test_forget_asks_first_and_says_what_it_does_not_reach(url: str) -> None:
     code, text = run("forget", url, "toy/b", "--yes")
     assert code == 0
     assert re.search(r"toy/b is forgotten \(rows 1\); digest [0-9a-f]{64}", text)
-    assert "- source files elsewhere, pictures and checkpoints, QC pages in Prefect's database, backups" in text
+    assert "Weights cannot unlearn: trainings that saw it keep theirs and refuse to resume" in text
+    assert "Prefect: no server runs here and none was named (--api-url)" in text
+    assert "- source files elsewhere, checkpoints, events of a Prefect server, backups" in text
     assert "- staged copies in any folder: name it with --stage-dir" in text
     assert "- any workspace: name it with --workspace" in text
     assert open_store(url).dataset("toy").rows == [0, 2]
@@ -150,10 +152,27 @@ def test_forget_names_what_else_holds_the_subject(url: str, tmp_path: Path) -> N
     code, text = run("forget", url, "toy/b", "--yes", "--stage-dir", str(stage))
     assert code == 0
     assert f"{stage}: 0 staged copies erased" in text
-    assert f"{notes.parent.parent}: 0 files name it, 0 trainings saw it; none was changed" in text
-    assert "ids of fewer than 4 characters were looked for in tables only" in text
+    assert f"{notes.parent.parent}: 0 files hold it, 0 trainings saw it" in text
+    assert "ids of fewer than 4 characters were looked for in columns only" in text
     assert "- staged copies in other folders" in text
     assert "- other workspaces" in text
+
+
+def test_a_dry_run_of_forget_says_what_would_go_and_changes_nothing(url: str) -> None:
+    ws = Path(url).parent
+    (ws / "splits").mkdir()
+    crosswalk = ws / "crosswalks" / "ids.csv"
+    crosswalk.parent.mkdir()
+    crosswalk.write_text("person,dataset,subject\np1,toy,b\np1,other,x\n")
+    before = {path: path.read_bytes() for path in ws.rglob("*") if path.is_file()}
+    code, text = run("forget", url, "toy/b", "--dry-run")
+    assert code == 0
+    assert f"{url}: rows 1 would be erased" in text
+    assert f"  its lines are erased in {crosswalk}" in text
+    assert text.endswith("Dry run: nothing was changed\n")
+    assert {path: path.read_bytes() for path in ws.rglob("*") if path.is_file()} == before
+    run("forget", url, "toy/b", "--yes")
+    assert crosswalk.read_text() == "person,dataset,subject\np1,other,x\n"
 
 
 def test_forget_lists_twenty_of_a_kind(capsys: pytest.CaptureFixture[str]) -> None:

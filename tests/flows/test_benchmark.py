@@ -7,14 +7,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
+from brainloom.cli_benchmark import benchmark_options
 from brainloom.cli_demo import Preset
 from flows import benchmark as module
-from flows.benchmark import PRESETS, BenchmarkParams, benchmark, demo_params, tiny_params
+from flows import benchmark_runs
+from flows.benchmark import benchmark
+from flows.benchmark_params import PRESETS, BenchmarkParams, by_protocol, demo_params, tiny_params
 from flows.evaluate_params import EvaluateParams
 from models.spec import SPECS
+from tasks.benchmark_summary import ALL
 from tasks.benchmarks import BENCHMARKS
+from tasks.prompt_tasks import PROMPT_TASKS
 from tasks.sources.bids import BidsSource
 
 
@@ -61,8 +67,46 @@ def test_the_links_run_in_order_and_hand_on_the_workspace(links: list[tuple[str,
     }
 
 
+def test_with_runs_nothing_is_made_and_every_protocol_has_its_flow(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked, checked = {}, []
+
+    def start(flow: Any, params: Any) -> dict[str, Any]:
+        asked[flow.name] = params
+        return {"report": flow.name, "tables": dict.fromkeys(params.benchmarks, "d"), "scored": 2, "no_data": []}
+
+    published: list[str] = []
+    monkeypatch.setattr(benchmark_runs, "start", start)
+    monkeypatch.setattr(benchmark_runs, "open_store", lambda url: url)
+    monkeypatch.setattr(benchmark_runs, "check_runs", lambda *given: checked.append(given))
+    monkeypatch.setattr(benchmark_runs, "publish_markdown", lambda key, *_: published.append(key))
+    monkeypatch.setattr("tasks.benchmark_summary._primary_lines", lambda *_: ())
+    names = ["phantom-tumour", "openbhb-age", "adni", next(iter(PROMPT_TASKS))]
+    runs = [{"training": "cinp", "name": "CINP"}, {"training": "other"}]
+    params = BenchmarkParams.model_validate({"workspace": str(tmp_path), "runs": runs, "benchmarks": names, "seeds": 2})
+    found = benchmark.fn(params)
+    assert list(asked) == ["probe", "prompt", "evaluate"]
+    assert [run.name for run in checked[0][0]] == ["CINP", "other"]
+    assert asked["evaluate"].benchmarks == ["phantom-tumour", "adni"]
+    assert (asked["evaluate"].seeds, asked["evaluate"].first) == (2, "CINP")
+    assert [(row.name, row.trainings) for row in asked["probe"].rows] == [("CINP", ["cinp"]), ("other", ["other"])]
+    assert asked["prompt"].benchmarks == names[3:]
+    assert found["scored"] == 6
+    assert found["reports"] == {"probe": "probe", "prompt": "prompt", "fine-tune": "evaluate"}
+    assert str(tmp_path / "probes" / "tables" / "openbhb-age.md") in found["tables"]
+    assert published == ["benchmark-summary"]
+    page = Path(found["page"]).read_text()
+    assert 'href="../probes/index.html#openbhb-age"' in page
+    assert "No data in the store: OpenBHB age." in Path(found["summary"]).read_text()
+
+
+def test_benchmarks_by_protocol() -> None:
+    assert by_protocol(["adni", "openbhb-age", "adni"]) == {"fine-tune": ["adni"], "probe": ["openbhb-age"]}
+
+
 def test_templates_downstream_can_be_asked_for(links: list[tuple[str, Any]], tmp_path: Path) -> None:
-    asked = {"template_mix": True, "missing_modalities": True}
+    asked = {"template_mix": True, "missing_modalities": True, "native_scores": True, "label_shares": [0.5]}
     benchmark.fn(tiny_params(tmp_path).model_copy(update=asked))
     assert asked.items() <= dict(links)["evaluate"].model_dump().items()
 
@@ -109,15 +153,18 @@ def test_the_demo_has_three_seeds_and_both_controls(tmp_path: Path) -> None:
 def test_the_flow_run_is_named_after_the_parameters(monkeypatch: pytest.MonkeyPatch, as_form: bool) -> None:
     params: Any = BenchmarkParams(name="night")
     given = {"params": params.model_dump(mode="json") if as_form else params}
-    monkeypatch.setattr(module.runtime, "flow_run", SimpleNamespace(parameters=given), raising=False)
+    monkeypatch.setattr("flows.forms.runtime.flow_run", SimpleNamespace(parameters=given), raising=False)
     assert module._run_name() == "benchmark night"
+    params = BenchmarkParams.model_validate({"runs": [{"training": "a"}, {"training": "b", "name": "B"}]})
+    monkeypatch.setattr("flows.forms.runtime.flow_run", SimpleNamespace(parameters={"params": params}), raising=False)
+    assert module._run_name() == "benchmark a, B"
 
 
 def test_parameters_make_a_form() -> None:
     schema = BenchmarkParams.model_json_schema()
     assert schema["additionalProperties"] is False
-    for params in (BenchmarkParams, EvaluateParams):
-        assert params.model_json_schema()["properties"]["benchmarks"]["items"]["enum"] == list(BENCHMARKS)
+    for params, offered in ((BenchmarkParams, ALL), (EvaluateParams, BENCHMARKS)):
+        assert params.model_json_schema()["properties"]["benchmarks"]["items"]["enum"] == list(offered)
     for name, field in schema["properties"].items():
         assert field["title"], name
         assert field["description"].endswith("."), name
@@ -132,8 +179,43 @@ def test_parameters_make_a_form() -> None:
         ({"recipe": "nnunet"}, "'brainmvp_unet_tiny' or 'brainmvp_unet'"),
         ({"max_quarantined_share": 2}, "less than or equal to 1"),
         ({"workspace": ""}, "at least 1 character"),
+        ({"benchmarks": ["nope"]}, "unknown benchmark 'nope'; known: phantom-tumour"),
+        ({"benchmarks": ["openbhb-age"]}, "'openbhb-age' is a probe of finished trainings; name them under `runs`"),
+        ({"label_shares": [1.0]}, "label shares lie between 0 and 1, got 1"),
+        ({"runs": [{"training": "../a"}]}, "String should match pattern"),
+        ({"runs": [{"training": "a"}, {"training": "b", "name": "A"}]}, "two rows are called like 'a'"),
+        ({"runs": [{"training": "a"}, {"training": "a", "name": "b"}]}, "training 'a' is named in two rows"),
+        ({"runs": [{"training": "a", "name": "Majority"}]}, "is the name of a row that every table has"),
+        ({"runs": [{"training": "a", "name": "pre-trained"}]}, "is the name of a row that every table has"),
+        ({"runs": [{"training": "a", "name": "scratch (x)"}]}, "starts as the names of rows from scratch do"),
+        ({"runs": [{"training": "a", "name": "!!"}]}, "has no letter or digit"),
+        (
+            {"runs": [{"training": "a", "name": "random encoder"}], "benchmarks": ["openbhb-age"]},
+            "is the name of a row that every table has",
+        ),
+        ({"runs": [{"training": "a"}], "phantom": {}}, "with `runs` nothing is ingested or pre-trained; leave `phan"),
+        ({"networks": ["unet"]}, "'swin_unetr' or 'dynunet'"),
+        ({"networks": ["dynunet", "dynunet"]}, "network 'dynunet' is named twice"),
     ],
 )
 def test_wrong_parameters_are_refused(bad: dict[str, Any], text: str) -> None:
     with pytest.raises(ValidationError, match=text):
         BenchmarkParams.model_validate(bad)
+
+
+def test_the_example_of_the_documentation_is_valid() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "finetuning.md").read_text(encoding="utf-8")
+    found = BenchmarkParams.model_validate(yaml.safe_load(text.split("```yaml\n")[2].split("```")[0]))
+    assert [run.name for run in found.runs] == ["BrainMVP", "MAE", "released"]
+    assert set(by_protocol(found.benchmarks)) == {"fine-tune", "probe"}
+
+
+def test_options_of_the_command_line() -> None:
+    given = benchmark_options(Path("w"), ["BrainMVP, a=b=mvp", "other"], ["adni"], None, 2, None)
+    assert given == {
+        "workspace": "w",
+        "runs": [{"training": "mvp", "name": "BrainMVP, a=b"}, {"training": "other"}],
+        "benchmarks": ["adni"],
+        "seeds": 2,
+    }
+    assert benchmark_options(None, None, None, None, None, None) == {}

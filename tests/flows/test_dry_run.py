@@ -219,6 +219,6 @@ def test_ingest_into_another_catalog_than_is_read_is_refused(configs: dict[str, 
 
 
 def test_other_verbs_have_no_dry_run(configs: dict[str, Path]) -> None:
-    done = CliRunner().invoke(app, ["pretrain", "--config", str(configs["catalog"]), "--dry-run"])
+    done = CliRunner().invoke(app, ["evaluate", "--config", str(configs["catalog"]), "--dry-run"])
     assert done.exit_code == 2
     assert "No such option" in done.output

@@ -10,74 +10,33 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
 import yaml
+from evaluation_workspaces import CASES, DIAGNOSIS, ROLES, TUMOUR, write_pretraining, write_workspace
 from pydantic import ValidationError
-from training_phantoms import DATASET, EXTENT, write_blobs
+from training_phantoms import DATASET, EXTENT
 
-from flows.evaluate import evaluate
+from flows.evaluate import evaluate, fine_tune, score
 from flows.evaluate_params import EvaluateParams, run_name
 from infra.server import ServerInfo
 from models.config import TrainingConfig
-from models.recipes import find_recipe
 from models.records import SelectedCase, SourceFile
 from models.selection import read_selection, write_selection
-from models.store import open_store, open_writer
+from models.store import open_store
 from tasks.benchmarks import BENCHMARKS
 from tasks.evaluation import Cohort
 from tasks.finetune import Finetuning
 from tasks.native_truth import SourceLabels
 from tasks.scores import ScoreError, region_masks
-from tasks.splits import read_split, write_split
-
-CASES = 20
-TUMOUR = BENCHMARKS["phantom-tumour"].replace(name="blobs-tumour", datasets=(DATASET,))
-DIAGNOSIS = BENCHMARKS["phantom-diagnosis"].replace(name="blobs-diagnosis", datasets=(DATASET,))
+from tasks.splits import read_split
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluation")
-    write_blobs(str(folder / "store.zarr"), cases=CASES)
-    _add_qc(str(folder / "store.zarr"))
-    subjects = [f"sub-{k}" for k in range(CASES)]
-    roles = ["train"] * 8 + ["val"] * 2 + ["test"] * 10
-    write_split(
-        pd.DataFrame({"dataset": DATASET, "subject": subjects, "split": roles}), folder / "splits" / "default.parquet"
-    )
-    phenotypes = {"dataset": DATASET, "subject": subjects, "session": "", "age": np.arange(CASES) + 40.0, "sex": "F"}
-    diagnosis = [("control", "patient")[k % 2] for k in range(CASES)]
-    pd.DataFrame({**phenotypes, "diagnosis": diagnosis}).to_parquet(folder / "phenotypes.parquet")
-    latents = {"dataset": DATASET, "subject": subjects, "age": 50.0, "head_scale": 1.0, "grey_loss": 0.1}
-    latents |= {"ventricle_log": 0.0, "medial_temporal_loss": np.arange(CASES) % 2 * 1.0}
-    (folder / "sources" / DATASET).mkdir(parents=True)
-    pd.DataFrame(latents).to_parquet(folder / "sources" / DATASET / "latents.parquet")
-    _write_pretraining(folder, [k for k in range(CASES) if roles[k] != "test"])
+    write_workspace(folder)
+    write_pretraining(folder, [k for k in range(CASES) if ROLES[k] != "test"])
     return folder
-
-
-def _add_qc(url: str) -> None:
-    table = open_store(url).cases()
-    qc = pa.array([json.dumps({"foreground_share": 0.4 + 0.01 * k}) for k in range(table.num_rows)])
-    open_writer(url).publish(table.append_column("qc", qc).append_column("files", pa.array(["[]"] * len(qc))), "0")
-
-
-def _write_pretraining(folder: Path, rows: list[int]) -> None:
-    training = folder / "trainings" / "tiny"
-    training.mkdir(parents=True, exist_ok=True)
-    cases = open_store(str(folder / "store.zarr")).cases().to_pandas().set_index("row")
-    lines = [
-        SelectedCase(
-            dataset=DATASET, row=k, case=cases.loc[k, "case"], subject=cases.loc[k, "subject"],
-            digest=cases.loc[k, "digest"], role="train",
-        )
-        for k in rows
-    ]  # fmt: skip
-    write_selection(training / "selection.parquet", lines)
-    (training / "done.json").write_text(json.dumps({"weights_digest": "abc", "config_digest": "def"}))
-    config = find_recipe("brainmvp_tiny")(str(folder / "store.zarr"), str(training / "selection.parquet"), epochs=1)
-    (training / "run.json").write_text(config.model_dump_json())
 
 
 def play(folders: list[Path], world_size: int, on_progress: Any) -> None:
@@ -157,7 +116,14 @@ def test_tables_report_and_resume(
     assert "A 3D UniFormer [1] was pre-trained with BrainMVP [2] (recipe brainmvp_tiny, preset recommended" in methods
     assert "subjects: 8 train, 2 val and 10 test): each row (pre-trained and scratch) was trained 2 times" in methods
     assert "2. Rui S. et al. Multi-modal Vision Pre-training" in methods
-    assert registered["markdown"] == ["benchmark-blobs-tumour", "benchmark-blobs-diagnosis", "benchmark-adni"]
+    assert registered["markdown"] == [
+        "benchmark-blobs-tumour", "benchmark-blobs-diagnosis", "benchmark-adni", "leaderboard",
+    ]  # fmt: skip
+    confused = pd.read_csv(workspace / "tables" / "blobs-diagnosis.confusion.csv").query("row == 'scratch'")
+    assert confused.groupby("seed")["cases"].sum().to_dict() == {"0": 10, "1": 10, "all": 20}
+    board = (workspace / "tables" / "leaderboard.csv").read_text().splitlines()
+    assert {line.split(",")[0] for line in board[1:]} == {"pre-trained", "scratch"}
+    assert '<h3 id="leaderboard">' in page
 
     second = evaluate(params(workspace))
     assert (second["trained"], second["scored"]) == (0, 0)
@@ -195,9 +161,9 @@ def test_one_lost_training_is_run_again_and_the_rest_is_kept(
 def seen_twelve(workspace: Path) -> Iterator[None]:
     """A pre-training that has seen two of the ten test subjects."""
     before = read_selection(workspace / "trainings" / "tiny" / "selection.parquet")
-    _write_pretraining(workspace, list(range(12)))
+    write_pretraining(workspace, list(range(12)))
     yield
-    _write_pretraining(workspace, [case.row for case in before])
+    write_pretraining(workspace, [case.row for case in before])
 
 
 def test_test_subjects_that_the_pretraining_saw_count_in_no_table(
@@ -218,18 +184,48 @@ def test_test_subjects_that_the_pretraining_saw_count_in_no_table(
     assert "subjects that the pre-training has seen" in Path(found["report"]).read_text()
 
 
+@pytest.fixture
+def seen_elsewhere(workspace: Path) -> Iterator[None]:
+    """A pre-training that has seen a test subject under another id, and a crosswalk that says so."""
+    path = workspace / "trainings" / "tiny" / "selection.parquet"
+    before = read_selection(path)
+    other = SelectedCase(dataset="elsewhere", row=0, case="x", subject="x", digest="x", role="train")
+    write_selection(path, [*before, other])
+    (workspace / "crosswalks").mkdir()
+    lines = f"person,dataset,subject\np,elsewhere,x\np,{DATASET},sub-13\n"
+    (workspace / "crosswalks" / "ids.csv").write_text(lines)
+    yield
+    write_selection(path, before)
+    (workspace / "crosswalks" / "ids.csv").unlink()
+
+
+def test_a_crosswalk_tells_who_was_seen_under_another_id(
+    workspace: Path, registered: dict[str, list[str]], seen_elsewhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for task in (fine_tune, score):
+        monkeypatch.setattr(f"flows.evaluate.{task.fn.__name__}", task.fn)  # without a server
+    found = evaluate.fn(params(workspace, seeds=1, benchmarks=["blobs-diagnosis"]))
+    table = (workspace / "tables" / "blobs-diagnosis.md").read_text()
+    assert "1 of 10 test subjects were in the pre-training, by id, by looks or by crosswalk: left out of every" in table
+    assert "| pre-trained | 9 | 1 |" in table
+    named = (workspace / "tables" / "blobs-diagnosis.leaks.csv").read_text()
+    assert named.splitlines()[1:] == ["blobs,sub-13,the same person as elsewhere/x (crosswalk)"]
+    assert "by tables of ids (digest" in (workspace / "report" / "methods.md").read_text()
+    assert "crosswalks digest" in Path(found["report"]).read_text()
+
+
 def test_a_pretraining_that_saw_all_test_subjects_is_refused(
     workspace: Path, prefect_server: ServerInfo, registered: dict[str, list[str]]
 ) -> None:
     before = read_selection(workspace / "trainings" / "tiny" / "selection.parquet")
-    _write_pretraining(workspace, list(range(20)))
+    write_pretraining(workspace, list(range(20)))
     try:
         with pytest.raises(
             ScoreError, match=r"10 test subjects were in the pre-training, first blobs/sub-10, and none is left without"
         ):
             evaluate(params(workspace))
     finally:
-        _write_pretraining(workspace, [case.row for case in before])
+        write_pretraining(workspace, [case.row for case in before])
 
 
 def test_the_split_is_the_one_on_disk(workspace: Path) -> None:
@@ -241,6 +237,9 @@ def test_names() -> None:
     assert run_name(EvaluateParams(pretrained="tiny", benchmarks=["adni", "vsseg"])) == "evaluate tiny on adni, vsseg"
     long = EvaluateParams(pretrained="tiny", benchmarks=["a", "b", "c", "d"])
     assert run_name(long) == "evaluate tiny on a, b, c and 1 more"
+    several = EvaluateParams.model_validate({"pretrained": "tiny", "runs": [{"training": "mae"}], "benchmarks": ["a"]})
+    assert run_name(several) == "evaluate tiny, mae on a"
+    assert several.first == "pre-trained"
 
 
 def test_the_form_says_bounds_in_words_and_refuses_the_rest() -> None:
@@ -258,6 +257,8 @@ def test_the_form_says_bounds_in_words_and_refuses_the_rest() -> None:
 def test_a_pretraining_is_a_name_and_no_path() -> None:
     with pytest.raises(ValidationError, match="String should match pattern"):
         EvaluateParams(pretrained="../elsewhere")
+    with pytest.raises(ValidationError, match="name a finished training under `pretrained`, or several under `runs`"):
+        EvaluateParams()
 
 
 def test_unknown_benchmarks_are_refused_before_any_work(workspace: Path, prefect_server: ServerInfo) -> None:
@@ -297,6 +298,52 @@ def test_a_third_row_with_template_mix_and_a_table_without_single_modalities(
     assert without["trained"] == 0
     assert not (workspace / "tables" / "blobs-tumour.missing.md").exists()
     assert "without one modality" not in Path(without["report"]).read_text()
+
+
+def test_several_pretrainings_and_networks_are_rows_of_one_table(
+    workspace: Path, prefect_server: ServerInfo, registered: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for one in (TUMOUR.replace(metrics=("dice",), lesions=None), DIAGNOSIS.replace(metrics=("auroc",))):
+        monkeypatch.setitem(BENCHMARKS, one.name, one)
+    write_pretraining(workspace, [*range(8), 10], "mae", "mae_unet_tiny")
+    runs = [{"training": "mae", "name": "MAE, U-Net"}, {"training": "tiny", "name": "BrainMVP"}]
+    asked = params(
+        workspace, pretrained="", runs=runs, networks=["dynunet"], benchmarks=["blobs-tumour", "blobs-diagnosis"],
+        label_shares=[0.5], seeds=1,
+    )  # fmt: skip
+    found = evaluate(asked)
+    rows = ["MAE, U-Net", "BrainMVP", "scratch", "scratch (uniformer)"]
+    scores = pd.read_parquet(workspace / "scores.parquet")
+    of_tumour = scores[scores["benchmark"] == "blobs-tumour"]
+    assert list(dict.fromkeys(of_tumour["row"])) == [*rows, "scratch (dynunet)", "template overlap"]
+    assert not (scores["subject"] == "sub-10").any(), "one of them has seen it, so it counts for none"
+    tables = workspace / "tables"
+    table = (tables / "blobs-tumour.md").read_text()
+    for words in (
+        "| BrainMVP | 9 | 1 |",
+        "Difference: MAE, U-Net minus the row;",
+        "p: paired bootstrap of MAE, U-Net against the row",
+        "Networks: unet3d (MAE, U-Net, scratch); uniformer (BrainMVP, scratch (uniformer)); dynunet (scratch (dyn",
+        "1 of 10 test subjects were in one of the pre-trainings",
+    ):
+        assert words in table
+    assert 'blobs,sub-10,"MAE, U-Net: the same id"' in (tables / "blobs-tumour.leaks.csv").read_text()
+    gains = (tables / "blobs-tumour.gains.md").read_text()
+    assert "| MAE, U-Net | scratch |" in gains
+    assert "| BrainMVP | scratch (uniformer) |" in gains
+    assert "Left out: scratch (dynunet); these networks" in (tables / "blobs-diagnosis.md").read_text()
+    labels = (tables / "blobs-diagnosis.labels.md").read_text()
+    assert all(f"| 50 % | 4 | {row} |" in labels for row in rows)
+    assert "| 100 % | 8 | BrainMVP | " in labels
+    assert "MAE, U-Net - row" in labels
+    methods = (workspace / "report" / "methods.md").read_text()
+    assert "Row MAE, U-Net: A 3D U-Net with residual blocks was pre-trained with masked autoencoding" in methods
+    assert "each row (MAE, U-Net, BrainMVP, scratch, scratch (uniformer) and scratch (dynunet)) was trained" in methods
+    assert "Rows were compared with the row MAE, U-Net by paired bootstrap tests" in methods
+    assert "scratch (uniformer) is a 3D UniFormer" in methods
+    assert "Phantom tumour: what each pre-training gives" in Path(found["report"]).read_text()
+    again = evaluate(asked)
+    assert (again["trained"], again["scored"], again["tables"]) == (0, 0, found["tables"])
 
 
 def test_fewer_labels_are_trained_scored_and_shown(

@@ -55,18 +55,21 @@ def test_the_cases_of_a_step_and_the_precision_can_be_chosen(workspace: Path) ->
 
 def test_a_training_is_continued_on_other_ranks(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[int] = []
-    monkeypatch.setattr("flows.pretrain.launch", lambda folders, ranks, *_, **__: launched.append(ranks))
+
+    def launch(_: object, ranks: int, *__: object, **___: object) -> None:
+        launched.append(ranks)
+
     monkeypatch.setattr(
         "flows.pretrain.Progress", lambda *_: nullcontext(SimpleNamespace(update=lambda *_, **__: None))
     )
     for ranks in (2, 1):
-        train_encoder.fn(prepare(params(workspace, name="ranks", ranks=ranks)))
+        train_encoder.fn(prepare(params(workspace, name="ranks", ranks=ranks)), launch=launch)
     assert launched == [2, 1]
 
 
 def test_near_duplicates_of_the_store_are_one_person(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = (("blobs", "sub-0"), ("blobs", "sub-3"))
-    monkeypatch.setattr("flows.pretrain.near_duplicates", lambda url: [pair])
+    monkeypatch.setattr("flows.pretrain.person_links", lambda workspace, url: [pair])
     people = {case.subject: case.person for case in prepare(params(workspace, name="people")).selection}
     assert people["sub-0"] == people["sub-3"] != ""
     assert {people[f"sub-{i}"] for i in (1, 2, 4, 5)} == {""}

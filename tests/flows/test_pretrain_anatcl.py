@@ -41,8 +41,14 @@ def params(workspace: Path, **changes: Any) -> PretrainParams:
 def test_every_pre_training_recipe_can_be_chosen() -> None:
     offered = PretrainParams.model_json_schema()["properties"]["recipe"]["enum"]
     assert set(offered) == {name for name in RECIPES if not name.startswith(("segmentation", "classification"))}
-    assert set(AGELESS) == {name for name in offered if name.startswith(("brainmvp", "cinp", "image_mae"))}
-    assert {"similarity", "embedding", "masking", "pairs"} <= set(CAPTIONS)
+    ageless = ("brainmvp", "mae", "simclr_crops", "cinp", "image_mae")
+    assert set(AGELESS) == {name for name in offered if name.startswith(ageless)}
+    assert {"similarity", "embedding", "masking", "pairs", "restored", "views", "view_cosines"} <= set(CAPTIONS)
+
+
+def test_baselines_of_ours_have_no_other_preset(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mae_tiny is a baseline of ours, so it has no preset paper; use recommended"):
+        params(tmp_path, recipe="mae_tiny", preset="paper")
 
 
 def test_ages_are_frozen_with_the_selection(workspace: Path) -> None:

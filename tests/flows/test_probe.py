@@ -73,7 +73,7 @@ def test_tables_report_and_resume(workspace: Path, unwatched: None, registered: 
     first = probe.fn(params(workspace))
     assert first["no_data"] == ["openbhb-age"]
     # Encoders: an ensemble, one, two random ones; of ages: descriptors, none, ceiling; of sites: descriptors, none.
-    assert first["scored"] == (4 + 3) + (4 + 2)
+    assert first["scored"] == 2 * ((4 + 3) + (4 + 2)), "once more with who was seen"
     scores = pd.read_parquet(workspace / "probes" / "scores.parquet")
     assert set(scores["benchmark"]) == {"blobs-age", "site"}
     assert set(scores.groupby(["benchmark", "row", "seed"])["subject"].nunique()) == {23, 22}
@@ -85,12 +85,21 @@ def test_tables_report_and_resume(workspace: Path, unwatched: None, registered: 
         "| random encoder | 23 | 2 |",
         "| raw descriptors (approximate) | 23 | 1 |",
         "| y-Aware (not trained) | – | – | – | – |",
-        "Subjects left out because a pre-training of this table has seen them: 1.",
+        "Subjects left out because a pre-training of this table has seen them: 1; see the table of leaks, whose .csv",
         "AnatCL: an ensemble of 2 encoders",
         "p: AnatCL against the row, t-test over folds with the same correction, Holm-corrected",
         "left out of the site report: C (1).",
     ):
         assert words in age, words
+    leaks = (tables / "blobs-age.leaks.md").read_text()
+    assert "| AnatCL | 23 |" in leaks
+    assert "1 subjects were in one of the pre-trainings. The numbers without them count; with them" in leaks
+    assert (tables / "blobs-age.leaks.csv").read_text().splitlines() == [
+        "dataset,subject,why", f"{DATASET},sub-0,the same id",
+    ]  # fmt: skip
+    assert not (tables / "blobs-age.confusion.csv").exists()
+    sites = pd.read_csv(tables / "site.confusion.csv")
+    assert sites.query("row == 'random encoder' and seed == 'all'")["cases"].sum() == 2 * 22
     assert "SimCLR (not trained)" not in age
     assert "age+sex" not in age
     assert "| AnatCL | 22 | 1 |" in (tables / "site.md").read_text()
@@ -107,6 +116,17 @@ def test_tables_report_and_resume(workspace: Path, unwatched: None, registered: 
         "simclr_tiny",
     ):
         assert words in page, words
+    methods = (workspace / "probes" / "methods.md").read_text()
+    for words in (
+        "an ensemble, whose predictions are averaged; the first is described): A 3D ResNet [1]",
+        "Row random encoder: the network of the first row with random weights, 2 initialisations.",
+        "Phantom age: 23 subjects of blobs (age, ",
+        "logistic regression (classes) or ridge regression (numbers)",
+        "AnatCL was compared with every other row by t-tests over folds",
+        "Inference for the Generalization Error",
+    ):
+        assert words in methods, words
+    assert "Methods, for a paper" in page
     errors = pd.read_csv(tables / "blobs-age.csv").query("metric == 'mae'").set_index("row")["estimate"]
     assert errors["AnatCL"] < 0.9 * errors["no features"], "ages follow the size of the brain"
 
@@ -117,10 +137,12 @@ def test_tables_report_and_resume(workspace: Path, unwatched: None, registered: 
 def test_nearest_neighbours_probe_the_same_features(
     workspace: Path, unwatched: None, registered: dict[str, str]
 ) -> None:
-    asked: dict[str, Any] = {"benchmarks": ["blobs-age"], "site_report": False}
+    asked: dict[str, Any] = {"benchmarks": ["blobs-age"], "site_report": False, "with_seen": False}
     probe.fn(params(workspace, **asked))
     found = probe.fn(params(workspace, knn=True, **asked))
     assert found["scored"] == 4, "a twin of each encoder"
+    leaks = (workspace / "probes" / "tables" / "blobs-age.leaks.md").read_text()
+    assert "1 subjects were in one of the pre-trainings and are left out. They were not scored" in leaks
     table = (workspace / "probes" / "tables" / "blobs-age.md").read_text()
     assert "| AnatCL, k-NN | 23 | 1 |" in table
     assert "| random encoder, k-NN | 23 | 2 |" in table
@@ -134,7 +156,7 @@ def test_all_kinds_of_probes_on_a_server(workspace: Path, prefect_server: Server
     names = ["blobs-ad", "blobs-shuffled"]
     found = probe(params(workspace, rows=rows, benchmarks=names, folds=4, site_report=False))
     # Seeds: two, one, two random; descriptors, age+sex, none, ceiling, with a shuffle for every seed.
-    assert found["scored"] == (5 + 4) + (5 + 2 * 4)
+    assert found["scored"] == 2 * ((5 + 4) + (5 + 2 * 4)), "once more with who was seen"
     ad = pd.read_csv(workspace / "probes" / "tables" / "blobs-ad.csv").query("metric == 'balanced_accuracy'")
     ad = ad.set_index("row")
     assert ad.loc["ceiling (true latents)", "estimate"] == 1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
-from connectome_stores import FEW, SPEC, Made
+from connectome_stores import DATASET, FEW, SPEC, Made
 from prompt_phantoms import BOTH, CASES, SHUFFLED, TOY, write_pair, write_workspace
 from pydantic import ValidationError
 
@@ -16,6 +17,8 @@ from flows.prompt import PromptParams, prompt, run_name, score
 from infra.server import ServerInfo
 from models.embed_networks import PairError
 from models.export import NotFinishedError
+from models.records import SelectedCase
+from models.selection import write_selection
 from tasks.prompt_baselines import CONNECTOME, MAJORITY, NETWORK
 from tasks.prompt_tasks import PROMPT_TASKS
 from tasks.prompting import PromptError
@@ -93,6 +96,14 @@ def test_tables_report_and_resume(workspace: Path, unwatched: None, registered: 
     page = Path(first["report"]).read_text()
     for words in ("Not for clinical use", "support size", "similarities of", "SRPBS autism", "reliability curves of"):
         assert words in page, words
+    methods = (workspace / "prompts" / "methods.md").read_text()
+    for words in (
+        "A 3D vision transformer [2] was pre-trained with CINP [3] (recipe cinp_tiny, preset ",
+        "Supports are connectomes of the other folds, 100 % and 50 % of them by class (2 draws of every part, seed 0)",
+        "CINP with the first support and variant was compared with every other row",
+    ):
+        assert words in methods, words
+    assert "Methods, for a paper" in page
     found = pd.read_csv(tables / "toy-diagnosis.csv").query("metric == 'balanced_accuracy'").set_index("row")
     assert found["low"]["CINP: mean, 100 %"] > found["estimate"][MAJORITY] == 0.5
 
@@ -100,6 +111,26 @@ def test_tables_report_and_resume(workspace: Path, unwatched: None, registered: 
     again = prompt.fn(params(workspace))
     assert (again["scored"], again["tables"]) == (0, first["tables"])
     assert {path: path.stat().st_mtime_ns for path in (workspace / "embeddings").iterdir()} == kept
+
+
+def test_who_was_seen_is_named_with_both_numbers(workspace: Path, unwatched: None) -> None:
+    folder = workspace / "trainings" / "seen"
+    shutil.copytree(workspace / "trainings" / "one", folder)
+    line = {"dataset": DATASET, "digest": "x", "target": "", "role": "train"}
+    write_selection(folder / "selection.parquet", [SelectedCase(**line, row=1, case="sub-01", subject="sub-01")])
+    rows = [{"name": "CINP", "trainings": ["seen"]}]
+    asked: dict[str, Any] = {"rows": rows, "image_only": [], "benchmarks": ["toy-diagnosis"], "shares": [1.0]}
+    found = prompt.fn(params(workspace, **asked))
+    tables = workspace / "prompts" / "tables"
+    leaks = (tables / "toy-diagnosis.leaks.md").read_text()
+    assert "| CINP: mean, 100 % | 32 |" in leaks
+    assert "| 33 |" in leaks
+    assert (tables / "toy-diagnosis.leaks.csv").read_text().splitlines()[1] == f"{DATASET},sub-01,the same id"
+    confused = pd.read_csv(tables / "toy-diagnosis.confusion.csv")
+    assert confused.query("row == 'CINP: mean, 100 %' and seed == 'all'")["cases"].sum() == 32
+    assert prompt.fn(params(workspace, **asked, with_seen=False))["scored"] == 0
+    assert "and are left out. They were not scored" in (tables / "toy-diagnosis.leaks.md").read_text()
+    assert found["scored"] > 0
 
 
 @pytest.mark.full

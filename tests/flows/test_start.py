@@ -10,7 +10,7 @@ from prefect.states import Completed, Failed
 from pydantic import BaseModel
 
 from flows import start as module
-from flows.start import FlowRunError, start
+from flows.start import FlowRunError, schedule, start
 
 
 class Params(BaseModel):
@@ -25,11 +25,11 @@ def doubled(params: Params) -> int:
 
 @pytest.fixture
 def deployed(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Pretend a deployment; `state` is how its flow run ends, `seen` the parameters that it got."""
-    fake = SimpleNamespace(state=Completed(), seen=None)
+    """Pretend a deployment; `state` is how its flow run ends, `seen` and `options` what it got."""
+    fake = SimpleNamespace(state=Completed(), seen=None, options=None)
 
-    def run_deployment(name: str, parameters: dict[str, Any], poll_interval: float) -> Any:
-        fake.seen = parameters
+    def run_deployment(name: str, parameters: dict[str, Any], poll_interval: float, **options: Any) -> Any:
+        fake.seen, fake.options = parameters, options
         return SimpleNamespace(name="clever-cat", id="run-id", state=fake.state)
 
     monkeypatch.setattr(module, "run_deployment", run_deployment)
@@ -44,6 +44,12 @@ def test_inline_returns_the_value() -> None:
 def test_a_deployment_gets_plain_parameters(deployed: SimpleNamespace) -> None:
     assert start(doubled, "doubled/demo", params=Params(path="x")) is None
     assert deployed.seen == {"params": {"path": "x", "n": 2}}
+
+
+def test_a_scheduled_deployment_is_not_waited_for_and_starts_once(deployed: SimpleNamespace) -> None:
+    assert schedule("doubled/demo", "of-this-step", params=Params(path="x")).id == "run-id"
+    assert deployed.seen == {"params": {"path": "x", "n": 2}}
+    assert deployed.options == {"timeout": 0, "as_subflow": False, "idempotency_key": "of-this-step"}
 
 
 def test_a_failed_flow_run_raises_with_its_message(deployed: SimpleNamespace) -> None:

@@ -3,11 +3,23 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from infra.deploy import DeployError, deploy, find_project, start_worker, stop_worker, with_work_pool
+from infra.automations import FAILURES, PROPOSER
+from infra.deploy import (
+    GPU_POOL,
+    QUEUES,
+    DeployError,
+    deploy,
+    find_project,
+    served_pools,
+    start_worker,
+    stop_worker,
+    with_pools,
+)
 from infra.server import ServerError, ServerInfo, connect, request_json
 from infra.settings import Settings
 
@@ -30,7 +42,7 @@ name: throw-away
 deployments:
   - name: small
     entrypoint: throw_away_module.throw_away
-    work_pool: {name: tests-pool}
+    work_pool: {name: tests-pool, work_queue_name: trainings}
 """
 
 
@@ -40,34 +52,58 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def ours() -> list[dict[str, Any]]:
+    return list(yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"])
+
+
 def test_our_deployments_name_modules_under_flows() -> None:
-    content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
-    names = [deployment["name"] for deployment in content["deployments"]]
+    names = [deployment["name"] for deployment in ours()]
     assert len(names) == len(set(names))
     assert {"catalog", "preprocess", "nightly-ingest", "pretrain", "evaluate", "benchmark"} <= set(names)
-    for deployment in content["deployments"]:
+    assert {"verify", "retention", PROPOSER} <= set(names)
+    for deployment in ours():
         package, module, function = deployment["entrypoint"].split(".")
         assert package == "flows"
         assert module.isidentifier()
         assert function.isidentifier()
-        assert deployment["work_pool"]["name"] == Settings().work_pool
+        assert deployment["work_pool"]["name"] in {Settings().work_pool, GPU_POOL}
         assert deployment["description"]
+        assert "brainloom" in deployment["tags"]  # automations tell by it which flow runs are ours
 
 
-def test_our_deployments_go_to_the_pool_that_the_worker_serves() -> None:
-    content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
-    own = {"name": "own", "entrypoint": "flows.pretrain.pretrain", "work_pool": {"name": "gpu"}}
-    moved = with_work_pool({**content, "deployments": [*content["deployments"], own]}, "elsewhere")["deployments"]
-    assert {deployment["work_pool"]["name"] for deployment in moved[:-1]} == {"elsewhere"}
-    assert moved[-1] == own
-    assert with_work_pool(content, Settings().work_pool) == content
+def test_one_training_and_one_writer_at_a_time_run_in_a_pool() -> None:
+    queues = {one["name"]: (one["work_pool"]["name"], one["work_pool"].get("work_queue_name", "")) for one in ours()}
+    trainings = ("pretrain", "pretrain-anatcl", "pretrain-cinp", "evaluate", "benchmark")
+    assert {queues[name] for name in trainings} == {(GPU_POOL, "trainings")}
+    assert {queues[name] for name in ("preprocess", "nightly-ingest")} == {("brainloom-cpu", "writers")}
+    assert {queue for _, queue in queues.values()} == {"", *QUEUES}
 
 
-def test_only_the_nightly_ingest_has_a_schedule() -> None:
-    content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
-    scheduled = [deployment for deployment in content["deployments"] if deployment.get("schedules")]
-    assert [deployment["name"] for deployment in scheduled] == ["nightly-ingest"]
-    assert scheduled[0]["schedules"][0]["cron"] == "0 2 * * *"
+def pools(settings: Settings, *more: dict[str, Any]) -> dict[str, str]:
+    moved = with_pools({"deployments": [*ours(), *more]}, settings)["deployments"]
+    return {deployment["name"]: deployment["work_pool"]["name"] for deployment in moved}
+
+
+def test_our_deployments_go_to_the_pools_that_workers_serve() -> None:
+    own = {"name": "own", "entrypoint": "flows.pretrain.pretrain", "work_pool": {"name": "theirs"}}
+    one = pools(Settings(work_pool="elsewhere"), own)
+    assert one.pop("own") == "theirs"
+    assert set(one.values()) == {"elsewhere"}
+    assert served_pools(Settings(work_pool="elsewhere")) == ["elsewhere"]
+    settings = Settings(gpu_pool="a100s")
+    two = pools(settings)
+    assert (two["catalog"], two["pretrain"], two["evaluate"]) == ("brainloom-cpu", "a100s", "a100s")
+    assert served_pools(settings) == ["brainloom-cpu", "a100s"]
+
+
+def test_ingest_verify_and_retention_have_schedules_and_nothing_else() -> None:
+    scheduled = {one["name"]: one["schedules"][0]["cron"] for one in ours() if one.get("schedules")}
+    assert scheduled == {"nightly-ingest": "0 2 * * *", "verify": "0 4 * * 0", "retention": "0 6 * * 0"}
+
+
+def test_the_scheduled_retention_only_lists() -> None:
+    params = next(one for one in ours() if one["name"] == "retention")["parameters"]["params"]
+    assert params["dry_run"] is True
 
 
 def test_the_version_is_the_installed_one() -> None:
@@ -126,7 +162,14 @@ def test_deploying_twice_updates(deployed: tuple[Settings, list[str]], project: 
     assert deploy(settings, project) == names
     found = request_json(f"{settings.api_url}/deployments/name/throw-away/small")
     assert found["entrypoint"] == "throw_away_module.throw_away"
-    assert found["work_pool_name"] == "tests-pool"
+    assert (found["work_pool_name"], found["work_queue_name"]) == ("tests-pool", "trainings")
+    queue = f"{settings.api_url}/work_pools/tests-pool/queues/trainings"
+    assert request_json(queue)["concurrency_limit"] == 1
+    request_json(queue, {"concurrency_limit": 2}, method="PATCH")  # by the operator, and stays so
+    deploy(settings, project)
+    assert request_json(queue)["concurrency_limit"] == 2
+    named = {"automations": {"name": {"any_": [FAILURES]}}}
+    assert len(request_json(f"{settings.api_url}/automations/filter", named)) == 1
 
 
 @pytest.mark.full

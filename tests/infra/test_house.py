@@ -55,7 +55,7 @@ def test_an_unexpected_skip_fails_when_none_is_expected(tmp_path: Path, strict: 
 
 def test_the_make_targets_are_listed_by_help() -> None:
     text = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in ("help", "install", "demo", "up", "down", "check", "test", "test-full", "bench", "clean"):
+    for target in ("help", "install", "demo", "up", "down", "check", "test", "test-full", "bench", "docs", "clean"):
         assert f"make {target} " in text
 
 

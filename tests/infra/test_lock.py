@@ -46,5 +46,9 @@ def test_fastapi_is_one_that_prefect_works_with_and_the_reason_is_written_down()
         assert re.search(r"#.*(fastapi|prefect 3\.8\.8).*0\.151", (ROOT / name).read_text())
 
 
+def test_sqlalchemy_is_one_that_prefect_makes_scheduled_flow_runs_with() -> None:
+    assert locked()["sqlalchemy"] < Version("2.1")
+
+
 def test_we_and_the_optional_cuda_packages_are_not_locked() -> None:
     assert not {"brainloom", "dask-cuda", "pip", "setuptools"} & set(locked())

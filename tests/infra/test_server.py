@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from infra import server
+from infra.automations import ZOMBIES
 from infra.server import ServerError, ServerInfo, ensure_server, request_json, server_status, stop_server
 from infra.settings import Settings
 
@@ -48,6 +49,12 @@ def other_api() -> Iterator[str]:
             self.end_headers()
             self.wfile.write(b"true")
 
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"[]")  # no automation is there, and one is made
+
         def log_message(self, *_: object) -> None:
             return
 
@@ -78,8 +85,12 @@ def test_start_reuse_restart_on_the_same_port_and_stop(settings: Settings) -> No
     assert (seen["PREFECT_SERVER_ANALYTICS_ENABLED"], seen["DO_NOT_TRACK"]) == ("false", "1")
 
     (automation,) = request_json(f"{info.api_url}/automations/filter", {})
-    assert automation["name"] == server.ZOMBIE_AUTOMATION
+    assert automation["name"] == ZOMBIES
     assert (automation["enabled"], automation["trigger"]["within"]) == (True, 540.0)
+    # As a start leaves it that was killed before: the next one makes it.
+    request_json(f"{info.api_url}/automations/{automation['id']}", method="DELETE")
+    assert ensure_server(settings) == info
+    assert [one["name"] for one in request_json(f"{info.api_url}/automations/filter", {})] == [ZOMBIES]
 
     assert stop_server(settings) is True
     assert server_status(settings) is None

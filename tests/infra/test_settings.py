@@ -33,11 +33,64 @@ def test_the_state_folder_is_absolute(tmp_path: Path, monkeypatch: pytest.Monkey
         ("cluster", "address", "set BRAINLOOM_CLUSTER=address and BRAINLOOM_CLUSTER_ADDRESS"),
         ("cluster_address", "tcp://x:1", "refused otherwise"),
         ("workers", 0, "greater than or equal to 1"),
+        ("cluster", "slurm", "cluster 'slurm' needs a limit for each worker: set BRAINLOOM_WORKER_MEMORY, e.g. 8GiB"),
+        ("kubernetes_image", "a/b:1", "kubernetes_.* are for cluster 'kubernetes', got cluster 'local'"),
+        ("kubernetes_secret", "My_Keys", "names in Kubernetes have small letters, digits and dashes, got 'My_Keys'"),
+        ("nodes", 2, "2 nodes need launch 'pool' or 'slurm', got 'local'; set BRAINLOOM_LAUNCH"),
+        ("launch", "slurm", "SLURM needs a time limit: set BRAINLOOM_SLURM_TIME, e.g. 1-00:00:00"),
+        ("slurm_time", "2h", r"must be \[days-\]hours:minutes:seconds, e.g. 1-00:00:00, got '2h'"),
+        ("slurm_options", ["--qos=a; rm"], "an option of sbatch starts with -- and is one word, got '--qos=a; rm'"),
+        ("slurm_partition", "a\nb", "one word of letters, digits"),
+        ("s3_endpoint", "s3:8333", r"must be http\(s\)://host:port without user info \(the value is not repeated"),
+        ("s3_access_key", "k", "belong together; set both BRAINLOOM_S3_ACCESS_KEY and BRAINLOOM_S3_SECRET_KEY"),
+        ("api_auth", "planted", r"must be user:password \(the value is not repeated here\)"),
+        ("database_password", "p", "needs a BRAINLOOM_DATABASE_URL with a user and without a password"),
+        ("nonsense", 1, "Extra inputs are not permitted"),
     ],
 )
 def test_bad_settings_say_the_rule(field: str, value: object, text: str) -> None:
     with pytest.raises(ValidationError, match=text):
         Settings.model_validate({field: value})
+
+
+def test_contradictions_name_what_to_set() -> None:
+    remote = {"cluster": "kubernetes", "worker_memory": "1GiB"}
+    with pytest.raises(ValidationError, match="cluster 'kubernetes' needs an image: set BRAINLOOM_KUBERNETES_IMAGE"):
+        Settings.model_validate(remote)
+    own = {"database_url": "postgresql+asyncpg://u@h/d", "api_url": "http://h:4200/api"}
+    with pytest.raises(ValidationError, match="database_url is for our own server, and BRAINLOOM_API_URL names anoth"):
+        Settings.model_validate(own)
+    two = {"database_url": "postgresql+asyncpg://u:p@h/d", "database_password": "p"}
+    with pytest.raises(ValidationError, match="with a user and without a password"):
+        Settings.model_validate(two)
+
+
+def test_a_misspelt_variable_is_refused_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRAINLOOM_WORKER_MEMROY", "2GiB")
+    with pytest.raises(
+        ValueError, match=r"BRAINLOOM_WORKER_MEMROY is no setting .* did you mean BRAINLOOM_WORKER_MEMORY"
+    ):
+        Settings()
+
+
+def test_secrets_may_stand_in_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "auth"
+    file.write_text("user:planted secret\n")
+    monkeypatch.setenv("BRAINLOOM_API_AUTH_FILE", str(file))
+    settings = Settings()
+    assert settings.api_auth is not None
+    assert settings.api_auth.get_secret_value() == "user:planted secret"
+    assert "planted" not in repr(settings) + settings.model_dump_json()
+    monkeypatch.setenv("BRAINLOOM_API_AUTH", "user:other")
+    with pytest.raises(ValueError, match="BRAINLOOM_API_AUTH and BRAINLOOM_API_AUTH_FILE are both set; keep one"):
+        Settings()
+    monkeypatch.delenv("BRAINLOOM_API_AUTH")
+    file.write_text("\n")
+    with pytest.raises(ValueError, match="which is empty; write the secret into it"):
+        Settings()
+    monkeypatch.setenv("BRAINLOOM_API_AUTH_FILE", str(tmp_path / "absent"))
+    with pytest.raises(ValueError, match="absent, which cannot be read: No such file"):
+        Settings()
 
 
 @pytest.mark.parametrize(("content", "expected"), [("1048576\n", 1048576), ("max\n", None)])

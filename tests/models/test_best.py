@@ -24,6 +24,7 @@ from models.metrics import read_metrics
 from models.objectives.classification import Classification
 from models.objectives.segmentation import Segmentation, to_regions
 from models.predict import load_objective, read_prediction
+from models.predict_times import read_times
 from models.records import SelectedCase
 from models.schedule import is_due, plan_steps
 from models.scoring import dice
@@ -121,6 +122,9 @@ def test_the_best_weights_are_exported_and_predict(
     dataset = CaseDataset(blobs[0], [case], objective.sampler(), "test")
     found = objective.predict(dataset.info(0), dataset.reader(0))["regions"]
     np.testing.assert_array_equal(found, read_prediction(folder, f"{case.case}.npz")["regions"])
+    times = read_times(folder)
+    assert times is not None
+    assert (times.cases, times.ranks) == (sum(one.role == "test" for one in blobs[1]), 1)
 
 
 def quick(folder: Path, blobs: tuple[str, list[SelectedCase]], **changes: Any) -> TrainingConfig:

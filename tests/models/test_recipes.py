@@ -30,6 +30,9 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
 TINY = sorted(name for name in RECIPES if name.endswith("_tiny"))
 WORLD = World(0, 1, torch.device("cpu"))
 STEPS = 10
+SMALL_STEPS = {"lr": 2e-4, "muon_lr": 1e-3}
+"""A tenth of the rates, where ten steps would make much of how a processor rounds."""
+GENTLE = {"mae_unet_tiny": SMALL_STEPS, "simclr_crops_unet_tiny": SMALL_STEPS}
 
 
 Stored = tuple[str, list[SelectedCase], dict[str, Any]]
@@ -54,13 +57,15 @@ def test_every_recipe_has_a_tiny_twin() -> None:
     assert {RECIPES[name]("s", "p").recipe for name in RECIPES} == set(RECIPES)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full) if name in GENTLE else name for name in TINY]
+)
 def test_tiny_recipes_keep_their_losses(name: str, stores: dict[str, Stored], tmp_path: Path) -> None:
     selection = tmp_path / "selection.parquet"
     recipe = RECIPES[name]
     url, cases, values = stores["anat" if recipe in ANATCL_RECIPES else "pairs" if recipe in CINP_RECIPES else "blobs"]
     write_selection(selection, cases)
-    config = recipe(url, str(selection), world_size=1, **values)
+    config = recipe(url, str(selection), world_size=1, **values, **GENTLE.get(name, {}))
     state = start_training(config, tmp_path, WORLD)
     losses = [round(train_step(state, lambda: False).losses["loss"], 6) for _ in range(STEPS)]
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}

@@ -227,7 +227,8 @@ def test_what_is_no_finalised_store_is_refused(tmp_path):
     document = json.loads((tmp_path / "new" / "zarr.json").read_text())
     document["attributes"]["brainloom"]["schema"] = 99
     (tmp_path / "new" / "zarr.json").write_text(json.dumps(document))
-    with pytest.raises(StoreError, match="has store schema 99; this version reads schema 1 only"):
+    newer = "has store schema 99; this version reads schema 1: a newer brainloom wrote it; install that"
+    with pytest.raises(StoreError, match=newer):
         open_store(str(tmp_path / "new"))
 
 

@@ -15,11 +15,11 @@ from torch import multiprocessing as mp
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from training_phantoms import make_training, write_blobs
 
-from models.config import TrainingConfig, UNet3DConfig
+from models.config import CropContrastConfig, MaskedCropsConfig, TrainingConfig, UNet3DConfig
 from models.data import make_loader
 from models.distributed import World, average_sparse_gradients, broadcast_buffers, wrap
-from models.objectives.base import Batch, Clock
-from models.objectives.brainmvp import BrainMVP
+from models.objectives import build_objective
+from models.objectives.base import Batch, Clock, Objective
 from models.objectives.contrast import info_nce
 from models.sampler import StreamBatches
 from models.state import TrainingState, save_state, start_training
@@ -27,6 +27,11 @@ from models.trainer import train_step
 
 ACCUMULATION = 3
 STEPS = 2
+ON_CROPS = {
+    "brainmvp": RECOMMENDED.replace(weight_contrast=1.0, modality_heads=True, template_gain=True, decoder_skips=True),
+    "mae": MaskedCropsConfig(mask_block=8),
+    "simclr_crops": CropContrastConfig(head_dim=8, temperature=0.5),
+}
 
 
 def _data() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -35,13 +40,12 @@ def _data() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return images, torch.randn(10, 5, generator=generator), torch.tensor([0, 1, 2, 3, 0, 5])
 
 
-def _objective() -> tuple[BrainMVP, Batch]:
+def _objective(kind: str) -> tuple[Objective, Batch]:
     """UNET3D, whose norms do not mix cases; one case has one modality, two cases are of one subject."""
     torch.manual_seed(0)
     network = UNet3DConfig(widths=(4, 4, 8, 8), blocks=(1, 1, 1, 1), groups=2)
-    settings = RECOMMENDED.replace(weight_contrast=1.0, modality_heads=True, template_gain=True, decoder_skips=True)
-    config = make_config(settings, network, crop=(16, 16, 16), batch_size=2).replace(world_size=2)
-    objective = BrainMVP(config, SPEC, make_means())
+    config = make_config(ON_CROPS[kind], network, crop=(16, 16, 16), batch_size=2).replace(world_size=2)
+    objective = build_objective(config, SPEC, make_means())
     batch = make_batch(objective.sampler(), [make_case(0), make_case(1, present=("t1",)), make_case(2), make_case(0)])
     return objective, batch
 
@@ -58,12 +62,16 @@ def _losses_of_half(rank: int, world: World) -> dict[str, Any]:
     for value in (loss.detach(), weight.grad):  # the means over ranks that the loop logs and DDP takes
         dist.all_reduce(value)
         value /= 2
-    objective, batch = _objective()
+    gradients = {kind: _gradients_of_half(kind, rank, world) for kind in ON_CROPS}
+    return {"loss": loss.detach(), "gradient": weight.grad, "objectives": gradients}
+
+
+def _gradients_of_half(kind: str, rank: int, world: World) -> dict[str, torch.Tensor]:
+    objective, batch = _objective(kind)
     model = wrap(objective, world)
     model({name: value[2 * rank : 2 * rank + 2] for name, value in batch.items()}, Clock(0, 0))["loss"].backward()
     average_sparse_gradients(objective, world)
-    whole = {name: parameter.grad.to_dense() for name, parameter in objective.named_parameters()}
-    return {"loss": loss.detach(), "gradient": weight.grad, "objective": whole}
+    return {name: parameter.grad.to_dense() for name, parameter in objective.named_parameters()}
 
 
 def _weights(state: TrainingState) -> torch.Tensor:
@@ -148,12 +156,13 @@ def test_two_ranks_equal_one_process_with_the_whole_batch(ranks: list[dict[str, 
     assert torch.allclose(ranks[0]["gradient"], weight.grad, atol=1e-6)
 
 
-def test_gradients_of_all_losses_do_not_depend_on_the_ranks(ranks: list[dict[str, Any]]) -> None:
-    objective, batch = _objective()
+@pytest.mark.parametrize("kind", sorted(ON_CROPS))
+def test_gradients_of_all_losses_do_not_depend_on_the_ranks(ranks: list[dict[str, Any]], kind: str) -> None:
+    objective, batch = _objective(kind)
     objective(batch, Clock(0, 0))["loss"].backward()
     for name, parameter in objective.named_parameters():
         assert parameter.grad is not None
-        error = (ranks[0]["objective"][name] - parameter.grad.to_dense()).norm()
+        error = (ranks[0]["objectives"][kind][name] - parameter.grad.to_dense()).norm()
         assert error <= 1e-4 * parameter.grad.to_dense().norm(), name
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from tasks.benchmarks import (
-    BENCHMARKS,
-    LABEL_SCHEMES,
-    PHANTOM_BENCHMARKS,
-    Benchmark,
-    find_benchmark,
-    find_scheme,
-    has_data,
-    scheme_labels,
-)
+from tasks.benchmarks import BENCHMARKS, PHANTOM_BENCHMARKS, Benchmark, find_benchmark, has_data
+from tasks.label_schemes import LABEL_SCHEMES, find_scheme, scheme_labels
+
+DIGESTS = {
+    "phantom-tumour": "77d0c500c9e8",
+    "phantom-diagnosis": "5662af60af36",
+    "phantom-control": "cd99c62a26e5",
+    "phantom-shuffled": "1dcb6a792bdd",
+}
 
 
 def _labels(scheme: str) -> dict[str, set[int]]:
@@ -31,7 +30,9 @@ def test_label_schemes_of_brats_differ_by_year() -> None:
 def test_all_downstream_tasks_of_brainmvp_are_registered() -> None:
     names = {"brats2023-ped", "brats2023-met", "isles22", "mrbrains13", "vsseg", "upenn-gbm"}
     names |= {"brats2018", "adni", "adhd-200", "abide-i"}
-    assert names | set(PHANTOM_BENCHMARKS) == set(BENCHMARKS)
+    twins = {"phantom-stroke", "phantom-schwannoma", "phantom-grade"}
+    assert names | twins | set(PHANTOM_BENCHMARKS) == set(BENCHMARKS)
+    assert not twins & set(PHANTOM_BENCHMARKS)  # the demo's time is limited
     assert all(BENCHMARKS[name].published for name in names)
 
 
@@ -81,3 +82,10 @@ def test_data_are_found_by_dataset() -> None:
     assert has_data(BENCHMARKS["phantom-tumour"], ["phantom-bids"])
     assert not has_data(BENCHMARKS["adni"], ["phantom-bids"])
     assert set(LABEL_SCHEMES) >= {b.scheme for b in BENCHMARKS.values() if b.scheme}
+    with pytest.raises(KeyError, match="unknown label scheme 'brats2019'"):
+        BENCHMARKS["brats2023-ped"].replace(other_schemes=("brats2019",))
+
+
+def test_digests_of_what_was_scored_before_are_the_same() -> None:
+    """New fields of a benchmark must not ask for everything to be scored again."""
+    assert {name: BENCHMARKS[name].content_digest()[:12] for name in PHANTOM_BENCHMARKS} == DIGESTS

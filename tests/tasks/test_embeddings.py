@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +11,19 @@ import pytest
 import torch
 from PIL import Image
 from probe_phantoms import GM, NETWORK, write_encoder, write_workspace
-from training_phantoms import DATASET, EXTENT, ORIGIN
+from training_phantoms import DATASET, EXTENT, ORIGIN, SPEC, write_blobs
 
 from models.config import NetworkConfig
-from models.embed import embed_cases, window_size
+from models.embed import embed_cases, embed_windows, tile_starts, window_size
 from models.encoder import load_encoder
 from models.export import NotFinishedError
 from models.finished import write_settings
+from models.recipes_brainmvp import TINY_NETWORK
 from models.records import SelectedCase
 from models.spec import SPECS, unlike_images
 from models.store import Store, open_store
 from tasks.embedding_figure import directions, embedding_figure
-from tasks.embeddings import EmbeddingError, embeddings, random_encoder, trained_encoder
+from tasks.embeddings import EmbeddingError, case_features, embeddings, random_encoder, trained_encoder
 
 CASES = 5
 
@@ -36,6 +38,15 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def store(workspace: Path) -> Store:
     return open_store(str(workspace / "store.zarr"))
+
+
+@pytest.fixture(scope="module")
+def crops(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Store]:
+    """Return a training on crops of 32^3 and a store of four modalities, where every third case lacks t1c."""
+    folder = tmp_path_factory.mktemp("crops")
+    write_blobs(str(folder / "store.zarr"), cases=3)
+    training = write_encoder(folder / "brainmvp", 1, recipe="brainmvp_tiny", network=TINY_NETWORK, spec=SPEC)
+    return training, open_store(str(folder / "store.zarr"))
 
 
 def cases_of(store: Store) -> list[SelectedCase]:
@@ -136,3 +147,40 @@ def test_the_picture_shows_principal_components_and_grey_points_without_an_age()
         assert picture.width > 2 * picture.height * 0.8
     with pytest.raises(ValueError, match="embedding picture 'x': it needs features of three or more subjects, got 2"):
         embedding_figure({"a": features[:2]}, age[:2], "x")
+
+
+def test_windows_cover_an_extent_evenly_and_a_short_axis_once() -> None:
+    assert tile_starts((96, 40, 10), (48, 48, 48)) == [(0, -4, -19), (48, -4, -19)]
+    assert [x for x, _, _ in tile_starts((100, 48, 48), (48, 48, 48))] == [0, 26, 52]
+
+
+def test_an_encoder_trained_on_crops_sees_windows_and_each_modality_by_itself(
+    crops: tuple[Path, Store], tmp_path: Path
+) -> None:
+    folder, store = crops
+    source, cases = trained_encoder(folder), cases_of(store)
+    assert source.window == (32, 32, 32)
+    present = np.array([[True, k % 3 != 0] for k in range(3)])
+    found = case_features(source, store, cases, ("t1", "t1c"), present, tmp_path)
+    dim = (found.shape[1] - 1) // 2
+    assert np.isnan(found[:, dim:-1]).all(axis=1).tolist() == [True, False, False]
+    assert found[:, -1].tolist() == [0, 1, 1]
+    dataset, encoder = store.dataset(DATASET), load_encoder(folder)
+    starts = tile_starts(EXTENT, (32, 32, 32))
+    assert len(starts) == 8
+    with torch.no_grad():
+        parts = [encoder(torch.from_numpy(dataset.read_crop(1, [2], one, (32, 32, 32))[None]))[-1] for one in starts]
+    expected = np.mean([part.mean(dim=(2, 3, 4))[0].numpy() for part in parts], axis=0)
+    np.testing.assert_allclose(found[1, dim:-1], expected, rtol=1e-4, atol=1e-5)
+    whole = replace(source, window=None)
+    assert not np.allclose(case_features(whole, store, cases, ("t1",), present[:, :1], tmp_path), found[:, :dim])
+    nobody = np.zeros_like(present) | [True, False]
+    assert case_features(source, store, cases, ("t1", "t1c"), nobody, tmp_path).shape == (3, dim)
+
+
+def test_a_case_of_zeros_alone_is_embedded_from_one_window(crops: tuple[Path, Store]) -> None:
+    folder, store = crops
+    found = embed_windows(load_encoder(folder), store.dataset(DATASET), [0], [2], (32, 32, 32))
+    with torch.no_grad():
+        stages = load_encoder(folder)(torch.zeros(1, 1, 32, 32, 32))
+    np.testing.assert_allclose(found[0], stages[-1].mean(dim=(2, 3, 4))[0].numpy(), rtol=1e-4, atol=1e-5)

@@ -16,7 +16,10 @@ from models.schedule import plan_steps
 from models.selection import read_selection
 from tasks.benchmarks import BENCHMARKS
 from tasks.cohort import CohortError, check_cohort, select_cases, shuffle_targets, targets_of_seed
-from tasks.finetune import Finetuning, budget, lanes, prepare, run_lanes
+from tasks.finetune import Finetuning, budget, prepare
+from tasks.lanes import lanes, run_lanes
+from tasks.rows import Run, rows_for, training_rows
+from tasks.summary import PRETRAINED
 
 TUMOUR, DIAGNOSIS = BENCHMARKS["phantom-tumour"], BENCHMARKS["phantom-diagnosis"]
 
@@ -128,8 +131,15 @@ def pretrained(tmp_path: Path) -> Path:
 
 def prepared(pretrained: Path, benchmark: Any = DIAGNOSIS, **changes: Any) -> list[Finetuning]:
     cases = changes.pop("cases", select_cases(benchmark, cases_of(), roles_of()))
+    runs = changes.pop("runs", [Run(PRETRAINED, pretrained)])
+    rows = training_rows(runs, changes.pop("networks", ()), changes.pop("template_mix", False))
     return prepare(
-        benchmark, cases, "store.zarr", pretrained.parent, pretrained, **{"seeds": 2, "epochs": 3, **changes}
+        benchmark,
+        cases,
+        "store.zarr",
+        pretrained.parent,
+        rows_for(benchmark, rows),
+        **{"seeds": 2, "epochs": 3, **changes},
     )
 
 

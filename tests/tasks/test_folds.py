@@ -31,7 +31,7 @@ def people(n: int, sessions: int = 1) -> pd.DataFrame:
 
 @pytest.fixture(autouse=True)
 def no_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folds, "near_duplicates", lambda url: [])
+    monkeypatch.setattr(folds, "person_links", lambda workspace, url: [])
 
 
 def ensure(workspace: Path, cases: pd.DataFrame, **more: object) -> pd.DataFrame:
@@ -122,7 +122,7 @@ def test_links_found_later_are_refused_where_folds_keep_them_apart(
 ) -> None:
     made = fold_of(ensure(tmp_path, people(30)))
     one, other = ("phantom", "s000"), next(pair for pair, fold in made.items() if fold != made["phantom", "s000"])
-    monkeypatch.setattr(folds, "near_duplicates", lambda url: [(one, other)])
+    monkeypatch.setattr(folds, "person_links", lambda workspace, url: [(one, other)])
     with pytest.raises(
         FoldError, match=r"phantom/s000 \(fold \d\) and phantom/s0\d\d \(fold \d\) look like one person"
     ):
@@ -135,6 +135,6 @@ def test_subjects_linked_through_somebody_without_a_fold_are_refused_apart(
     made = fold_of(ensure(tmp_path, people(30)))
     one, other = ("phantom", "s000"), next(pair for pair, fold in made.items() if fold != made["phantom", "s000"])
     between = ("elsewhere", "x")
-    monkeypatch.setattr(folds, "near_duplicates", lambda url: [(other, between), (between, one)])
+    monkeypatch.setattr(folds, "person_links", lambda workspace, url: [(other, between), (between, one)])
     with pytest.raises(FoldError, match=rf"phantom/s000 \(fold \d\) and phantom/{other[1]} \(fold \d\) look like one"):
         ensure(tmp_path, people(30))

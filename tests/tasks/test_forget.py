@@ -174,3 +174,23 @@ def test_receipts_of_rows_that_are_gone_are_found_and_compact_erases_them(url):
     compact(url)
     assert "person-b" not in texts_of(url)
     assert verify(url) == []
+
+
+def test_a_kill_elsewhere_is_completed_with_the_names_that_the_store_no_longer_has(url):
+    def killed(done):
+        assert "person-b" not in texts_of(url).replace(storage.read_bytes(stone_of(url)).decode(), "")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        forget(url, "toy", "person-b", killed)
+    assert verify(url) == ["toy rows 1: forgetting was interrupted; run `store forget` again"]
+    told = []
+    forget(url, "toy", "person-b", told.append)
+    assert told[0].person.cases == ("person-b",)
+    assert len(told[0].person.digests) == 1
+    assert "person-b" not in texts_of(url)
+
+
+def stone_of(url):
+    (name,) = storage.listdir(f"{url}/_build/forgotten")
+    return f"{url}/_build/forgotten/{name}"

@@ -15,10 +15,11 @@ from models.records import SelectedCase
 from models.schedule import plan_steps
 from tasks.benchmarks import BENCHMARKS
 from tasks.cohort import fewer_labels
-from tasks.evaluation import Cohort, with_further
+from tasks.evaluation import Cohort
 from tasks.finetune import with_fewer_labels
 from tasks.label_efficiency import check_shares, label_table, of_share, training_subjects
 from tasks.report import TableSection
+from tasks.sections import with_further
 from tasks.tables import BenchmarkTable
 
 DIAGNOSIS = BENCHMARKS["phantom-diagnosis"]

@@ -10,7 +10,8 @@ import pytest
 from brats_reference import GOLDEN, PHANTOMS
 
 from models.scoring import dice
-from tasks.benchmarks import LABEL_SCHEMES, LesionRule
+from tasks.benchmarks import LesionRule
+from tasks.label_schemes import LABEL_SCHEMES
 from tasks.metrics_lesions import Lesions, compare_lesions
 from tasks.metrics_masks import region_scores
 from tasks.metrics_surface import surface_distances

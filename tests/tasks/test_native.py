@@ -21,7 +21,7 @@ from models.recipes import RECIPES
 from models.records import SelectedCase
 from models.selection import write_selection
 from models.store import open_store
-from tasks.benchmarks import LABEL_SCHEMES
+from tasks.label_schemes import LABEL_SCHEMES
 from tasks.native import export_predictions, own_labels, to_label
 
 SHAPE, ZOOMS = (30, 26, 12), (0.9, 1.1, 2.5)

@@ -17,7 +17,7 @@ from tasks.folds import FoldError
 from tasks.phenotype_layouts import LayoutError, layouts, read_layout, with_layouts
 from tasks.probe_cohort import ProbeCohort, find_probe_cohort, seen_subjects, targets_of
 from tasks.probe_sites import site_cohort
-from tasks.probe_tasks import PROBES, find_probe
+from tasks.probe_tasks import PROBES, TWINS, find_probe
 from tasks.probes import ProbeError
 from tasks.splits import people_of
 
@@ -35,6 +35,13 @@ def store(workspace: Path) -> Store:
 @pytest.fixture
 def people(workspace: Path, store: Store) -> pd.DataFrame:
     return people_of(store.cases().to_pandas(), workspace)
+
+
+LEFT_OUT = "Subjects left out because a pre-training of this table has seen them"
+
+
+def as_seen(*subjects: tuple[str, str]) -> dict[tuple[str, str], str]:
+    return dict.fromkeys(subjects, "the same id")
 
 
 def cohort(benchmark: Benchmark, store: Store, people: pd.DataFrame, folder: Path, **more: object) -> ProbeCohort:
@@ -66,23 +73,37 @@ def test_seen_subjects_and_their_doubles_are_left_out(
         for k, role in ((0, "train"), (1, "val"), (2, "test"))
     ]
     twins = [((DATASET, "sub-3"), (DATASET, "sub-0")), ((DATASET, "sub-1"), ("other", "x"))]
-    monkeypatch.setattr("tasks.probe_cohort.near_duplicates", lambda url: twins)
-    seen = seen_subjects([selection], store.url)
-    assert seen == {(DATASET, "sub-0"), (DATASET, "sub-1"), (DATASET, "sub-3"), ("other", "x")}
+    monkeypatch.setattr("tasks.probe_cohort.person_links", lambda workspace, url: twins)
+    seen = seen_subjects([selection], tmp_path, store.url)
+    assert seen == {
+        (DATASET, "sub-0"): "the same id",
+        (DATASET, "sub-1"): "the same id",
+        (DATASET, "sub-3"): f"looks like {DATASET}/sub-0",
+        ("other", "x"): f"looks like {DATASET}/sub-1",
+    }
     found = cohort(AD, store, people, tmp_path, seen=seen)
     assert len(found.cases) == CASES - 3
-    assert found.notes == ("Subjects left out because a pre-training of this table has seen them: 3.",)
+    assert found.notes == (f"{LEFT_OUT}: 3; see the table of leaks, whose .csv names them.",)
+    assert list(found.leaks) == [(DATASET, "sub-0"), (DATASET, "sub-1"), (DATASET, "sub-3")]
+    assert found.everyone is not None
+    assert (found.everyone.benchmark.name, len(found.everyone.cases)) == ("blobs-ad-with-seen", CASES)
+    folds = dict(zip(found.everyone.cases, found.everyone.fold.tolist(), strict=True))
+    assert [folds[case] for case in found.cases] == found.fold.tolist(), "nobody moves"
+    assert cohort(AD, store, people, tmp_path).everyone is None
     with pytest.raises(
         ProbeError, match=r"probe 'blobs-ad': all 24 subjects were seen by a pre-training; pre-train with"
     ):
-        cohort(AD, store, people, tmp_path, seen={(DATASET, f"sub-{k}") for k in range(CASES)})
+        cohort(AD, store, people, tmp_path, seen=as_seen(*((DATASET, f"sub-{k}") for k in range(CASES))))
 
 
-def test_whoever_looks_like_a_double_of_somebody_seen_is_seen(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whoever_looks_like_a_double_of_somebody_seen_is_seen(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chain = [((DATASET, "sub-5"), (DATASET, "sub-7")), ((DATASET, "sub-7"), ("other", "x")), (("a", "b"), ("a", "c"))]
-    monkeypatch.setattr("tasks.probe_cohort.near_duplicates", lambda url: chain)
+    monkeypatch.setattr("tasks.probe_cohort.person_links", lambda workspace, url: chain)
     case = SelectedCase(dataset=DATASET, row=5, case="case-5", subject="sub-5", digest="x", role="train", target="")
-    assert seen_subjects([[case]], store.url) == {(DATASET, "sub-5"), (DATASET, "sub-7"), ("other", "x")}
+    seen = seen_subjects([[case]], tmp_path, store.url)
+    assert set(seen) == {(DATASET, "sub-5"), (DATASET, "sub-7"), ("other", "x")}
 
 
 def test_people_seen_under_other_ids_are_refused_or_pointed_out(
@@ -90,11 +111,25 @@ def test_people_seen_under_other_ids_are_refused_or_pointed_out(
 ) -> None:
     other = people.iloc[:2].assign(dataset="openbhb", also_in=[DATASET, "unknown"])
     with pytest.raises(ProbeError, match=r"probe 'blobs-ad': 1 subjects of the pre-training, first openbhb/sub-0, are"):
-        cohort(AD, store, pd.concat([people, other]), tmp_path, seen={("openbhb", "sub-0")})
+        cohort(AD, store, pd.concat([people, other]), tmp_path, seen=as_seen(("openbhb", "sub-0")))
     abide = people.assign(dataset="abide-i")
     benchmark = AD.replace(datasets=("abide-i",))
-    found = cohort(benchmark, store, pd.concat([abide, other]), tmp_path / "abide", seen={("openbhb", "sub-1")})
+    found = cohort(benchmark, store, pd.concat([abide, other]), tmp_path / "abide", seen=as_seen(("openbhb", "sub-1")))
     assert "may be people of abide-i under other ids" in found.notes[0]
+
+
+def test_people_whom_a_crosswalk_names_are_left_out_instead(store: Store, people: pd.DataFrame, tmp_path: Path) -> None:
+    folder = tmp_path / "crosswalks"
+    folder.mkdir()
+    (folder / "openbhb.csv").write_text(f"person,dataset,subject\np,openbhb,b-0\np,{DATASET},sub-4\n")
+    other = people.iloc[:1].assign(dataset="openbhb", subject="b-0", also_in=DATASET)
+    case = SelectedCase(dataset="openbhb", row=0, case="b-0", subject="b-0", digest="x", role="train", target="")
+    seen = seen_subjects([[case]], tmp_path, store.url)
+    assert seen[DATASET, "sub-4"] == "the same person as openbhb/b-0 (crosswalk)"
+    assert set(seen) == {("openbhb", "b-0"), (DATASET, "sub-4")}
+    found = cohort(AD, store, pd.concat([people, other]), tmp_path, seen=seen)
+    assert "sub-4" not in {one.subject for one in found.cases}
+    assert found.notes[0].startswith(f"{LEFT_OUT}: 1;")
 
 
 def test_missing_ages_are_left_out_and_counted(store: Store, people: pd.DataFrame, tmp_path: Path) -> None:
@@ -127,7 +162,8 @@ def test_kept_folds_that_leave_one_without_anybody_are_refused(
     store: Store, people: pd.DataFrame, tmp_path: Path
 ) -> None:
     first = cohort(AGE, store, people, tmp_path)
-    seen = {(case.dataset, case.subject) for case, fold in zip(first.cases, first.fold, strict=True) if fold == 1}
+    tested = zip(first.cases, first.fold, strict=True)
+    seen = as_seen(*((case.dataset, case.subject) for case, fold in tested if fold == 1))
     with pytest.raises(ProbeError, match=r"its 18 unseen subjects lie in 4 folds as 6, 0, 6, 6; every fold needs one"):
         cohort(AGE, store, people, tmp_path, seen=seen)
     few = people[people["subject"].isin([f"sub-{k}" for k in range(5)])]
@@ -141,19 +177,19 @@ def test_sites_that_cannot_be_probed_cost_only_their_report(store: Store, people
     found = cohort(AGE, store, people, tmp_path)
     at_b = people["site"] == "B"
     people["modalities"] = [["t1"] if b else list(has) for b, has in zip(at_b, people["modalities"], strict=True)]
-    sites, words = site_cohort([found], people, tmp_path, 4, ())
+    sites, words = site_cohort([found], people, tmp_path, 4, {})
     assert sites is None
     assert words.startswith("No site report: probe 'site': no unseen subject is 'B' in column 'site'")
 
 
 def test_changed_folds_of_the_sites_cost_only_their_report(store: Store, people: pd.DataFrame, tmp_path: Path) -> None:
     found = cohort(AGE, store, people, tmp_path)
-    sites, _ = site_cohort([found], people, tmp_path, 4, ())
+    sites, _ = site_cohort([found], people, tmp_path, 4, {})
     assert sites is not None
     path = tmp_path / "splits" / "site-4.folds.parquet"
     kept = pd.read_parquet(path)
     kept.assign(fold=(kept["fold"] + 1) % 4).to_parquet(path)
-    sites, words = site_cohort([found], people, tmp_path, 4, ())
+    sites, words = site_cohort([found], people, tmp_path, 4, {})
     assert sites is None
     assert words.startswith(f"No site report: {path}: the digest of the folds is ")
 
@@ -187,15 +223,15 @@ def test_scores_become_classes_by_cuts_and_quantiles() -> None:
 
 
 def test_sites_need_a_subject_in_every_fold(store: Store, people: pd.DataFrame, tmp_path: Path) -> None:
-    found, words = site_cohort([cohort(AGE, store, people, tmp_path)], people, tmp_path, 4, ())
+    found, words = site_cohort([cohort(AGE, store, people, tmp_path)], people, tmp_path, 4, {})
     assert found is not None
     assert (found.benchmark.classes, len(found.cases)) == (("A", "B"), 23)
     assert words == "Sites with fewer than 4 unseen subjects are left out of the site report: C (1)."
     assert "lower is better, chance is 0.500" in found.benchmark.note
-    alone, words = site_cohort([cohort(AGE, store, people, tmp_path)], people, tmp_path, 20, ())
+    alone, words = site_cohort([cohort(AGE, store, people, tmp_path)], people, tmp_path, 20, {})
     assert alone is None
     assert words.startswith("No site report: it needs two sites with 20 unseen subjects each. Sites with")
-    assert site_cohort([], people, tmp_path, 4, ()) == (None, "")
+    assert site_cohort([], people, tmp_path, 4, {}) == (None, "")
 
 
 def test_the_registry_is_complete_and_says_how_sure_it_is() -> None:
@@ -203,7 +239,9 @@ def test_the_registry_is_complete_and_says_how_sure_it_is() -> None:
     clinical = {name for name in PROBES if PROBES[name].cuts or PROBES[name].quantiles or "handedness" in name}
     assert len(clinical) == 10
     assert {PROBES[name].basis for name in clinical} == {"unverified"}
-    tasks = set(PROBES) - clinical - {name for name in PROBES if name.startswith("phantom")}
+    twins = {one.name for one in TWINS}
+    assert twins == {f"{name}-probe" for name, one in BENCHMARKS.items() if one.kind == "classification"}
+    tasks = set(PROBES) - clinical - twins - {name for name in PROBES if name.startswith("phantom")}
     assert len(tasks) == 13, "AnatCL's twelve, and sMCI/pMCI, of which it is doubtful"
     sure = {name for name in tasks if PROBES[name].basis == "confirmed"}
     assert sure == {
@@ -213,6 +251,17 @@ def test_the_registry_is_complete_and_says_how_sure_it_is() -> None:
     assert {PROBES[name].protocol for name in PROBES} == {"probe"}
     with pytest.raises(KeyError, match=r"unknown probe 'nope'; known: phantom-anat-age"):
         find_probe("nope")
+    with pytest.raises(KeyError, match="'adni' is fine-tuned, its probe is 'adni-probe'; known: "):
+        find_probe("adni")
+
+
+def test_classifications_of_fine_tuning_are_probed_on_their_cases_and_classes() -> None:
+    tuned, probed = BENCHMARKS["brats2018"], PROBES["brats2018-probe"]
+    same = ("datasets", "modalities", "target", "classes", "basis", "kind", "control", "shuffle_seed")
+    assert [getattr(probed, name) for name in same] == [getattr(tuned, name) for name in same]
+    assert (probed.protocol, probed.metrics[0], probed.published) == ("probe", "auroc", ())
+    assert "frozen encoders on cohort and classes of 'brats2018'; published numbers are of fine-tuning" in probed.note
+    assert PROBES["phantom-shuffled-probe"].shuffle_seed == BENCHMARKS["phantom-shuffled"].shuffle_seed
 
 
 def test_benchmarks_from_before_probes_have_their_digest_and_rules_hold() -> None:

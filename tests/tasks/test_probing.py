@@ -51,7 +51,7 @@ def make_cohort(benchmark: Any = AD, found: Descriptors | None = None) -> ProbeC
         SelectedCase(dataset="blobs", row=k, case=f"c{k}", subject=f"s{k}", digest=f"d{k}", role="test", target=target)
         for k, target in enumerate(targets)
     )
-    people = pd.DataFrame({"age": age, "sex": np.where(np.arange(N) % 3 == 0, "F", "M")})
+    people = pd.DataFrame({"age": age, "sex": np.where(np.arange(N) % 3 == 0, "F", "M"), "modalities": [["gm"]] * N})
     latents = pd.DataFrame({"subject": [case.subject for case in cases], "age": age, "thinning": CLASS * 1.0})
     return ProbeCohort(benchmark, cast("Any", store), cases, np.arange(N) % 5, "folds", people, latents)
 
@@ -65,11 +65,11 @@ def synthetic(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Give encoders synthetic embeddings; returns the names that were embedded."""
     asked: list[str] = []
 
-    def embeddings(source: EncoderSource, *rest: object) -> tuple[np.ndarray, int]:
+    def case_features(source: EncoderSource, *rest: object) -> np.ndarray:
         asked.append(source.name)
-        return FEATURES[source.name].astype(np.float32), N
+        return FEATURES[source.name].astype(np.float32)
 
-    monkeypatch.setattr("tasks.probing.embeddings", embeddings)
+    monkeypatch.setattr("tasks.probing.case_features", case_features)
     monkeypatch.setattr("tasks.probes.GRID", (1.0,))
     monkeypatch.setattr("tasks.probes.INNER_FOLDS", 2)
     return asked
@@ -200,4 +200,4 @@ def test_without_data_there_is_no_number(tmp_path: Path) -> None:
     table = probe_table(cohort, pd.DataFrame(), {}, absent_lines(cohort, [], []), (), (), "")
     assert not table.has_scores
     assert {line.kind for line in table.lines} == {"no data", "published"}
-    assert "| AnatCL (published: the authors' page (conflicts with 2.61)) | – | – | 2.55 |" in to_markdown(table)
+    assert "| AnatCL (published, inferred: the authors' page (conflicts with 2.61)) | – | – | 2.55 |" in to_markdown(table)

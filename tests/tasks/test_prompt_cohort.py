@@ -67,7 +67,7 @@ def test_who_looks_like_another_shares_fold_and_group(
 ) -> None:
     twins = [((DATASET, "sub-03"), (DATASET, "sub-17")), ((DATASET, "sub-17"), (DATASET, "sub-20"))]
     for name in ("folds", "prompt_cohort"):
-        monkeypatch.setattr(f"tasks.{name}.near_duplicates", lambda url: twins)
+        monkeypatch.setattr(f"tasks.{name}.person_links", lambda workspace, url: twins)
     found = cohort(store, people, tmp_path)
     mine = [k for k, case in enumerate(found.everybody.cases) if case.subject in ("sub-03", "sub-17", "sub-20")]
     assert len(set(found.group[mine])) == len(set(found.everybody.fold[mine])) == 1
@@ -94,7 +94,7 @@ def test_what_cannot_be_prompted_is_refused_or_said(store: Store, people: pd.Dat
     half = people.assign(modalities=modalities)
     with pytest.raises(PromptError, match=r"is absent from fold 0 of 3; .*\(counted: subjects with an image\)"):
         cohort(store, half, tmp_path / "d")
-    seen = {(DATASET, f"sub-{k:02d}") for k in range(CASES)}
+    seen = dict.fromkeys(((DATASET, f"sub-{k:02d}") for k in range(CASES)), "the same id")
     with pytest.raises(ProbeError, match="prompt 'toy-diagnosis': all 36 subjects were seen by a pre-training"):
         cohort(store, people, tmp_path / "e", seen=seen)
     absent = find_prompt_cohort(PROMPT_TASKS["cinp-abide"], store, people, tmp_path, 3)
@@ -104,9 +104,13 @@ def test_what_cannot_be_prompted_is_refused_or_said(store: Store, people: pd.Dat
 
 
 def test_seen_subjects_are_neither_queries_nor_supports(store: Store, people: pd.DataFrame, tmp_path: Path) -> None:
-    found = cohort(store, people, tmp_path, seen={(DATASET, "sub-01"), (DATASET, "sub-02")})
+    seen = dict.fromkeys(((DATASET, "sub-01"), (DATASET, "sub-02")), "the same id")
+    found = cohort(store, people, tmp_path, seen=seen)
     assert not {"sub-01", "sub-02"} & {case.subject for case in found.everybody.cases}
-    assert "a pre-training of this table has seen them: 2." in " ".join(found.everybody.notes)
+    assert "a pre-training of this table has seen them: 2;" in " ".join(found.everybody.notes)
+    assert found.everyone is not None
+    assert len(found.everyone.everybody.cases) == len(found.everybody.cases) + 2
+    assert found.everyone.benchmark.name == "toy-diagnosis-with-seen"
 
 
 def test_every_task_is_registered_with_its_source_and_no_invented_number() -> None:

@@ -22,6 +22,8 @@ from tasks.scores import (
     probability_scores,
     region_masks,
     score_case,
+    scoring_seconds,
+    scoring_workers,
     segmentation_scores,
 )
 
@@ -111,6 +113,40 @@ def test_long_form_of_a_segmentation() -> None:
     assert lines.loc[("dice", "ET"), "value"] == 1.0
     assert lines.loc[("hd95", "ET"), "note"] == "both empty"
     assert lines.loc[("hd95", "WT"), "note"] == "prediction empty"
+
+
+def read_prediction(case: SelectedCase) -> np.ndarray:
+    return np.stack([cube(4, 8 + case.row)] * 3)
+
+
+def read_truth(case: SelectedCase) -> tuple[np.ndarray, tuple[float, float, float]]:
+    return cube(4, 8).astype(np.uint8) * 3, MM
+
+
+@pytest.mark.full
+def test_processes_score_what_one_process_scores() -> None:
+    cases = [case(k) for k in range(3)]
+    alone, both = (segmentation_scores(KEY, TUMOUR, cases, read_prediction, read_truth, workers) for workers in (1, 2))
+    pd.testing.assert_frame_equal(alone, both)
+
+
+def test_few_voxels_are_scored_by_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.scores.usable_cores", lambda: 4)
+    assert [scoring_workers(12, voxels) for voxels in (8_928_000, 89_280_000)] == [1, 4]
+
+
+def test_kept_scores_say_how_long_they_took(tmp_path: Path) -> None:
+    label = cube(4, 8).astype(np.uint8) * 3
+    path = tmp_path / "a.parquet"
+    frame, _ = kept_scores(
+        path, "x", lambda: segmentation_scores(KEY, TUMOUR, [case(1)], read_prediction, lambda _: (label, MM))
+    )
+    took = scoring_seconds(path)
+    assert took is not None
+    assert took >= 0
+    kept_scores(path, "x", lambda: frame)
+    assert scoring_seconds(path) == took, "read back, not computed again"
+    assert scoring_seconds(tmp_path / "absent.parquet") is None
 
 
 def test_probabilities_keep_case_class_and_target() -> None:

@@ -239,3 +239,36 @@ def test_phenotypes_of_sessions(tmp_path):
     assert keys == [["sub-1", "ses-a"], ["sub-1", "ses-a"], ["sub-1", "ses-b"], ["sub-2", "ses-a"]]
     assert table["mmse"].fillna(0).tolist() == [0, 29, 28, 0]
     assert table["age"].fillna(0).tolist() == [60, 0, 0, 70]
+
+
+def test_masks_of_isles_are_labels_and_what_is_not_read_is_reported(tmp_path):
+    put(
+        tmp_path,
+        "sub-1/ses-1/dwi/sub-1_ses-1_dwi.nii.gz",
+        "sub-1/ses-1/sub-1_ses-1_T1w.nii.gz",
+        "sub-2_T1w.nii.gz",
+        "derivatives/sub-1/ses-1/sub-1_ses-1_msk.nii.gz",
+        "derivatives/sub-1/ses-1/sub-1_ses-1_lesionmap.nii.gz",
+        "derivatives/sub-1/ses-1/sub-1_ses-1_space-MNI_T1w.nii.gz",
+        "derivatives/sub-1/ses-1/sub-1_ses-1_task-rest_boldref.nii.gz",
+        "derivatives/sub-1/ses-1/sub-1_ses-1_label-GM_probseg.nii.gz",
+        "derivatives/atlas.nii.gz",
+    )
+    assert rows(tmp_path) == [
+        ("sub-1_ses-1", "label", "sub-1_ses-1_msk.nii.gz"),
+        ("sub-1_ses-1", "dwi", "sub-1_ses-1_dwi.nii.gz"),
+    ]
+    by_reason = sorted(outcasts(tmp_path), key=lambda line: line[1])
+    assert [reason for reason, _ in by_reason] == [Reason.UNMATCHED] * 3
+    unknown, homeless, at_the_root = (detail for _, detail in by_reason)
+    assert "'lesionmap' is neither a segmentation (dseg, mask, msk) nor an image; name it in `aliases`" in unknown
+    assert "lies in no folder of a data type (anat, dwi); move it into one" in homeless
+    assert at_the_root.startswith("sub-2_T1w.nii.gz lies in no folder")
+
+
+def test_aliases_name_the_suffix_of_a_segmentation(tmp_path):
+    put(tmp_path, "sub-1/anat/sub-1_T1w.nii.gz", "derivatives/x/sub-1/sub-1_lesionmap.nii.gz")
+    kept = rows(tmp_path, aliases={"lesionmap": "label"})
+    assert ("sub-1", "label", "sub-1_lesionmap.nii.gz") in kept
+    ignored = find_scans(BidsSource(dataset="demo", root=str(tmp_path), aliases={"lesionmap": "ignore"})).scans
+    assert [scan.modality for scan in ignored] == ["t1"]

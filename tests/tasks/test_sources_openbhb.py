@@ -203,8 +203,9 @@ def test_controls_of_abide_in_a_pretraining_are_leakage_for_its_benchmarks(tmp_p
     seen = [("openbhb", f"sub-{number}") for number in IDS[:2]]
     assert overlapping(people, seen, ["abide-i"]) == ([("openbhb", "sub-101")], [])
     assert overlap_sentence(people, seen, ["abide-i"]) == (
-        "1 subjects of the pre-training, first openbhb/sub-101, are people of abide-i under other ids; leave them out "
-        "at their source (`exclude`) and pre-train again"
+        "1 subjects of the pre-training, first openbhb/sub-101, are people of abide-i under other ids; say who is "
+        "who in a crosswalk (a table in <workspace>/crosswalks, see docs/splits.md), or leave them out at their source "
+        "(`exclude`) and pre-train again"
     )
     assert overlap_sentence(people, seen, ["adni"]) == ""
     assert overlap_sentence(people, [], ["abide-i"]) == ""

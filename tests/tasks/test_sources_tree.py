@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from models.records import Reason
+from tasks.catalog import build_catalog
 from tasks.sources import TreeSource, find_scans
 from tasks.sources.tree import FIELDS, compile_template
 
@@ -100,3 +101,37 @@ def test_links_out_of_the_root(tmp_path: Path) -> None:
 def test_wrong_configs_are_refused(fields: dict[str, object], text: str) -> None:
     with pytest.raises(ValidationError, match=text):
         TreeSource.model_validate({"dataset": "d", "root": "x"} | fields)
+
+
+def test_paths_say_phenotypes(tmp_path: Path) -> None:
+    put(tmp_path, "HGG/a/a_t1.nii.gz", "HGG/a/a_t2.nii.gz", "LGG/b/b_t1.nii.gz", "misc/c/c_t1.nii.gz")
+    fields = {"dataset": "d", "root": str(tmp_path), "path_phenotypes": ("grade", "site")}
+    by_pattern = TreeSource.model_validate({**fields, "patterns": ("{grade}/{subject}/{subject}_{modality}.nii.gz",)})
+    expression = r"(?P<grade>HGG|LGG)?(?:misc)?/(?P<subject>\w)/(?P=subject)_(?P<modality>t[12])\.nii\.gz"
+    by_expression = TreeSource.model_validate({**fields, "expressions": (expression,)})
+    for source, last in ((by_pattern, "misc"), (by_expression, None)):
+        found = find_scans(source)
+        assert len(found.scans) == 4
+        said = found.phenotypes.set_index("subject")["grade"].to_dict()
+        assert said == {"a": "HGG", "b": "LGG"} | ({"c": last} if last else {})
+
+
+def test_phenotypes_of_paths_must_be_declared_and_have_names_of_columns() -> None:
+    plain = {"dataset": "d", "root": "."}
+    with pytest.raises(ValidationError, match=r"has the groups grade; use .*, or name a phenotype column in"):
+        TreeSource.model_validate({**plain, "expressions": (r"(?P<grade>\w+)/(?P<subject>\w+)_(?P<modality>t1)",)})
+    with pytest.raises(ValidationError, match=r"has the field {grade}; use subject, session, modality, label, or name"):
+        TreeSource.model_validate({**plain, "patterns": ("{grade}/{subject}_{modality}.nii",)})
+    for name in ("subject", "dataset", "Grade", "a b"):
+        with pytest.raises(ValidationError, match=f"path_phenotypes names '{name}'; use lower-case letters"):
+            TreeSource.model_validate({**plain, "path_phenotypes": (name,), "patterns": ("{subject}_{modality}.nii",)})
+
+
+def test_a_subject_in_two_folders_of_phenotypes_is_reported(tmp_path: Path) -> None:
+    put(tmp_path, "HGG/a_t1.nii.gz", "LGG/a_t2.nii.gz")
+    source = TreeSource(
+        dataset="d", root=str(tmp_path), path_phenotypes=("grade",), patterns=("{grade}/{subject}_{modality}.nii.gz",)
+    )
+    result = build_catalog([source])
+    assert result.phenotypes["grade"].isna().all()
+    assert len(result.issues) == 1

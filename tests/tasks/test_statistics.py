@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from studies.coverage import KINDS, Kind, cover
+from studies.coverage_folds import cover_folds
 from tasks.metrics_weighted import classification_metric
 from tasks.statistics import (
     bca_tails,
@@ -158,10 +159,23 @@ def test_intervals_cover_in_a_small_simulation() -> None:
         assert found.inside + found.below + found.above == pytest.approx(1)
 
 
+def test_cross_validated_intervals_cover_in_a_small_simulation() -> None:
+    found = cover_folds("auroc", 57, trials=40)
+    assert 0.85 <= found.inside <= 1
+    assert found.plain < found.inside, "folds share their training cases"
+    assert found.inside + found.below + found.above == pytest.approx(1)
+    assert 0.6 < found.truth < 0.75
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.asked], ids=lambda kind: kind.name)
 def test_intervals_cover_93_to_97_percent(kind: Kind) -> None:
     assert cover(kind, 57, trials=1500, replicates=1000).met
+
+
+@pytest.mark.full
+def test_cross_validated_intervals_cover_93_to_97_percent() -> None:
+    assert cover_folds("auroc", 57, trials=600).met
 
 
 @pytest.mark.full

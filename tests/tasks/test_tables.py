@@ -91,7 +91,8 @@ def tumour_table() -> BenchmarkTable:
 
 
 def test_golden_table() -> None:
-    text = to_markdown(diagnosis_table()) + "\n" + to_markdown(tumour_table())
+    tables = (diagnosis_table(), tumour_table(), table_of(pd.DataFrame(), BENCHMARKS["adni"]))
+    text = "\n".join(map(to_markdown, tables))
     assert text == GOLDEN.read_text(encoding="utf-8")
 
 
@@ -121,7 +122,12 @@ def test_absent_data_are_no_data_beside_published_rows(name: str) -> None:
     table = table_of(pd.DataFrame(), BENCHMARKS[name])
     text = to_markdown(table)
     assert "| no data |" in text
-    assert "(published: " in text
+    row = BENCHMARKS[name].published[0]
+    named = f"{row.method} (published, {row.basis}: {row.source})"
+    assert named in text
+    assert {named, "no data"} <= {cells["row"] for cells in artifact_rows(table)}
+    assert f"(published: {row.source})" in to_latex(table)
+    assert "Where the data are: " in text
     assert "shown, never tested against" in text
     assert "nan" not in text.lower().split()
     assert r"\midrule" in to_latex(table)

@@ -14,7 +14,7 @@ from objective_cases import NETWORK, RECOMMENDED
 from released_files import TINY_UNET, TINY_UNIFORMER_TABLE, random_state, write_released, write_untrained
 
 from models.bundle import network_of
-from models.config import ClassificationConfig, ObjectiveConfig, SegmentationConfig
+from models.config import ClassificationConfig, MaskedCropsConfig, ObjectiveConfig, SegmentationConfig
 from models.encoder import load_encoder
 from models.export import NotFinishedError
 from models.finished import read_training
@@ -76,6 +76,7 @@ def test_the_released_layout_takes_a_training_of_the_paper_preset(paper: Path, t
             r"6 tensors have no place in it \(decoder\.out_1.*presets `paper` and `code` have its structure",
         ),
         (SEGMENTATION, "it is a segmentation, not a pre-training"),
+        (MaskedCropsConfig(mask_block=8), "it is our baseline mae, of which nobody released weights"),
     ],
 )
 def test_what_the_released_layout_cannot_hold_is_said(tmp_path: Path, settings: ObjectiveConfig, message: str) -> None:

@@ -43,6 +43,7 @@ from tasks import weights_import
 from tasks.benchmarks import BENCHMARKS
 from tasks.finetune import prepare
 from tasks.report_content import Made, description
+from tasks.rows import Run, training_rows
 from tasks.weights_export import export_weights
 from tasks.weights_import import SIDE_FILE, import_weights
 
@@ -173,7 +174,7 @@ def test_an_imported_training_is_fine_tuned_with_its_own_network(tmp_path: Path,
     state = random_state(TINY_UNET_TABLE)
     folder = import_weights(write_released(tmp_path / "w.pt", state), tmp_path / "released", like_unet).folder
     benchmark = BENCHMARKS["phantom-tumour"]
-    trainings = prepare(benchmark, [], "s.zarr", tmp_path / "trainings", folder, seeds=1)
+    trainings = prepare(benchmark, [], "s.zarr", tmp_path / "trainings", training_rows([Run("a", folder)]), seeds=1)
     assert [one.config.network for one in trainings] == [TINY_UNET.replace(in_channels=len(benchmark.modalities))] * 2
 
 
@@ -362,7 +363,7 @@ def test_a_report_says_that_the_encoder_was_imported(tmp_path: Path, like: Path)
     file = write_released(tmp_path / "w.pt", random_state(TINY_UNIFORMER_TABLE))
     folder = import_weights(file, tmp_path / "trainings" / "released", like).folder
     assert read_selection(folder / "selection.parquet") == []
-    made = Made(tmp_path, SimpleNamespace(spec=SPEC), pd.DataFrame(), pd.DataFrame(), MadeFrom(), folder.name)  # type: ignore[arg-type]
+    made = Made(tmp_path, SimpleNamespace(spec=SPEC), pd.DataFrame(), pd.DataFrame(), MadeFrom(), (Run("a", folder),))  # type: ignore[arg-type]
     text = description(made)
     assert "The encoder was imported from the file “w.pt” (it may have seen test subjects" in text
     assert "outside the test role" not in text

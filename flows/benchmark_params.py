@@ -1,0 +1,185 @@
+"""What the benchmark flow is asked for: the form in the UI, and the presets of the demo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from flows.compared import RunRow, TrainingRow
+from flows.evaluate_params import EvaluateParams
+from flows.probe import ProbeParams
+from flows.prompt import PromptParams
+from models.spec import SPECS
+from tasks.benchmark_summary import ALL, find_any
+from tasks.benchmarks import PHANTOM_BENCHMARKS
+from tasks.phantom import DEMO, TINY, PhantomConfig
+from tasks.sources import SourceConfig
+
+AnyBenchmark = Annotated[str, Field(json_schema_extra={"enum": list(ALL)})]
+"""The form offers the registered ones of all protocols."""
+
+
+class BenchmarkParams(BaseModel):
+    """The whole chain: where the scans are, how to train, what to compare; or, with runs, the comparison alone."""
+
+    model_config = ConfigDict(extra="forbid", title="Benchmark")
+
+    name: str = Field("benchmark", title="Name", description="Shown in the name of the flow run.", min_length=1)
+    workspace: str = Field(
+        "./state/demo",
+        title="Workspace",
+        description="Folder that receives everything: catalog, store, splits, trainings, tables, report.",
+        min_length=1,
+    )
+    phantom: PhantomConfig | None = Field(
+        None, title="Phantom cohort", description="Write this cohort below the workspace first; empty: only `sources`."
+    )
+    sources: list[SourceConfig] = Field(
+        default_factory=list, title="Sources", description="Datasets to ingest besides the phantoms; may be empty."
+    )
+    spec: str = Field(
+        "brainmvp",
+        title="Preprocessing spec",
+        description=f"One of: {', '.join(SPECS)}.",
+        json_schema_extra={"enum": list(SPECS)},
+    )
+    max_quarantined_share: float = Field(
+        0.05, ge=0, le=1, title="Allowed share in quarantine", description="From 0 to 1."
+    )
+    split_shares: tuple[float, float, float] = Field(
+        (0.7, 0.1, 0.2),
+        title="Split shares",
+        description="Shares of subjects for train, val and test; they sum to 1.",
+    )
+    recipe: Literal["brainmvp_tiny", "brainmvp", "brainmvp_unet_tiny", "brainmvp_unet"] = Field(
+        "brainmvp_tiny", title="Recipe", description="Of the pre-training."
+    )
+    epochs: int | None = Field(
+        None, ge=1, title="Epochs", description="Of the pre-training, at least 1; empty: as the recipe says."
+    )
+    runs: list[RunRow] = Field(
+        default_factory=list,
+        title="Runs",
+        description="Finished or imported trainings to compare: then nothing is ingested or pre-trained. The first is "
+        "tested against every other row. Empty: the whole chain.",
+        examples=[[{"training": "brainmvp_tiny", "name": "BrainMVP"}, {"training": "brainmvp_unet_tiny"}]],
+    )
+    benchmarks: list[AnyBenchmark] = Field(
+        default=list(PHANTOM_BENCHMARKS),
+        title="Benchmarks",
+        description="At least one; with `runs` also probes and prompting tasks, each by its own protocol.",
+        min_length=1,
+    )
+    seeds: int = Field(3, ge=1, le=20, title="Seeds", description="Fine-tunings of each row, from 1 to 20.")
+    finetune_epochs: int | None = Field(
+        None, ge=1, title="Fine-tuning epochs", description="At least 1; empty: as the recipe says."
+    )
+    template_mix: bool = Field(
+        False,
+        title="Template mix",
+        description="Fine-tune a further row at the same budget: learned templates mixed into the channels.",
+    )
+    missing_modalities: bool = Field(
+        False,
+        title="Missing modalities",
+        description="Predict segmentations again without each modality: zeros against the learned template.",
+    )
+    native_scores: bool = Field(
+        False,
+        title="Native scores",
+        description="Score segmentations a second time on the grids of their label files, which must still be there.",
+    )
+    label_shares: list[float] = Field(
+        default_factory=list,
+        title="Label shares",
+        description="Fine-tune also on these shares of the training subjects, each above 0 and below 1.",
+        examples=[[0.05, 0.1, 0.2, 0.4, 0.6, 0.8]],
+    )
+    networks: list[Literal["swin_unetr", "dynunet"]] = Field(
+        default_factory=list,
+        title="Networks",
+        description="Networks that segmentations train from scratch as further rows, at the same budget.",
+    )
+    workers: int = Field(2, ge=1, le=256, title="Workers", description="Processes on this host, from 1 to 256.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        others = [one for one in map(find_any, self.benchmarks) if one.protocol != "fine-tune"]
+        if others and not self.runs:
+            raise ValueError(
+                f"benchmark {others[0].name!r} is a {others[0].protocol} of finished trainings; name them under `runs`"
+            )
+        if self.runs and (self.phantom or self.sources):
+            raise ValueError("with `runs` nothing is ingested or pre-trained; leave `phantom` and `sources` empty")
+        for protocol in by_protocol(self.benchmarks) if self.runs else ():
+            self.params_of(protocol)
+        if not self.runs:
+            self.evaluate_params("any")
+        return self
+
+    def params_of(self, protocol: str) -> EvaluateParams | ProbeParams | PromptParams:
+        """Return what the flow of a protocol is asked for; raises ValidationError for runs that it cannot name so."""
+        if protocol == "fine-tune":
+            return self.evaluate_params()
+        rows = [TrainingRow(name=run.name, trainings=[run.training]) for run in self.runs]
+        model = ProbeParams if protocol == "probe" else PromptParams
+        return model(workspace=self.workspace, rows=rows, benchmarks=by_protocol(self.benchmarks)[protocol])
+
+    def evaluate_params(self, pretrained: str = "") -> EvaluateParams:
+        """Return what `evaluate` is asked for: `runs`, or one pre-training of the chain."""
+        return EvaluateParams(
+            workspace=self.workspace,
+            pretrained=pretrained,
+            runs=self.runs,
+            networks=self.networks,
+            benchmarks=by_protocol(self.benchmarks)["fine-tune"],
+            seeds=self.seeds,
+            epochs=self.finetune_epochs,
+            template_mix=self.template_mix,
+            missing_modalities=self.missing_modalities,
+            native_scores=self.native_scores,
+            label_shares=self.label_shares,
+            lanes=self.workers,
+        )
+
+
+def by_protocol(names: Sequence[str]) -> dict[str, list[str]]:
+    """Return the names of benchmarks by their protocol, each once, in their order."""
+    found: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        found.setdefault(find_any(name).protocol, []).append(name)
+    return found
+
+
+def demo_params(workspace: Path) -> BenchmarkParams:
+    """Return the `demo` preset: at most 10 minutes on two cores."""
+    return BenchmarkParams(
+        name="demo",
+        workspace=str(workspace),
+        phantom=DEMO,
+        spec="demo",
+        max_quarantined_share=0.1,  # the broken files are there on purpose
+        split_shares=(0.55, 0.1, 0.35),
+    )
+
+
+def tiny_params(workspace: Path) -> BenchmarkParams:
+    """Return the `tiny` preset: every link of the chain on a handful of subjects; its numbers mean nothing."""
+    return BenchmarkParams(
+        name="tiny",
+        workspace=str(workspace),
+        phantom=TINY.replace(bids_subjects=16, datalist_subjects=6, broken=True),
+        spec="demo",
+        max_quarantined_share=0.5,
+        split_shares=(0.5, 0.15, 0.35),
+        epochs=4,
+        benchmarks=["phantom-tumour", "phantom-control"],
+        seeds=1,
+        finetune_epochs=1,
+    )
+
+
+PRESETS: dict[str, Callable[[Path], BenchmarkParams]] = {"demo": demo_params, "tiny": tiny_params}

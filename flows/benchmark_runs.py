@@ -1,0 +1,58 @@
+"""Finished trainings compared on benchmarks of all protocols: the flows of each, and one page with all of it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flows.artifacts import publish_markdown
+from flows.benchmark_params import BenchmarkParams, by_protocol
+from flows.evaluate import evaluate
+from flows.probe import probe
+from flows.prompt import prompt
+from flows.start import start
+from infra.storage import write_bytes
+from models.store import open_store
+from tasks.benchmark_summary import PROTOCOLS, find_any, read_part, to_html, to_markdown
+from tasks.rows import Run
+from tasks.serving import check_runs
+
+FLOWS: dict[str, Any] = {"probe": probe, "prompt": prompt, "fine-tune": evaluate}
+"""By protocol; what takes longest comes last."""
+
+
+def compare_runs(params: BenchmarkParams) -> dict[str, Any]:
+    """Compare the runs on every benchmark by its protocol; what is computed and unchanged is not computed again.
+
+    Raises RunError, before anything is computed, when a run is not there or cannot serve one of the benchmarks.
+    """
+    workspace = Path(params.workspace).resolve()
+    runs = [Run(run.name, workspace / "trainings" / run.training) for run in params.runs]
+    check_runs(runs, [find_any(name) for name in params.benchmarks], open_store(str(workspace / "store.zarr")))
+    asked = by_protocol(params.benchmarks)
+    found = {
+        protocol: start(flow, params=params.params_of(protocol))
+        for protocol, flow in FLOWS.items()
+        if protocol in asked
+    }
+    parts = [read_part(workspace, protocol, asked[protocol]) for protocol in PROTOCOLS if protocol in asked]
+    title = f"brainloom benchmark: {', '.join(run.name for run in runs)}"
+    text = to_markdown(title, parts)
+    page = workspace / "report" / "benchmark.html"
+    date = datetime.now(UTC).date().isoformat()
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(str(page), to_html(title, parts, date).encode("utf-8"))
+    write_bytes(str(page.with_suffix(".md")), text.encode("utf-8"))
+    publish_markdown("benchmark-summary", text, "All runs, all benchmarks")
+    folders = {protocol: workspace / PROTOCOLS[protocol].tables for protocol in asked}
+    return {
+        "summary": str(page.with_suffix(".md")),
+        "page": str(page),
+        "reports": {protocol: one["report"] for protocol, one in found.items()},
+        "scores": {protocol: str(workspace / PROTOCOLS[protocol].scores) for protocol in asked},
+        "tables": [str(folders[protocol] / f"{name}.md") for protocol, one in found.items() for name in one["tables"]],
+        "no_data": [name for one in found.values() for name in one["no_data"]],
+        "trained": sum(one.get("trained", 0) for one in found.values()),
+        "scored": sum(one["scored"] for one in found.values()),
+    }

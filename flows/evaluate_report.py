@@ -1,0 +1,130 @@
+"""What an evaluation writes: tables, pictures, the report and the methods text, unless nothing has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from flows.evaluate_params import EvaluateParams
+from flows.results import write_leaderboard, write_section
+from infra.storage import write_bytes
+from models.records import digest_of
+from tasks.benchmarks import BENCHMARKS, find_benchmark
+from tasks.evaluation import KINDS, Cohort
+from tasks.finetune import Finetuning, read_json
+from tasks.leaderboard import leaderboard
+from tasks.methods_text import MethodsText, methods_text
+from tasks.report import TableSection, write_report
+from tasks.report_content import Made, provenance, report_content
+from tasks.rows import import_notes, left_out_notes
+from tasks.sections import make_section, make_table, with_further
+from tasks.statistics import REPLICATES
+from tasks.tables import FurtherTable
+
+Further = dict[str, dict[str, FurtherTable]]
+"""By kind and benchmark: the tables beside the main ones."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Everything that tables and report are made from."""
+
+    params: EvaluateParams
+    made: Made
+    cohorts: Sequence[Cohort]
+    """Also those without data."""
+    trainings: Sequence[Finetuning]
+    """On all labels."""
+    scores: pd.DataFrame
+    further: Further
+
+
+def kept_or_written(found: Evaluated) -> dict[str, Any]:
+    """Write tables and report unless they are there from the same inputs; return what shows them again."""
+    present = [cohort.benchmark for cohort in found.cohorts if cohort.selected and not cohort.native]
+    methods = methods_text(found.made, found.trainings, present, found.params.replicates)
+    workspace, inputs = found.made.workspace, _inputs(found, methods)
+    path = workspace / "report" / "evaluation.json"
+    kept = read_json(path) or {}
+    if kept.get("inputs") != inputs or not _results_exist(workspace, kept["digests"]):
+        kept = {"inputs": inputs, **_write_results(found, methods)}
+        write_bytes(str(path), json.dumps(kept, indent=1).encode())
+    return kept
+
+
+def _results_exist(workspace: Path, names: Iterable[str]) -> bool:
+    """Return whether the report and the table of each of these benchmarks are on disk."""
+    tables_written = (workspace / "tables" / f"{name}.md" for name in names)
+    return all(path.exists() for path in (workspace / "report" / "index.html", *tables_written))
+
+
+def _inputs(found: Evaluated, methods: MethodsText) -> str:
+    """Return the digest of everything that decides tables and report."""
+    made = found.made
+    scores = made.workspace / "scores.parquet"
+    return digest_of(
+        {
+            "params": found.params.model_dump(mode="json", exclude={"workspace", "lanes"}),
+            "provenance": provenance(made, found.trainings),
+            "benchmarks": [benchmark.content_digest() for benchmark in BENCHMARKS.values()],
+            "cases": [[case.model_dump(mode="json") for case in cohort.selected] for cohort in found.cohorts],
+            "scores": hashlib.sha256(scores.read_bytes()).hexdigest() if scores.exists() else "",
+            "further": {
+                f"{kind} {name}": [table.to_markdown(), table.to_csv()]
+                for kind, tables in found.further.items()
+                for name, table in tables.items()
+            },
+            "methods": methods.to_markdown(),
+        }
+    )
+
+
+def _write_results(found: Evaluated, methods: MethodsText) -> dict[str, Any]:
+    """Write tables, pictures and the report; return what the next flow run needs to show them again."""
+    made, params, scores = found.made, found.params, found.scores
+    date = datetime.now(UTC).date().isoformat()
+    facts = provenance(made)[:3]
+    sections: dict[str, TableSection] = {}
+    for cohort in found.cohorts:
+        name = cohort.benchmark.name
+        mine = cohort.own(found.trainings)
+        part = scores[scores["benchmark"] == name] if len(scores) else scores
+        notes = _notes(found, cohort)
+        table = make_table(cohort, part, mine, facts, date, params.replicates, params.first, notes)
+        beside = {kind: tables[name] for kind, tables in found.further.items() if name in tables}
+        sections[name] = with_further(make_section(table, cohort, mine, part), beside)
+        write_section(sections[name], made.workspace / "tables")
+    shown = [section for section in sections.values() if section.table.has_scores]
+    absent = [section for section in sections.values() if not section.table.has_scores]
+    others = [_absent_section(name, made, date) for name in BENCHMARKS if name not in sections]
+    ranked = [cohort.benchmark for cohort in found.cohorts if not cohort.native]
+    board = leaderboard(scores, ranked, KINDS, params.replicates)
+    write_leaderboard(board, made.workspace / "tables")
+    page = report_content(made, found.trainings, shown, [*absent, *others], methods, date)
+    write_report(replace(page, leaderboard=board), made.workspace / "report" / "index.html")
+    write_bytes(str(made.workspace / "report" / "methods.md"), methods.to_markdown().encode("utf-8"))
+    return {
+        "tables": [section.table.model_dump(mode="json") for section in sections.values()],
+        "digests": {name: section.table.digest for name, section in sections.items()},
+        "no_data": [section.table.benchmark.name for section in absent],
+    }
+
+
+def _notes(found: Evaluated, cohort: Cohort) -> list[str]:
+    """Return the sentences of a table with several rows: which networks are left out, which weights were imported."""
+    if not cohort.selected or not (found.params.runs or found.params.networks):
+        return []
+    return [*left_out_notes(cohort.benchmark, found.params.networks), *import_notes(found.made.runs)]
+
+
+def _absent_section(name: str, made: Made, date: str) -> TableSection:
+    cohort = Cohort(find_benchmark(name), (), made.cases, made.store)
+    table = make_table(cohort, pd.DataFrame(), (), (), date, REPLICATES)
+    return make_section(table, cohort, (), pd.DataFrame())

@@ -1,0 +1,79 @@
+"""The forms of all deployments, as the UI builds them: words for every field, bounds in words, no unknown keys."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+pytestmark = pytest.mark.full
+ROOT = Path(__file__).resolve().parents[1]
+DEPLOYMENTS = {one["name"]: one for one in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
+BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+
+
+def schema_of(name: str) -> dict[str, Any]:
+    from prefect.utilities.callables import parameter_schema
+
+    module, function = DEPLOYMENTS[name]["entrypoint"].rsplit(".", 1)
+    return parameter_schema(getattr(importlib.import_module(module), function).fn).model_dump()
+
+
+def fields(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every field of every model of a form with its title and description; a model lends its own to a field."""
+    models = schema["definitions"]
+    for model, content in models.items():
+        for name, field in content.get("properties", {}).items():
+            refs = [one["$ref"] for one in (field, *field.get("anyOf", ())) if "$ref" in one]
+            lender = models.get(refs[0].rsplit("/", 1)[-1], {}) if refs else {}
+            yield f"{model}.{name}", {key: lender[key] for key in ("title", "description") if key in lender} | field
+
+
+def bounds(field: dict[str, Any]) -> Iterator[float]:
+    for kind in (field, *field.get("anyOf", ())):
+        yield from (kind[bound] for bound in BOUNDS if bound in kind)
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_every_field_has_title_description_and_its_bounds_in_words(name: str) -> None:
+    told = [(where, field) for where, field in fields(schema_of(name)) if "const" not in field]
+    assert told
+    without = [where for where, field in told if not field.get("title") or not field.get("description")]
+    assert without == []
+    silent = {
+        where: bound
+        for where, field in told
+        for bound in bounds(field)
+        if f"{bound:.10g}" not in field["description"].replace(",", "")
+    }
+    assert silent == {}
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_unknown_keys_are_refused(name: str) -> None:
+    loose = [
+        model
+        for model, content in schema_of(name)["definitions"].items()
+        if "properties" in content and content.get("additionalProperties") is not False
+    ]
+    assert loose == []
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_the_parameters_of_prefect_yaml_fit_the_form(name: str) -> None:
+    module, function = DEPLOYMENTS[name]["entrypoint"].rsplit(".", 1)
+    from inspect import signature
+
+    flow = getattr(importlib.import_module(module), function)
+    model = signature(flow.fn, eval_str=True).parameters["params"].annotation
+    assert issubclass(model, BaseModel)
+    given = DEPLOYMENTS[name].get("parameters", {}).get("params")
+    if given is not None:
+        assert model.model_validate(given)
+    with pytest.raises(ValidationError, match=r"(?s)no_such_key\n +Extra inputs are not permitted"):
+        model.model_validate({**(given or {}), "no_such_key": 1})
