@@ -50,9 +50,10 @@ def import_(
 @split_app.command()
 def show(workspace: Workspace, name: Name = "default") -> None:
     """Print the subjects of a split by dataset and role, its digest and where it comes from."""
-    from tasks.split_import import split_counts  # keeps `--help` fast
+    from tasks.split_import import check_name, split_counts  # keeps `--help` fast
     from tasks.splits import IMPORTED, ROLES, read_record
 
+    check_name(name)
     path = workspace / "splits" / f"{name}.parquet"
     counts = split_counts(path)
     table = Table("dataset", *ROLES)

@@ -46,9 +46,10 @@ def benchmark(params: BenchmarkParams) -> dict[str, Any]:
             max_quarantined_share=params.max_quarantined_share,
         ),
     )
-    _write_split(workspace, store, params.split_shares)
+    _write_split(workspace, store, params.split, params.split_shares)
     trained = start(
-        pretrain, params=PretrainParams(workspace=str(workspace), recipe=params.recipe, epochs=params.epochs)
+        pretrain,
+        params=PretrainParams(workspace=str(workspace), split=params.split, recipe=params.recipe, epochs=params.epochs),
     )
     tables = start(
         evaluate, params=params.evaluate_params(trained["training"]).model_copy(update={"workspace": str(workspace)})
@@ -64,10 +65,10 @@ def benchmark(params: BenchmarkParams) -> dict[str, Any]:
     }
 
 
-def _write_split(workspace: Path, store: Path, shares: tuple[float, float, float]) -> None:
+def _write_split(workspace: Path, store: Path, split: str, shares: tuple[float, float, float]) -> None:
     """Fix who trains, validates and tests before anything is trained."""
     people = people_of(open_store(str(store)).cases().to_pandas(), workspace)
-    workspace_split(workspace, "default", str(store), people, shares)
+    workspace_split(workspace, split, str(store), people, shares)
 
 
 def _phantom_sources(params: BenchmarkParams, workspace: Path) -> list[SourceConfig]:

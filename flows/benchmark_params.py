@@ -17,6 +17,8 @@ from tasks.benchmark_summary import ALL, find_any
 from tasks.benchmarks import PHANTOM_BENCHMARKS
 from tasks.phantom import DEMO, TINY, PhantomConfig
 from tasks.sources import SourceConfig
+from tasks.splits import NAME as SPLIT_NAME
+from tasks.statistics import REPLICATES
 
 AnyBenchmark = Annotated[str, Field(json_schema_extra={"enum": list(ALL)})]
 """The form offers the registered ones of all protocols."""
@@ -103,6 +105,32 @@ class BenchmarkParams(BaseModel):
         title="Networks",
         description="Networks that segmentations train from scratch as further rows, at the same budget.",
     )
+    split: str = Field(
+        "default",
+        title="Split",
+        description="Name of the split in <workspace>/splits, made when absent by the chain and for fine-tuning; "
+        "letters, digits, dashes and underscores.",
+        pattern=SPLIT_NAME,
+    )
+    replicates: int = Field(
+        REPLICATES,
+        ge=200,
+        le=100_000,
+        title="Bootstrap replicates",
+        description="Of the intervals of fine-tuned rows, from 200 to 100,000.",
+    )
+    folds: int = Field(
+        5, ge=3, le=20, title="Folds", description="Of the cross-validation of probes and prompts, from 3 to 20."
+    )
+    knn: bool = Field(
+        False, title="Nearest neighbours", description="Probe every encoder a second time, by nearest training cases."
+    )
+    with_seen: bool = Field(
+        True,
+        title="Also with who was seen",
+        description="Score probes and prompts once more with the subjects that a pre-training has seen, for the table "
+        "of leaks; off: they are listed alone.",
+    )
     workers: int = Field(2, ge=1, le=256, title="Workers", description="Processes on this host, from 1 to 256.")
 
     @model_validator(mode="after")
@@ -125,8 +153,19 @@ class BenchmarkParams(BaseModel):
         if protocol == "fine-tune":
             return self.evaluate_params()
         rows = [TrainingRow(name=run.name, trainings=[run.training]) for run in self.runs]
-        model = ProbeParams if protocol == "probe" else PromptParams
-        return model(workspace=self.workspace, rows=rows, benchmarks=by_protocol(self.benchmarks)[protocol])
+        benchmarks = by_protocol(self.benchmarks)[protocol]
+        if protocol == "prompt":
+            return PromptParams(
+                workspace=self.workspace, rows=rows, benchmarks=benchmarks, folds=self.folds, with_seen=self.with_seen
+            )
+        return ProbeParams(
+            workspace=self.workspace,
+            rows=rows,
+            benchmarks=benchmarks,
+            folds=self.folds,
+            knn=self.knn,
+            with_seen=self.with_seen,
+        )
 
     def evaluate_params(self, pretrained: str = "") -> EvaluateParams:
         """Return what `evaluate` is asked for: `runs`, or one pre-training of the chain."""
@@ -142,6 +181,8 @@ class BenchmarkParams(BaseModel):
             missing_modalities=self.missing_modalities,
             native_scores=self.native_scores,
             label_shares=self.label_shares,
+            split=self.split,
+            replicates=self.replicates,
             lanes=self.workers,
         )
 

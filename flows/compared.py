@@ -32,7 +32,8 @@ class TrainingRow(BaseModel):
 
     name: str = Field(
         title="Name",
-        description="What the tables call it, 1 to 40 characters; not the name of a row that every table has.",
+        description="What the tables call it, 1 to 40 characters, printable, not = + - or @ first; not the name of a "
+        "row that every table has.",
         min_length=1,
         max_length=40,
         examples=["AnatCL global"],
@@ -50,6 +51,11 @@ class TrainingRow(BaseModel):
         "folds), whose predictions are averaged.",
     )
 
+    @model_validator(mode="after")
+    def _printable(self) -> Self:
+        check_printable(self.name)
+        return self
+
 
 class RunRow(BaseModel):
     """One pre-training as a row of the tables."""
@@ -65,7 +71,8 @@ class RunRow(BaseModel):
     name: str = Field(
         "",
         title="Name",
-        description="What the tables call it, at most 40 characters; empty: the training's name.",
+        description="What the tables call it, at most 40 characters, printable, not = + - or @ first; empty: the "
+        "training's name.",
         max_length=40,
         examples=["BrainMVP"],
     )
@@ -73,7 +80,16 @@ class RunRow(BaseModel):
     @model_validator(mode="after")
     def _named(self) -> Self:
         self.name = self.name or self.training
+        check_printable(self.name)
         return self
+
+
+def check_printable(name: str) -> None:
+    """Raise ValueError for a name that would break the lines of a table, or be a formula in a spreadsheet."""
+    if not name.isprintable():
+        raise ValueError(f"{name!r} has a line break or a character that cannot be printed; leave it out")
+    if name.lstrip().startswith(("=", "+", "-", "@")):
+        raise ValueError(f"{name!r} begins as a formula of a spreadsheet does; begin with a letter or digit")
 
 
 def check_runs_once(runs: Sequence[RunRow]) -> None:
@@ -86,7 +102,7 @@ def check_runs_once(runs: Sequence[RunRow]) -> None:
 def check_names(rows: Sequence[TrainingRow | RunRow], reserved: Collection[str]) -> None:
     """Raise ValueError when two rows are called alike, or one like a row that every table has."""
     if empty := next((row.name for row in rows if not slug(row.name)), ""):
-        raise ValueError(f"{empty!r} has no letter or digit, which the files of its scores are named by")
+        raise ValueError(f"{empty!r} has no letter a-z or digit, which the files of its scores are named by")
     names = [slug(row.name) for row in rows]
     if twice := next((row.name for row in rows if names.count(slug(row.name)) > 1), ""):
         raise ValueError(f"two rows are called like {twice!r}; names must differ in letters or digits")

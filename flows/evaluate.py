@@ -39,6 +39,7 @@ from tasks.latents import read_latents
 from tasks.launch import launch
 from tasks.leaks import leak_table
 from tasks.missing import applies, missing_table, score_missing
+from tasks.native_truth import SourceLabels
 from tasks.phenotype_layouts import with_layouts
 from tasks.report_content import Made
 from tasks.rows import Row, Run, rows_for, scratch_of, training_rows
@@ -144,17 +145,15 @@ def evaluate(params: EvaluateParams) -> dict[str, Any]:
     """Fine-tune, score and report; what is finished and unchanged is not done again."""
     made, cohorts = _read_workspace(params)
     compared = _compare(params, made, [cohort for cohort in cohorts if cohort.selected])
+    native = _native(compared)
     trainings = compared.prepare()
     fewer = [one for share in params.label_shares for one in compared.prepare(share)]
     trained = fine_tune([*trainings, *fewer], params.lanes) if trainings else 0
-    present = compared.cohorts
-    scored = [cohort for cohort in present if cohort.benchmark.kind == "segmentation"] if params.native_scores else []
-    native = [native_cohort(cohort) for cohort in scored]
-    scores, further, computed = _score_all(compared, [*present, *native], trainings)
+    scores, further, computed = _score_all(compared, [*compared.cohorts, *native], trainings)
     missing, more = _score_all_missing(compared, trainings)
     labels, most = _score_fewer_labels(compared, fewer, scores)
     further |= {"missing": missing, "labels": labels}
-    there = {cohort.benchmark.name: cohort for cohort in present}
+    there = {cohort.benchmark.name: cohort for cohort in compared.cohorts}
     cohorts = [*(there.get(cohort.benchmark.name, cohort) for cohort in cohorts), *native]
     kept = kept_or_written(Evaluated(params, made, cohorts, trainings, scores, further))
     publish_tables([BenchmarkTable.model_validate(table) for table in kept["tables"]], made.workspace / "tables")
@@ -194,6 +193,16 @@ def _compare(params: EvaluateParams, made: Made, present: Sequence[Cohort]) -> C
     return Compared(
         params, made, tuple(rows), tuple(without_seen_by_any(seen, cohort, links, told) for cohort in present)
     )
+
+
+def _native(compared: Compared) -> list[Cohort]:
+    """Return the segmentations that are also scored on the grids of their label files; raises ScoreError without one,
+    before anything is trained."""
+    asked = compared.cohorts if compared.params.native_scores else ()
+    found = [native_cohort(cohort) for cohort in asked if cohort.benchmark.kind == "segmentation"]
+    for cohort in found:
+        SourceLabels(cohort.store).check(cohort.of_role("test"))
+    return found
 
 
 def _score_all(

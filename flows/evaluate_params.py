@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -11,9 +12,12 @@ from flows.forms import few, workspace_field
 from tasks.benchmarks import BENCHMARKS, PHANTOM_BENCHMARKS
 from tasks.label_efficiency import check_shares
 from tasks.rows import RESERVED
+from tasks.splits import NAME as SPLIT_NAME
 from tasks.statistics import REPLICATES
 from tasks.summary import PRETRAINED, SCRATCH
 
+OF_FOLDERS = re.compile(r"labels[0-9]|native(-|$)")
+"""How the names of trainings on fewer labels, and of native scores, go on after that of their benchmark."""
 BenchmarkName = Annotated[str, Field(json_schema_extra={"enum": list(BENCHMARKS)})]
 """The form offers the registered ones."""
 
@@ -89,7 +93,7 @@ class EvaluateParams(BaseModel):
         "default",
         title="Split",
         description="Name of the split in <workspace>/splits: letters, digits, dashes and underscores.",
-        pattern=r"^[A-Za-z0-9_-]+$",
+        pattern=SPLIT_NAME,
     )
     replicates: int = Field(
         REPLICATES, ge=200, le=100_000, title="Bootstrap replicates", description="From 200 to 100,000."
@@ -108,6 +112,10 @@ class EvaluateParams(BaseModel):
         check_names(self.runs, RESERVED)
         if wrong := next((run.name for run in self.runs if slug(run.name).startswith(SCRATCH)), ""):
             raise ValueError(f"{wrong!r} starts as the names of rows from scratch do; call the run otherwise")
+        if wrong := next((run.name for run in self.runs if OF_FOLDERS.match(slug(run.name))), ""):
+            raise ValueError(
+                f"{wrong!r} starts as what is kept of label_shares or native_scores; call the run otherwise"
+            )
         check_runs_once(self.rows)
         if twice := next((kind for kind in self.networks if self.networks.count(kind) > 1), ""):
             raise ValueError(f"network {twice!r} is named twice; every network is one row")

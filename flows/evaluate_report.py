@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,21 +48,28 @@ class Evaluated:
 
 def kept_or_written(found: Evaluated) -> dict[str, Any]:
     """Write tables and report unless they are there from the same inputs; return what shows them again."""
-    present = [cohort.benchmark for cohort in found.cohorts if cohort.selected and not cohort.native]
-    methods = methods_text(found.made, found.trainings, present, found.params.replicates)
+    asked, missing = found.params, bool(found.further.get("missing"))
+    methods = methods_text(found.made, found.trainings, found.cohorts, asked.replicates, asked.label_shares, missing)
     workspace, inputs = found.made.workspace, _inputs(found, methods)
     path = workspace / "report" / "evaluation.json"
-    kept = read_json(path) or {}
-    if kept.get("inputs") != inputs or not _results_exist(workspace, kept["digests"]):
+    kept = _read_kept(path)
+    if kept.get("inputs") != inputs or not _results_exist(workspace, kept):
         kept = {"inputs": inputs, **_write_results(found, methods)}
         write_bytes(str(path), json.dumps(kept, indent=1).encode())
     return kept
 
 
-def _results_exist(workspace: Path, names: Iterable[str]) -> bool:
-    """Return whether the report and the table of each of these benchmarks are on disk."""
-    tables_written = (workspace / "tables" / f"{name}.md" for name in names)
-    return all(path.exists() for path in (workspace / "report" / "index.html", *tables_written))
+def _read_kept(path: Path) -> dict[str, Any]:
+    """Return what the last evaluation wrote down; nothing when it is missing or damaged: all is written again then."""
+    try:
+        return read_json(path) or {}
+    except ValueError:
+        return {}
+
+
+def _results_exist(workspace: Path, kept: Mapping[str, Any]) -> bool:
+    """Return whether every file that the last evaluation wrote is on disk; older ones did not say which."""
+    return "files" in kept and all((workspace / name).exists() for name in kept["files"])
 
 
 def _inputs(found: Evaluated, methods: MethodsText) -> str:
@@ -92,6 +99,7 @@ def _write_results(found: Evaluated, methods: MethodsText) -> dict[str, Any]:
     date = datetime.now(UTC).date().isoformat()
     facts = provenance(made)[:3]
     sections: dict[str, TableSection] = {}
+    files = [made.workspace / "report" / name for name in ("index.html", "methods.md")]
     for cohort in found.cohorts:
         name = cohort.benchmark.name
         mine = cohort.own(found.trainings)
@@ -100,19 +108,20 @@ def _write_results(found: Evaluated, methods: MethodsText) -> dict[str, Any]:
         table = make_table(cohort, part, mine, facts, date, params.replicates, params.first, notes)
         beside = {kind: tables[name] for kind, tables in found.further.items() if name in tables}
         sections[name] = with_further(make_section(table, cohort, mine, part), beside)
-        write_section(sections[name], made.workspace / "tables")
+        files += write_section(sections[name], made.workspace / "tables")
     shown = [section for section in sections.values() if section.table.has_scores]
     absent = [section for section in sections.values() if not section.table.has_scores]
     others = [_absent_section(name, made, date) for name in BENCHMARKS if name not in sections]
     ranked = [cohort.benchmark for cohort in found.cohorts if not cohort.native]
     board = leaderboard(scores, ranked, KINDS, params.replicates)
-    write_leaderboard(board, made.workspace / "tables")
+    files += write_leaderboard(board, made.workspace / "tables")
     page = report_content(made, found.trainings, shown, [*absent, *others], methods, date)
-    write_report(replace(page, leaderboard=board), made.workspace / "report" / "index.html")
-    write_bytes(str(made.workspace / "report" / "methods.md"), methods.to_markdown().encode("utf-8"))
+    write_report(replace(page, leaderboard=board), files[0])
+    write_bytes(str(files[1]), methods.to_markdown().encode("utf-8"))
     return {
         "tables": [section.table.model_dump(mode="json") for section in sections.values()],
         "digests": {name: section.table.digest for name, section in sections.items()},
+        "files": [str(path.relative_to(made.workspace)) for path in files],
         "no_data": [section.table.benchmark.name for section in absent],
     }
 

@@ -34,10 +34,9 @@ from tasks.probe_report import (
     window_notes,
 )
 from tasks.probe_sites import site_cohort
-from tasks.probe_summary import probe_table
+from tasks.probe_summary import NEIGHBOURS, probe_table
 from tasks.probe_tasks import PHANTOM_PROBES, PROBES, find_probe
 from tasks.probing import (
-    NEIGHBOURS,
     RANDOM,
     RESERVED,
     EncoderRow,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flows.artifacts import png_markdown, publish_markdown, publish_table
@@ -28,27 +28,28 @@ def publish_tables(found: Sequence[BenchmarkTable], folder: Path) -> None:
         publish_markdown(NAME, board.read_text(encoding="utf-8"), "Leaderboard")
 
 
-def write_leaderboard(board: Leaderboard | None, folder: Path) -> None:
-    """Write `leaderboard.md` and `.csv`; without one, what an earlier evaluation left is removed."""
-    for suffix, text in (("md", board.to_markdown()), ("csv", board.to_csv())) if board else ():
-        write_bytes(str(folder / f"{NAME}.{suffix}"), text.encode("utf-8"))
+def write_files(folder: Path, contents: Mapping[str, bytes]) -> list[Path]:
+    """Write files by their names and return their paths."""
+    for name, content in contents.items():
+        write_bytes(str(folder / name), content)
+    return [folder / name for name in contents]
+
+
+def write_leaderboard(board: Leaderboard | None, folder: Path) -> list[Path]:
+    """Write `leaderboard.md` and `.csv` and return them; without one, what an earlier evaluation left is removed."""
+    texts = {"md": board.to_markdown(), "csv": board.to_csv()} if board else {}
     for stale in () if board else folder.glob(f"{NAME}.*"):
         stale.unlink()
+    return write_files(folder, {f"{NAME}.{suffix}": text.encode() for suffix, text in texts.items()})
 
 
-def write_section(section: TableSection, folder: Path) -> None:
-    """Write `<benchmark>.md`, `.csv` and `.tex`, and what there is of pictures and of further tables.
+def write_section(section: TableSection, folder: Path) -> list[Path]:
+    """Write `<benchmark>.md`, `.csv` and `.tex`, and what there is of pictures and of further tables; return the files.
 
     What an earlier evaluation left and this one does not write is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     name, table = section.table.benchmark.name, section.table
-    for suffix, text in (
-        ("md", tables.to_markdown(table)),
-        ("csv", tables.to_csv(table)),
-        ("tex", tables.to_latex(table)),
-    ):
-        write_bytes(str(folder / f"{name}.{suffix}"), text.encode("utf-8"))
     stale_files = (
         f"{name}.*.png",
         *(f"{name}.{kind}.*" for kind in (*FURTHER, "reliability", "confusion")),
@@ -56,12 +57,15 @@ def write_section(section: TableSection, folder: Path) -> None:
     )
     for stale in (path for pattern in stale_files for path in folder.glob(pattern)):
         stale.unlink()
-    for k, picture in enumerate(section.pictures):
-        write_bytes(str(folder / f"{name}.{k}.png"), picture.png)
-    if section.reliability is not None:
-        write_bytes(str(folder / f"{name}.reliability.csv"), section.reliability.to_csv(index=False).encode())
-    if section.confusion is not None:
-        write_bytes(str(folder / f"{name}.confusion.csv"), section.confusion.to_csv(index=False).encode())
+    contents: dict[str, bytes] = {
+        "md": tables.to_markdown(table).encode(),
+        "csv": tables.to_csv(table).encode(),
+        "tex": tables.to_latex(table).encode(),
+    }
+    contents |= {f"{k}.png": picture.png for k, picture in enumerate(section.pictures)}
+    for kind, frame in (("reliability", section.reliability), ("confusion", section.confusion)):
+        if frame is not None:
+            contents[f"{kind}.csv"] = frame.to_csv(index=False).encode()
     for kind, other in section.further.items():
-        write_bytes(str(folder / f"{name}.{kind}.md"), other.to_markdown().encode())
-        write_bytes(str(folder / f"{name}.{kind}.csv"), other.to_csv().encode())
+        contents |= {f"{kind}.md": other.to_markdown().encode(), f"{kind}.csv": other.to_csv().encode()}
+    return write_files(folder, {f"{name}.{ending}": content for ending, content in contents.items()})

@@ -16,18 +16,19 @@ import torch
 
 from infra import storage
 from models.config import SupervisedConfig, TrainingConfig
-from models.distributed import barrier
+from models.data import CaseDataset
+from models.distributed import World, barrier
 from models.filling import Templates
 from models.finished import read_training
-from models.heartbeat import beat
+from models.heartbeat import beat, beating
 from models.objectives import build_objective
 from models.objectives.supervised import TEMPLATES, Supervised
 from models.predict_times import PredictTimes, write_times
+from models.prediction_files import FOLDER, TABLE
 from models.records import SelectedCase
-from models.state import Stop, Stopped, TrainingState, evaluating
-
-FOLDER = "predictions"
-TABLE = "predictions.parquet"
+from models.selection import check_selection, read_selection
+from models.state import Stop, Stopped, TrainingState, configure_numerics, evaluating
+from models.store import open_store
 
 
 def predict_cases(state: TrainingState, stop: Stop = lambda: False) -> int:
@@ -39,23 +40,46 @@ def predict_cases(state: TrainingState, stop: Stop = lambda: False) -> int:
     """
     if not isinstance(state.objective, Supervised):
         raise TypeError(f"training {state.config.name}: objective {state.config.objective.kind!r} predicts nothing")
-    dataset = state.dataset("test")
-    names = file_names(dataset.cases)
-    folder = state.folder / FOLDER
-    folder.mkdir(exist_ok=True)
-    begun = time.perf_counter()
+    beat("predicting", state.step)
     with evaluating(state):
-        for index in range(state.world.rank, len(dataset), state.world.size):
-            beat(f"predicting test case {index + 1} of {len(dataset)}", state.step)
-            if stop():
-                raise Stopped(f"training {state.config.name} was stopped while predicting")
-            arrays = state.objective.predict(dataset.info(index), dataset.reader(index))
-            _write_arrays(folder / names[index], arrays)
-    barrier(state.world)
-    if state.world.is_main:
-        _write_table(folder, state.config, dataset.cases, names)
+        return _predict(state.objective, state.dataset("test"), state.config, state.folder, state.world, stop)
+
+
+def predict_again(config: TrainingConfig, folder: Path, world: World, stop: Stop = lambda: False) -> int:
+    """Write the predictions of a finished training once more, from its weights; return their number.
+
+    Every rank calls this. Raises SelectionError when the store no longer holds the selected cases, and as
+    `load_objective`.
+    """
+    configure_numerics(config, world)
+    selection = read_selection(config.data.selection)
+    check_selection(selection, open_store(config.data.store))
+    objective = load_objective(folder).to(world.device)
+    if config.channels_last:
+        objective.use_channels_last()
+    dataset = CaseDataset(config.data.store, selection, objective.sampler(), "test", config.seed)
+    with beating(folder, world.rank), torch.no_grad():
+        return _predict(objective, dataset, config, folder, world, stop)
+
+
+def _predict(
+    objective: Supervised, dataset: CaseDataset, config: TrainingConfig, folder: Path, world: World, stop: Stop
+) -> int:
+    names = file_names(dataset.cases)
+    place = folder / FOLDER
+    place.mkdir(exist_ok=True)
+    begun = time.perf_counter()
+    for index in range(world.rank, len(dataset), world.size):
+        beat(f"predicting test case {index + 1} of {len(dataset)}")
+        if stop():
+            raise Stopped(f"training {config.name} was stopped while predicting")
+        arrays = objective.predict(dataset.info(index), dataset.reader(index))
+        _write_arrays(place / names[index], arrays)
+    barrier(world)
+    if world.is_main:
+        _write_table(place, config, dataset.cases, names)
         took = time.perf_counter() - begun
-        write_times(state.folder, PredictTimes(seconds=took, cases=len(dataset), ranks=state.world.size))
+        write_times(folder, PredictTimes(seconds=took, cases=len(dataset), ranks=world.size))
     return len(dataset)
 
 

@@ -24,6 +24,8 @@ from types import FrameType
 from models.config import TrainingConfig
 from models.distributed import World, any_rank, open_world
 from models.export import is_finished, write_text_whole
+from models.predict import predict_again
+from models.prediction_files import damage
 from models.selection import read_selection, selection_digest
 from models.state import Stop, Stopped
 from models.trainer import train
@@ -153,6 +155,7 @@ def run_training(path: Path, world: World, stop: StopFlag) -> None:
         with held_folder(folder, world, stop):
             # Asked under the lock: the process that we waited for may have finished it.
             if is_finished(folder, config, selection_digest(read_selection(config.data.selection))):
+                _mend_predictions(config, folder, world, stop)
                 log.info("training %s is finished already", config.name)
                 return
             if stop():
@@ -163,6 +166,15 @@ def run_training(path: Path, world: World, stop: StopFlag) -> None:
         reason = {"type": type(error).__name__, "message": str(error), "rank": world.rank}
         write_text_whole(folder / FAILURE, json.dumps(reason) + "\n")
         raise
+
+
+def _mend_predictions(config: TrainingConfig, folder: Path, world: World, stop: StopFlag) -> None:
+    """Predict again from the weights of a finished training where its predictions are missing or damaged."""
+    lost = damage(folder, config)
+    # Agreed on by all ranks: one may look while another has begun to write.
+    if any_rank([bool(lost)], world)[0]:
+        log.warning("training %s is finished, but %s; predicting again", config.name, lost or "a rank misses a file")
+        predict_again(config, folder, world, stop)
 
 
 if __name__ == "__main__":

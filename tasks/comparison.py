@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from models.records import Record
 from tasks.benchmarks import BENCHMARKS, Benchmark
@@ -22,6 +23,7 @@ from tasks.label_efficiency import LABELS
 from tasks.probe_summary import fold_scores
 from tasks.probe_tasks import PROBES
 from tasks.prompt_tasks import PROMPT_TASKS
+from tasks.scores import COLUMNS
 from tasks.statistics import REPLICATES, Interval, draw_subjects, estimate_of, holm, paired_test
 from tasks.summary import primary_metric, row_metrics
 from tasks.tables import heading, markdown_rows, number, p_text
@@ -121,7 +123,20 @@ def read_scores(place: Path) -> pd.DataFrame:
         raise ComparisonError(
             f"{place} holds no scores: name a scores.parquet, or a workspace with one of {', '.join(FILES)}"
         )
-    return pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
+    return pd.concat([_read(path) for path in paths], ignore_index=True)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_parquet(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ComparisonError(f"{path} is no readable Parquet file: {error}") from None
+    if absent := [name for name in COLUMNS if name not in table]:
+        raise ComparisonError(
+            f"{path} is no table of scores: it has no column {', '.join(map(repr, absent))}; name a scores.parquet "
+            "that evaluate, probe or prompt wrote"
+        )
+    return table
 
 
 def compare_scores(before: pd.DataFrame, after: pd.DataFrame, replicates: int = REPLICATES) -> Comparison:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +29,8 @@ CLASSES_MAX = 10
 """Of a picture whose numbers can be read."""
 PANELS = 4
 """Matrices beside each other."""
+LETTERS = 14
+"""Of a title, to an inch of its panel."""
 
 
 def confusion_counts(scores: pd.DataFrame, benchmark: Benchmark) -> pd.DataFrame:
@@ -46,7 +49,7 @@ def confusion_counts(scores: pd.DataFrame, benchmark: Benchmark) -> pd.DataFrame
         bad = wide.index[int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])]
         raise ScoreError(
             f"{benchmark.name}: row {bad[0]!r}, seed {bad[1]}, case {bad[3]}: a class has no finite probability; "
-            "predict again"
+            "delete its file in the workspace's folder `scores` and run the flow again"
         )
     lines = wide.index.to_frame(index=False)[["row", "seed", "target"]]
     lines = lines.assign(predicted=[names[k] for k in values.argmax(axis=1)])
@@ -81,7 +84,7 @@ def with_confusion(section: TableSection, scores: pd.DataFrame) -> TableSection:
     if len(benchmark.classes) > CLASSES_MAX:
         return replace(section, confusion=counts)
     rows = list(counts["row"].unique())
-    matrices = {row: matrix_of(counts, row, benchmark.classes) for row in rows[:SHOWN]}
+    matrices = {f"{row}{_seeds_text(counts, row)}": matrix_of(counts, row, benchmark.classes) for row in rows[:SHOWN]}
     png = confusion_figure(matrices, benchmark.classes, f"{benchmark.title}: who was called what")
     more = f"; {len(rows) - SHOWN} more rows are in the file" if len(rows) > SHOWN else ""
     words = (
@@ -92,23 +95,32 @@ def with_confusion(section: TableSection, scores: pd.DataFrame) -> TableSection:
     return replace(section, pictures=[*section.pictures, picture], confusion=counts)
 
 
+def _seeds_text(counts: pd.DataFrame, row: str) -> str:
+    """Return what a row's title adds where not every row has one seed: sums of more of them are larger."""
+    seeds = counts[counts["seed"] != SUM].groupby("row")["seed"].nunique()
+    return "" if seeds.max() == 1 else f" ({seeds[row]} {'seed' if seeds[row] == 1 else 'seeds, summed'})"
+
+
 def confusion_figure(matrices: Mapping[str, Counts], classes: Sequence[str], title: str) -> bytes:
     """Return the matrices (K, K) of some rows as a PNG; raises ValueError when there are none."""
     if not matrices:
         raise ValueError(f"confusion matrices {title!r}: no row to draw")
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+    # Without more padding the words below a panel touch the title of the next one.
+    layout = ConstrainedLayoutEngine(h_pad=0.14)
     across, down = min(len(matrices), PANELS), -(-len(matrices) // PANELS)
     edge = 1.5 + 0.35 * len(classes)
     with rc_context(STYLE):
-        figure = Figure(figsize=(edge * across + 1, (edge + 0.4) * down + 0.3), layout="constrained")
+        figure = Figure(figsize=(edge * across + 1, (edge + 0.4) * down + 0.3), layout=layout)
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10)
         grid = figure.subplots(down, across, squeeze=False)
         for axes in grid.ravel()[len(matrices) :]:
             axes.set_axis_off()
         for axes, (name, counts) in zip(grid.ravel(), matrices.items(), strict=False):
-            _draw(axes, counts, classes, name)
+            _draw(axes, counts, classes, fill(name, int(LETTERS * edge)))
         for axes in grid[:, 0]:
             axes.set_ylabel("true")
         return png_of(figure)

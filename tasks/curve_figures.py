@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 PANELS = 4
 """Beside each other; more reliability curves start another line."""
+LETTERS = 38
+"""Of a line of a reliability curve's title."""
 SHADES = (COLOURS["ours"], COLOURS["published"], COLOURS["ceiling"], *REGION_COLOURS)
 
 
@@ -83,7 +86,7 @@ def reliability_figure(
             x, y = curve["mean_probability"].to_numpy(), curve["observed"].to_numpy()
             axes.vlines(x, curve["observed_low"], curve["observed_high"], color=COLOURS["ours"], lw=1.4, alpha=0.6)
             axes.plot(x, y, "o-", color=COLOURS["ours"], ms=4.5, lw=1.4)
-            axes.set_title(f"{name}\nECE {errors[name]:.3f}", fontsize=8.5, loc="left")
+            axes.set_title(f"{fill(name, LETTERS)}\nECE {errors[name]:.3f}", fontsize=8.5, loc="left")
             axes.set_xlim(-0.02, 1.02)
             axes.set_ylim(-0.02, 1.02)
             axes.set_xlabel(words)

@@ -21,6 +21,7 @@ from models.export import NotFinishedError, read_done
 from models.finished import read_settings
 from models.records import SelectedCase, digest_of
 from models.spec import PreprocessSpec, unlike_images
+from tasks.scores import read_kept
 
 if TYPE_CHECKING:
     from models.networks.build import Encoder
@@ -160,9 +161,9 @@ def kept_vectors(
     """Return one array (N, dim) a column with a line for each case, and how many cases were computed now.
 
     Kept at `path` by case digest; `compute` makes the arrays of the cases that are not there. What a file was made from
-    decides its name; `about` is only told to who reads it.
+    decides its name; `about` is only told to who reads it. A file that cannot be read is made again.
     """
-    kept = _read(path, columns) if path.exists() else {}
+    kept = _read(path, columns)
     missing = [case for case in cases if case.digest not in kept]
     if missing:
         made = compute(missing)
@@ -237,7 +238,9 @@ def by_dataset(
 
 
 def _read(path: Path, columns: Sequence[str]) -> dict[str, list[NDArray[np.float32]]]:
-    table = pq.read_table(path)
+    table = read_kept(path)
+    if table is None:
+        return {}
     values = [[np.asarray(value, dtype=np.float32) for value in table[name].to_numpy()] for name in columns]
     return {digest: line for digest, *line in zip(table["case_digest"].to_pylist(), *values, strict=True)}
 

@@ -38,6 +38,7 @@ STYLE: Any = {
     "font.size": 9, "font.family": "DejaVu Sans", "text.color": INK, "axes.labelcolor": INK,
     "axes.edgecolor": "#cbd2d9", "xtick.color": INK, "ytick.color": INK,
     "axes.spines.top": False, "axes.spines.right": False,
+    "text.parse_math": False,  # names of rows and classes may hold `$`
 }  # fmt: skip
 """Of every picture: matplotlib settings."""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.storage import write_bytes
 from models.config import MadeFrom, TrainingConfig
+from models.prediction_files import damage
 from models.records import SelectedCase
 from models.selection import write_selection
 from tasks.benchmarks import Benchmark
@@ -34,6 +35,16 @@ class Finetuning:
     def finished(self) -> bool:
         """Whether done.json says that this very config was trained to its end."""
         return _is_done(self.folder / "done.json", self.config)
+
+    @property
+    def damage(self) -> str:
+        """Why the predictions of a finished training cannot be used; its launch predicts again. Empty: they can."""
+        return damage(self.folder, self.config)
+
+    @property
+    def to_launch(self) -> bool:
+        """Whether there is something to train or to predict."""
+        return not self.finished or bool(self.damage)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from models.records import Record
 from tasks.benchmarks import Benchmark
-from tasks.statistics import REPLICATES, Interval, draw_subjects, estimate_of, paired_test
+from tasks.statistics import P_METHOD, REPLICATES, Interval, draw_subjects, estimate_of, few_subjects, paired_test
 from tasks.summary import Line, corrected, primary_metric, row_metrics, subjects_of
 from tasks.tables import FurtherTable, cell, heading, p_text
 
@@ -37,7 +37,7 @@ class GainTable(FurtherTable):
     region: str
     lines: tuple[Gain, ...]
     tests: int
-    """Over which Holm's correction goes."""
+    """That have a p: over these Holm's correction goes."""
 
     @property
     def header(self) -> list[str]:
@@ -57,8 +57,10 @@ class GainTable(FurtherTable):
             "same network, budget, seeds and cases where it is from scratch.",
             "Best baseline: that of the highest score on these test subjects, of simple baselines and networks from "
             "scratch that no pre-training here has.",
-            "Brackets: 95 % bootstrap intervals over subjects, seeds averaged; p: paired bootstrap, Holm-corrected "
-            f"over {self.tests} tests: every pre-training against its scratch row and against every baseline.",
+            f"Brackets: 95 % bootstrap intervals over subjects, seeds averaged; p: paired bootstrap{P_METHOD}, "
+            f"Holm-corrected over {self.tests} tests: every pre-training against its scratch row and against every "
+            "baseline.",
+            *([f"{few[0].upper()}{few[1:]}."] if (few := few_subjects(self.lines[0].scratch.n)) else []),
         ]
 
     def to_csv(self) -> str:
@@ -107,8 +109,9 @@ def gain_table(
         (row for row in baselines if row in there), default="", key=lambda row: estimate_of(metrics[row], len(subjects))
     )
     gains = tuple(Gain(run=run, scratch=by_run[run][scratch[run]], baseline=by_run[run].get(best)) for run in scratch)
+    tests = sum(line.p is not None for line in found)
     title = f"{benchmark.title}: what each pre-training gives"
-    return GainTable(title=title, metric=column[0], region=column[1], lines=gains, tests=len(found))
+    return GainTable(title=title, metric=column[0], region=column[1], lines=gains, tests=tests)
 
 
 def _line(benchmark: Benchmark, row: str, scratch: bool, gap: Interval, p: float) -> Line:

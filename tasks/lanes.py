@@ -22,8 +22,11 @@ class LaneError(RuntimeError):
 
 
 def lanes(trainings: Sequence[Finetuning], count: int) -> list[list[Path]]:
-    """Deal the folders of unfinished trainings to `count` lanes, in turn; empty lanes are left out."""
-    todo = [training.folder for training in trainings if not training.finished]
+    """Deal the folders of trainings to launch to `count` lanes, in turn; empty lanes are left out.
+
+    These are the unfinished ones, and finished ones whose predictions are missing or damaged.
+    """
+    todo = [training.folder for training in trainings if training.to_launch]
     return [lane for lane in (todo[k::count] for k in range(count)) if lane]
 
 
@@ -33,7 +36,7 @@ def run_lanes(
     launch: Launch,
     on_progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> int:
-    """Run the unfinished trainings in `count` parallel single-process groups; return how many were run.
+    """Run the trainings that are to launch in `count` parallel single-process groups; return how many were run.
 
     When a lane fails the others are finished first: finished work stays. When the caller is interrupted, every lane is
     stopped at its next report.
@@ -59,7 +62,7 @@ def run_lanes(
             raise
         for future in futures:
             future.result()
-    if unfinished := [_why_unfinished(training) for training in trainings if not training.finished]:
+    if unfinished := [_why_unfinished(training) for training in trainings if training.to_launch]:
         raise RuntimeError(f"{len(unfinished)} trainings did not end as asked, first {unfinished[0]}")
     return sum(len(lane) for lane in parts)
 
@@ -68,6 +71,8 @@ def _why_unfinished(training: Finetuning) -> str:
     done = read_json(training.folder / "done.json")
     if done is None:
         return f"{training.folder.name!r}: it ended without done.json; see its log"
+    if training.finished:
+        return f"{training.folder.name!r}: it was predicted again, and still {training.damage}"
     return (
         f"{training.folder.name!r}: its done.json belongs to another config ({done.get('config_digest')}, asked for is "
         f"{training.config.content_digest()}); move the folder away and run again"

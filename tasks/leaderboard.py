@@ -19,7 +19,7 @@ from tasks.tables import FurtherTable, heading
 NAME = "leaderboard"
 """Of its files beside the tables, and of its artifact."""
 PLACE_MIN = 2
-"""Benchmarks and rows without which there is nothing to order."""
+"""Benchmarks, rows, and subjects of a benchmark, without which there is nothing to order."""
 
 
 class Standing(Record):
@@ -91,12 +91,13 @@ def leaderboard(
 ) -> Leaderboard | None:
     """Return the leaderboard of fixed test sets from long-form scores; None without two rows that share two benchmarks.
 
-    Benchmarks without scores and controls do not count, nor do ceilings (`kinds`: row -> `ceiling`). Every benchmark is
+    Benchmarks without scores or with one test subject do not count, nor do controls and ceilings (`kinds`: row ->
+    `ceiling`). None where no order is defined: a row without the metric in any of the benchmarks. Every benchmark is
     ranked by its primary metric, of which more is better. Source: mean ranks over tasks with bootstrap samples of the
     test cases, Wiesenfarth et al., Scientific Reports 11 (2021) 2369 (challengeR).
     """
     found = {one: scores[scores["benchmark"] == one.name] for one in benchmarks if not one.control and len(scores)}
-    found = {one: part for one, part in found.items() if len(part)}
+    found = {one: part for one, part in found.items() if _count(part) >= PLACE_MIN}
     named = [[row for row in part["row"].unique() if kinds.get(row) != "ceiling"] for part in found.values()]
     rows = [row for row in named[0] if all(row in some for some in named)] if named else []
     if min(len(rows), len(found)) < PLACE_MIN:
@@ -108,6 +109,8 @@ def leaderboard(
         for n, (row, r) in enumerate(zip(rows, ranks, strict=True))
         if np.isfinite(r.place)
     ]
+    if not lines:
+        return None
     return Leaderboard(
         title="Leaderboard",
         benchmarks=tuple(_column(one, part) for one, part in found.items()),
@@ -117,8 +120,12 @@ def leaderboard(
 
 
 def _column(benchmark: Benchmark, scores: pd.DataFrame) -> str:
-    n = len(scores.drop_duplicates(["dataset", "subject"]))
-    return f"{benchmark.title}: {heading(*primary_metric(benchmark))} (n = {n})"
+    return f"{benchmark.title}: {heading(*primary_metric(benchmark))} (n = {_count(scores)})"
+
+
+def _count(scores: pd.DataFrame) -> int:
+    """Return the number of subjects."""
+    return len(scores.drop_duplicates(["dataset", "subject"]))
 
 
 def _places(scores: pd.DataFrame, benchmark: Benchmark, rows: Sequence[str], replicates: int) -> Floats:

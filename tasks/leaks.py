@@ -111,8 +111,8 @@ class LeakTable(FurtherTable):
     def statements(self) -> list[str]:
         """Sentences under the table."""
         return [
-            f"{len(self.leaks)} test subjects were in {self.seen_by}, which has seen their images and no label. The "
-            "numbers without them count.",
+            f"{len(self.leaks)} test subjects were in {self.seen_by}, which has seen their images. The numbers without "
+            "them count.",
             "Brackets: 95 % bootstrap intervals over subjects, seeds averaged.",
         ]
 

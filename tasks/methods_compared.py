@@ -23,7 +23,8 @@ from tasks.methods_text import (
     software_sentence,
 )
 from tasks.probe_cohort import ProbeCohort
-from tasks.probing import NEIGHBOURS, EncoderRow
+from tasks.probe_summary import NEIGHBOURS
+from tasks.probing import EncoderRow
 from tasks.prompt_seeds import PromptSettings
 from tasks.references import Citations
 from tasks.tables import METRIC_NAMES

@@ -6,10 +6,10 @@ written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -21,11 +21,12 @@ from tasks.finetune import Finetuning, read_json
 from tasks.references import Citations
 from tasks.report import software_versions
 from tasks.rows import Run
-from tasks.splits import IMPORTED, ROLES, read_record
+from tasks.splits import IMPORTED, ROLES, Subject, given, read_record
 from tasks.summary import MIXED, PRETRAINED
 from tasks.tables import METRIC_NAMES
 
 if TYPE_CHECKING:
+    from tasks.evaluation import Cohort
     from tasks.report_content import Made
 
 METHODS: dict[str, tuple[str, str]] = {
@@ -70,17 +71,34 @@ class MethodsText:
 
 
 def methods_text(
-    made: Made, trainings: Sequence[Finetuning], benchmarks: Sequence[Benchmark], replicates: int
+    made: Made,
+    trainings: Sequence[Finetuning],
+    cohorts: Sequence[Cohort],
+    replicates: int,
+    shares: Sequence[float] = (),
+    missing: bool = False,
 ) -> MethodsText:
-    """Return the methods of an evaluation; benchmarks: those with data."""
+    """Return the methods of an evaluation.
+
+    cohorts: also those without data, and those scored on the grids of label files; shares: of the labels that rows were
+    trained on besides all; missing: whether segmentations were predicted again without single modalities.
+    """
     cited = Citations()
+    tested = [cohort for cohort in cohorts if cohort.selected and not cohort.native]
+    benchmarks = [cohort.benchmark for cohort in tested]
     paragraphs = [
         data_sentences(made.cases),
         preprocessing_sentences(made.store.spec, cited),
-        split_sentences(made),
+        split_sentences(made, tested),
         *runs_sentences(made.runs, cited),
-        *(finetuning_sentences(benchmark, trainings) for benchmark in benchmarks),
+        *(finetuning_sentences(cohort, trainings) for cohort in tested),
         scratch_sentences(trainings, cited),
+        further_sentences(
+            shares,
+            missing,
+            native=any(cohort.native for cohort in cohorts),
+            mixed=any(one.row == MIXED for one in trainings),
+        ),
         statistics_sentences(benchmarks, trainings, replicates, cited, made.runs[0].name) + gain_sentences(trainings),
         software_sentence(cited),
     ]
@@ -153,26 +171,57 @@ def _connectome_sentence(spec: PreprocessSpec, cited: Citations) -> str:
     )
 
 
-def split_sentences(made: Made) -> str:
-    """Return how subjects were divided."""
+def split_sentences(made: Made, cohorts: Sequence[Cohort]) -> str:
+    """Return how subjects were divided, and which test subjects a pre-training had seen."""
     counts = [f"{int((made.split['split'] == role).sum())} {role}" for role in ROLES]
+    imported = _imported(made)
     return (
         f"Subjects, never single images, were divided into {listed(counts)} (split {made.tables.split!r}, digest "
-        f"{made.tables.split_digest[:12]}), stratified; near-duplicate subjects, found by an intensity-normalised "
-        f"fingerprint of the images, share a role.{imported_sentences(made)}{crosswalk_sentence(made.tables)} No "
-        "pre-training has seen a test subject, unless its weights were imported."
+        f"{made.tables.split_digest[:12]}){_drawn(len(made.split), imported)}; near-duplicate subjects, found by an "
+        f"intensity-normalised fingerprint of the images, share a role.{imported_sentences(imported)}"
+        f"{crosswalk_sentence(made.tables)} {leak_sentences(made.runs, cohorts)}"
     )
 
 
-def imported_sentences(made: Made) -> str:
-    """Return from which files roles of the split were taken; empty when it was drawn."""
+def _imported(made: Made) -> list[dict[str, Any]]:
+    """Return the files that roles of the split were taken from, as its record has them."""
     path = made.workspace / "splits" / f"{made.tables.split}.parquet"
-    found = read_record(path).get(IMPORTED, []) if path.exists() else []
-    return "".join(
-        f" The roles of {counted(one['subjects'], 'subject')} of {listed(one['datasets'])} were taken from the file "
-        f"{one['file']} (SHA-256 {one['sha256'][:12]})."
-        for one in found
+    return list(read_record(path).get(IMPORTED, [])) if path.exists() else []
+
+
+def _drawn(subjects: int, imported: Sequence[Mapping[str, Any]]) -> str:
+    """Return that roles were drawn by strata, where they were; empty where files gave all of them."""
+    if not imported:
+        return ", stratified"
+    return ", stratified where no file gave the role" if sum(map(given, imported)) < subjects else ""
+
+
+def imported_sentences(imported: Sequence[Mapping[str, Any]]) -> str:
+    """Return from which files roles of the split were taken; empty when it was drawn."""
+    sentences = []
+    for one in imported:
+        rest = f"; other subjects of the same data became {one['rest']}" if one.get("rest") else ""
+        sentences.append(
+            f" The roles of {counted(one['subjects'], 'subject')} of {listed(one['datasets'])} were taken from the "
+            f"file {one['file']} (SHA-256 {one['sha256'][:12]}){rest}."
+        )
+    return "".join(sentences)
+
+
+def leak_sentences(runs: Sequence[Run], cohorts: Sequence[Cohort]) -> str:
+    """Return which test subjects a pre-training had seen, by benchmark, and what became of them."""
+    leaking = [cohort for cohort in cohorts if cohort.leaks]
+    if not leaking:
+        return "No pre-training has seen a test subject, unless its weights were imported."
+    left_out = listed([f"{len(one.leaks)} of {len(_test_subjects(one))} of {one.benchmark.title}" for one in leaking])
+    unknown = (
+        " Which subjects imported weights were trained on is not known." if any(one.origin for one in runs) else ""
     )
+    return f"Test subjects that a pre-training had seen were left out of every number: {left_out}.{unknown}"
+
+
+def _test_subjects(cohort: Cohort) -> set[Subject]:
+    return {(case.dataset, case.subject) for case in cohort.of_role("test")}
 
 
 def crosswalk_sentence(tables: MadeFrom) -> str:
@@ -249,16 +298,18 @@ def _schedule(config: TrainingConfig) -> str:
     )
 
 
-def finetuning_sentences(benchmark: Benchmark, trainings: Sequence[Finetuning]) -> str:
+def finetuning_sentences(cohort: Cohort, trainings: Sequence[Finetuning]) -> str:
     """Return cohort and budget of one benchmark; empty when nothing was trained for it."""
-    own = [one for one in trainings if one.benchmark == benchmark.name]
+    benchmark, own = cohort.benchmark, cohort.own(trainings)
     if not own:
         return ""
     config = own[0].config
     cases = read_selection(own[0].folder / "selection.parquet")
     subjects = {role: len({(c.dataset, c.subject) for c in cases if c.role == role}) for role in ROLES}
     counts = listed([f"{count} {role}" for role, count in subjects.items()])
+    counts += f", of whom {subjects['test'] - len(cohort.leaks)} count" if cohort.leaks else ""
     seeds = len({one.seed for one in own})
+    trained = "once" if seeds == 1 else f"{seeds} times from different seeds"
     rows = listed(list(dict.fromkeys(one.row for one in own)))
     what = (
         f"segmentation of {listed([region.name for region in benchmark.regions])}"
@@ -267,7 +318,7 @@ def finetuning_sentences(benchmark: Benchmark, trainings: Sequence[Finetuning]) 
     )
     return (
         f"{benchmark.title} ({what} from {listed(list(benchmark.modalities))}; subjects: {counts}): each row ({rows}) "
-        f"was trained {counted(seeds, 'time')} from different seeds with the same budget, {_schedule(config)}."
+        f"was trained {trained} with the same budget, {_schedule(config)}."
         f"{_odd_sentences(own)}"
     )
 
@@ -276,6 +327,28 @@ def _odd_sentences(own: Sequence[Finetuning]) -> str:
     """Return the schedule of rows whose network takes images of another size; the mix has a note of its own."""
     odd = {one.row: _schedule(one.config) for one in own if one.config.data.crop != own[0].config.data.crop}
     return "".join(f" Row {row}: {schedule}." for row, schedule in odd.items())
+
+
+def further_sentences(shares: Sequence[float], missing: bool, native: bool, mixed: bool = False) -> str:
+    """Return what was trained, predicted or scored besides: fewer labels, absent modalities, grids of label files."""
+    sentences = []
+    if shares:
+        named = listed([f"{100 * share:g} %" for share in shares])
+        sentences.append(
+            f"All rows{' but the mix' if mixed else ''} were also trained on {named} of the training subjects, drawn "
+            "by class and anew for each seed, smaller shares inside larger ones, with as many optimiser steps."
+        )
+    if missing:
+        sentences.append(
+            "Segmentations of several modalities were also predicted without each one, its channel filled with zeros "
+            "or with the template of the modality that the pre-training had learned."
+        )
+    if native:
+        sentences.append(
+            "Segmentations were also scored on the grids of their label files, onto which predicted masks were moved "
+            "by nearest neighbour; outside the stored extent nothing counts as predicted."
+        )
+    return " ".join(sentences)
 
 
 def statistics_sentences(
@@ -290,10 +363,12 @@ def statistics_sentences(
     metrics = dict.fromkeys(metric for benchmark in benchmarks for metric in benchmark.metrics)
     named = [METRIC_NAMES[metric] for metric in metrics]
     rows = len({(one.benchmark, one.row) for one in trainings})
+    several = len({one.seed for one in trainings}) > 1
+    seeds = "; seeds are averaged inside each replicate, their spread is given beside" if several else ""
     return (
         f"Test predictions were scored by {listed(named)}. Intervals are 95 % BCa bootstrap "
         f"intervals{cited.cite('bca')} over subjects ({replicates} replicates), widened for few "
-        f"subjects{cited.cite('hesterberg')}; seeds are averaged inside each replicate, their spread is given beside. "
+        f"subjects{cited.cite('hesterberg')}{seeds}. "
         f"Rows were compared with {compared} by paired bootstrap tests over the same draws, corrected with "
         f"Holm's method{cited.cite('holm')} over all rows of a benchmark; {rows} rows were trained in all. Ranks are "
         f"those of bootstrap samples of the test subjects{cited.cite('ranks')}."

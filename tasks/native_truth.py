@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
+from infra import storage
 from models.config import Region
 from models.records import LABEL, SelectedCase, SourceFile, digest_of
 from models.store import Store, StoredDataset
@@ -53,6 +54,16 @@ class SourceLabels:
                 f"case {case.case}: {self.store.url} names no label file of it, so it has no native grid; evaluate "
                 "without native_scores"
             ) from None
+
+    def check(self, cases: Sequence[SelectedCase]) -> None:
+        """Raise ScoreError when the label file of a case is not named by the store, or is not there any more."""
+        lost = [(case, path) for case in cases if not storage.exists(path := self.file(case).path)]
+        if lost:
+            case, path = lost[0]
+            raise ScoreError(
+                f"{len(lost)} of {len(cases)} label files are not there any more, first that of case {case.case}: "
+                f"{path}; put them back, or evaluate without native_scores"
+            )
 
     def digest(self, cases: Sequence[SelectedCase]) -> str:
         """Return what identifies the label files of some cases."""

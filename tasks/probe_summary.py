@@ -20,6 +20,8 @@ from tasks.tables import BenchmarkTable
 
 COVERAGE = "In simulated cohorts of 57 to 238 subjects such intervals held the truth in 95 to 98 %"
 """Measured by studies/coverage_folds.py."""
+NEIGHBOURS = ", k-NN"
+"""End of the name of a row that is probed by nearest neighbours."""
 Part = tuple[npt.NDArray[Any], Floats]
 """Targets (N,) of one seed on one fold, and its predictions: probabilities (N, K), or numbers (N,)."""
 
@@ -198,10 +200,12 @@ def _statements(cohort: ProbeCohort, scores: pd.DataFrame) -> list[str]:
     classes = ", ".join(f"{counts[name]} {name}" for name in benchmark.classes)
     worth = f"; one subject is worth {one_subject_points(n):.2f} points of an accuracy" if benchmark.classes else ""
     model = "ridge" if benchmark.kind == "regression" else "logistic regression"
+    neighbours = " (rows of k-NN: by the nearest training cases, their number chosen likewise)"
+    of_neighbours = neighbours if scores["row"].astype(str).str.endswith(NEIGHBOURS).any() else ""
     return [
         f"n = {n} subjects, each tested once{f' ({classes})' if classes else ''}{worth}.",
-        f"Linear probe ({model}, strength by inner cross-validation) of frozen features in {folds} folds by subject, "
-        "stratified by target and site; one case a subject.",
+        f"Linear probe ({model}, strength by inner cross-validation){of_neighbours} of frozen features in {folds} "
+        "folds by subject, stratified by target and site; one case a subject.",
         *_modality_statements(cohort),
         f"Brackets: {INTERVAL_METHOD}; they can reach beyond what the metric can be. {COVERAGE}.",
         f"p: {first} against the row, t-test over folds with the same correction, Holm-corrected over all such rows.",

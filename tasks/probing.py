@@ -15,6 +15,7 @@ from tasks.baselines import CEILING
 from tasks.benchmarks import Benchmark
 from tasks.embeddings import EncoderSource, case_features
 from tasks.probe_cohort import ProbeCohort
+from tasks.probe_summary import NEIGHBOURS
 from tasks.probes import Bools, Floats, Model, probe_classes, probe_numbers
 from tasks.row_scores import Seed, score_row
 from tasks.summary import Line
@@ -37,8 +38,6 @@ EXPECTED_OF_CROPS: dict[str, str] = {"mae": "MAE", "simclr_crops": "SimCLR on cr
 """The same of tables of other images: BrainMVP's baselines."""
 RESERVED: tuple[str, ...] = (RANDOM, DESCRIPTORS, CONSTANT, CEILING, "age", "sex", "age+sex", PRESENT)
 """Names that a table's own rows have."""
-NEIGHBOURS = ", k-NN"
-"""End of the name of a row that is probed by nearest neighbours."""
 SCORES = "probes/scores"
 """Where a workspace keeps the scores of probes."""
 Together = Literal["seeds", "ensemble"]

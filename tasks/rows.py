@@ -31,6 +31,9 @@ RESERVED: tuple[str, ...] = (
 )
 """Names of rows that tables may have without any run; rows from scratch begin with `scratch`."""
 
+SUPERVISED: tuple[str, ...] = ("segmentation", "classification")
+"""Kinds of objectives that learn from the labels of a benchmark."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -53,8 +56,17 @@ class Run:
     @property
     def has_templates(self) -> bool:
         """Whether it learned templates of the modalities."""
+        return self._objective == "brainmvp"
+
+    @property
+    def supervised(self) -> bool:
+        """Whether it was trained on the labels of a benchmark: a fine-tuning, or a network from scratch."""
+        return self._objective in SUPERVISED
+
+    @property
+    def _objective(self) -> str:
         objective = (read_json(self.folder / "run.json") or {}).get("objective") or {}
-        return objective.get("kind", "brainmvp") == "brainmvp"
+        return str(objective.get("kind", "brainmvp"))
 
 
 @dataclass(frozen=True)

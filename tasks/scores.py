@@ -80,7 +80,8 @@ def score_case(prediction: npt.NDArray[Any], truth: Truth, benchmark: Benchmark,
     if prediction.shape != wanted:
         raise ScoreError(
             f"case {case}: the prediction has shape {prediction.shape}, the label needs {wanted} "
-            "(regions, x, y, z on the grid of the label); predict again from this store"
+            "(regions, x, y, z on the grid of the label); delete the folder `predictions` of the training and run "
+            "evaluate again: it is predicted again"
         )
     # Whatever is not 0 lies in this box; dilated lesions must not be cut off by it.
     margin = benchmark.lesions.dilation + 1 if benchmark.lesions else 0
@@ -128,7 +129,10 @@ def segmentation_scores(
 def _case_rows(
     key: RowKey, benchmark: Benchmark, predict: Predict, truth: Callable[[SelectedCase], Truth], case: SelectedCase
 ) -> list[dict[str, Any]]:
-    entries = score_case(predict(case), truth(case), benchmark, case.case)
+    try:
+        entries = score_case(predict(case), truth(case), benchmark, case.case)
+    except ScoreError as error:
+        raise ScoreError(f"{_words(key)}, {error}") from error
     return [{**_identity(key, case), "target": "", **entry} for entry in entries]
 
 
@@ -157,8 +161,8 @@ def probability_scores(
     for case, line in zip(cases, probabilities, strict=True):
         if not np.isfinite(line).all() or line.min() < 0 or abs(line.sum() - 1) > 1e-3:
             raise ScoreError(
-                f"case {case.case}: probabilities {line.tolist()} are not finite numbers from 0 to 1 with sum 1; "
-                "the training has diverged or the file is damaged"
+                f"{_words(key)}, case {case.case}: probabilities {line.tolist()} are not finite numbers from 0 to 1 "
+                "with sum 1; the training has diverged or the file is damaged"
             )
         if case.target not in benchmark.classes:
             raise ScoreError(f"case {case.case}: target {case.target!r} is not among the classes {benchmark.classes}")
@@ -181,6 +185,10 @@ def prediction_scores(key: RowKey, cases: Sequence[SelectedCase], predictions: n
             for case, p in zip(cases, predictions, strict=True)
         ]
     )
+
+
+def _words(key: RowKey) -> str:
+    return f"{key.benchmark}, row {key.row!r}, seed {key.seed}"
 
 
 def _identity(key: RowKey, case: SelectedCase) -> dict[str, Any]:
@@ -220,15 +228,25 @@ def score_path(folder: Path, key: RowKey) -> Path:
 
 
 def kept_scores(path: Path, inputs: str, compute: Callable[[], pd.DataFrame]) -> tuple[pd.DataFrame, bool]:
-    """Return scores and whether they were computed now: read from `path` when it was made from the same `inputs`."""
-    if path.exists():
-        table = pq.read_table(path)
-        if (table.schema.metadata or {}).get(b"inputs") == inputs.encode():
-            return _from_table(table), False
+    """Return scores and whether they were computed now: read from `path` when it was made from the same `inputs`.
+
+    A file that cannot be read is made again.
+    """
+    table = read_kept(path)
+    if table is not None and (table.schema.metadata or {}).get(b"inputs") == inputs.encode():
+        return _from_table(table), False
     begun = time.perf_counter()
     frame = compute()
     write_scores(frame, path, inputs, seconds=time.perf_counter() - begun)
     return frame, True
+
+
+def read_kept(path: Path) -> pa.Table | None:
+    """Return a kept table; None when there is none, or none that can be read: it is made again then."""
+    try:
+        return pq.read_table(path) if path.exists() else None
+    except (OSError, pa.ArrowException):
+        return None
 
 
 def scoring_seconds(path: Path) -> float | None:

@@ -55,8 +55,12 @@ def raise_for(problems: Iterable[str]) -> None:
 def _absent(run: Run) -> str:
     folder = run.folder
     if not folder.is_dir():
-        known = sorted(path.parent.name for path in folder.parent.glob("*/done.json"))
-        return f"there is no training {folder.name!r} in {folder.parent}; finished ones: {', '.join(known) or 'none'}"
+        done = sorted(path.parent for path in folder.parent.glob("*/done.json"))
+        known = [one.name for one in done if not Run(one.name, one).supervised]
+        return (
+            f"there is no training {folder.name!r} in {folder.parent}; finished pre-trainings: "
+            f"{', '.join(known) or 'none'}"
+        )
     if not (folder / "done.json").exists():
         return f"training {folder.name!r} is not finished: {folder / 'done.json'} is missing; run pretrain to its end"
     return ""
@@ -76,6 +80,8 @@ def why_not(run: Run, benchmark: Benchmark, store: Store) -> str:
 def _not_tunable(run: Run, benchmark: Benchmark) -> str:
     if run.kind in SCRATCH_NETWORKS:
         return f"its network {run.kind!r} is trained from scratch only; name it under `networks`"
+    if run.supervised:
+        return "it was trained on the labels of a benchmark, so it is no pre-training; name one that was not"
     if benchmark.kind == "segmentation" and run.kind in FLAT:
         return f"its network {run.kind!r} has no decoder, so nothing can be segmented with it"
     return ""

@@ -8,6 +8,7 @@ workspace's own catalog.parquet, which keeps what its sources said in the column
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,11 +21,14 @@ from tasks.phenotypes import SPELLINGS, prefixed
 from tasks.sources.datalist import parse_datalist, parse_name
 from tasks.splits import (
     DEFAULTS,
+    GIVEN,
     IMPORTED,
+    NAME,
     ROLES,
     SplitError,
     Subject,
     check_links,
+    given,
     read_record,
     read_split,
     roles,
@@ -86,6 +90,8 @@ def read_roles(path: Path, reading: Reading) -> dict[Subject, str]:
     Raises SplitError for a word that is no role, a subject in two roles, a missing dataset, and a file that says
     nothing; ValueError for what is neither a datalist nor a table.
     """
+    if not path.is_file():
+        raise SplitError(f"{path} is {'a folder' if path.is_dir() else 'not there'}; name a datalist or a table")
     words = {**WORDS, **{theirs.lower(): ours for theirs, ours in reading.words.items()}}
     if wrong := sorted(set(words.values()) - set(ROLES)):
         raise SplitError(f"{wrong[0]!r} is no role; use {', '.join(ROLES)}")
@@ -152,8 +158,10 @@ def import_split(
     stored: subjects of the store. rest: role of the subjects of the file's datasets that it does not name. known_only:
     pass over subjects that the store does not have. Raises SplitError when they are not passed over, when nobody is
     left, when the file does not name everybody of its datasets and `rest` does not say where they go, when the split
-    has another role for somebody, and when two subjects that are one person (tasks.crosswalk) would have two roles.
+    has another role for somebody, when two subjects that are one person (tasks.crosswalk) would have two roles, and for
+    a name that no split can have.
     """
+    check_name(name)
     told, known = read_roles(path, reading), set(stored)
     here = {subject: role for subject, role in told.items() if subject in known}
     _check_known(path, told, here, stored, known_only)
@@ -172,12 +180,21 @@ def import_split(
     source = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "subjects": len(here)}
     source |= {"datasets": sorted({dataset for dataset, _ in here}), "rest": rest if others else ""}
     provenance = {**DEFAULTS, **{key: record[key] for key in DEFAULTS if key in record}}
-    earlier = [one for one in record.get(IMPORTED, []) if one != source]
+    new = len(asked.keys() - before.keys())
+    same = [one for one in record.get(IMPORTED, []) if source.items() <= one.items()]
+    earlier = [one for one in record.get(IMPORTED, []) if one not in same]
+    source[GIVEN] = new + sum(map(given, same))
     table = pd.DataFrame([(*subject, role) for subject, role in sorted(assigned.items())])
     table.columns = pd.Index(["dataset", "subject", "split"])
     digest = write_split(table, target, {**provenance, IMPORTED: [*earlier, source]})
     counts = Counter((dataset, role) for (dataset, _), role in here.items())
     return Imported(target, digest, dict(sorted(counts.items())), len(others), len(told) - len(here))
+
+
+def check_name(name: str) -> None:
+    """Raise SplitError for a name that no split can have: it would lead to another folder, or no flow would take it."""
+    if not re.fullmatch(NAME.strip("^$"), name):
+        raise SplitError(f"{name!r} is no name of a split: use letters, digits, dashes and underscores")
 
 
 def _check_known(

@@ -36,8 +36,12 @@ DEFAULTS: dict[str, Any] = {"seed": 0, "shares": list(SHARES), "stratify": list(
 """How a split is made and extended, unless its record says otherwise."""
 IMPORTED = "imported"
 """Of a record: the files that roles were taken from (tasks.split_import)."""
+GIVEN = "given"
+"""Of an imported file: subjects that had no role before."""
 OWN_SHARES = "shares_of"
 """Of a record: shares of single datasets, as their benchmarks want them."""
+NAME = r"^[A-Za-z0-9_-]+$"
+"""What a split may be called."""
 METADATA_KEY = b"split"
 """Of the record (JSON: digest, counts, provenance) in the Parquet schema's metadata."""
 
@@ -217,8 +221,16 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
+def given(source: Mapping[str, Any]) -> int:
+    """Return how many subjects have their role from an imported file, or from what was said of its other subjects."""
+    return int(source.get(GIVEN, source["subjects"]))
+
+
 def read_split(path: Path) -> tuple[pd.DataFrame, str]:
-    """Return a written split and its digest; raises SplitError when the table no longer matches its digest."""
+    """Return a written split and its digest; raises SplitError without it, and when it no longer matches its digest."""
+    if not path.exists():
+        known = sorted(one.stem for one in path.parent.glob("*.parquet"))
+        raise SplitError(f"there is no split {path.stem!r} in {path.parent}; it has: {', '.join(known) or 'none'}")
     split = pd.read_parquet(path)
     said = str(read_record(path)["digest"])
     if (found := split_digest(split)) != said:

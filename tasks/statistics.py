@@ -10,7 +10,7 @@ Legend: B replicates, S subjects, E seeds.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,12 @@ MetricFunction = Callable[[Floats], Floats]
 """Weights (B, S) of the subjects -> the metric of each replicate (B,), seeds averaged; NaN where undefined."""
 
 INTERVAL_METHOD = "95 % BCa bootstrap over subjects, widened for few of them, seeds averaged inside each replicate"
+P_METHOD = " (difference by its bootstrap error, t with n - 1 degrees of freedom, at least 2^(1 - n))"
+"""What a sentence about p adds."""
 REPLICATES = 2000
 UNDEFINED_SHARE_MAX = 0.05
+LEVEL = 0.05
+"""Of tests; intervals hold 1 - LEVEL."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +139,8 @@ def paired_test(
 ) -> tuple[Interval, float]:
     """Return the difference first - second with its interval and its two-sided paired bootstrap p.
 
-    Both metrics see the same draws. p = (1 + #{|d* - d| >= |d|}) / (B + 1): the bootstrap distribution is shifted to
-    the null hypothesis. Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 16. p is NaN
-    when the difference has no interval; two rows that are equal in every replicate have p = 1. `replicates` (B,) is
+    Both metrics see the same draws; p is `paired_p` of the difference and its bootstrap standard error. p is NaN when
+    the difference has no interval; two rows that are equal in every replicate have p = 1. `replicates` (B,) is
     first(weights) - second(weights), where the caller has it already.
     """
 
@@ -151,8 +154,41 @@ def paired_test(
         return interval, 1.0
     if not np.isfinite(interval.low):
         return interval, float("nan")
-    extreme = np.abs(replicates - interval.estimate) >= abs(interval.estimate) - 1e-12
-    return interval, float((1 + extreme.sum()) / (1 + replicates.size))
+    note = "; ".join(text for text in (interval.note, few_subjects(interval.n)) if text)
+    return replace(interval, note=note), paired_p(interval.estimate, interval.error, interval.n)
+
+
+def paired_p(difference: float, error: float, n: int) -> float:
+    """Return the two-sided p of a paired difference of n >= 2 subjects with its bootstrap standard error.
+
+    z = difference / error is turned into t = z sqrt((n - 1) / n) with n - 1 degrees of freedom: a bootstrap error
+    divides by n and is that factor too small (Hesterberg 2015, as in `expanded_alpha`, whose intervals this p goes
+    with). Of a mean it is the paired t-test. p is at least `smallest_p(n)`.
+    """
+    t = abs(difference) / error * np.sqrt((n - 1) / n)
+    return float(max(2 * stats.t.sf(t, n - 1), smallest_p(n)))
+
+
+def smallest_p(n: int) -> float:
+    """Return 2^(1 - n), below which no two-sided p of n pairs can honestly be: that of the sign test.
+
+    If two rows are alike, swapping them in any subject changes nothing, and the data are one of 2^n such exchanges.
+    """
+    return float(2.0 ** (1 - n))
+
+
+def few_subjects(n: int) -> str:
+    """Return what n subjects, 2 or more, cannot show, where no p can reach LEVEL; otherwise nothing.
+
+    A bootstrap interval of a mean ends within the values of the subjects: it misses the median of the distribution,
+    and so the mean of a symmetric one, whenever all of them lie on one side of it, with probability 2^(1 - n).
+    """
+    if n < 2 or (least := smallest_p(n)) < LEVEL:
+        return ""
+    return (
+        f"{n} subjects are too few: no p can be below {least:.2g}, and a 95 % interval, which cannot reach beyond the "
+        f"subjects' own values, holds a mean in at most {100 * (1 - least):.0f} %"
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -198,11 +234,14 @@ def rank_rows(metrics: Sequence[MetricFunction], weights: Floats) -> list[Rank]:
 
 
 def places_of(metrics: Sequence[MetricFunction], weights: Floats) -> Floats:
-    """Return the places (1 + B, R) of rows: of all subjects, then in every replicate; NaN where one is undefined."""
+    """Return the places (1 + B, R) of rows: of all subjects, then in every replicate; NaN where one is undefined.
+
+    One subject is drawn again and again and would seem to settle the order: all places are NaN.
+    """
     values = np.stack([metric(np.vstack([np.ones((1, weights.shape[1])), weights])) for metric in metrics], axis=1)
     places = np.full(values.shape, np.nan)
     defined = np.isfinite(values).all(axis=1)
-    if defined.any():
+    if defined.any() and weights.shape[1] > 1:
         places[defined] = stats.rankdata(-values[defined], axis=1)
     return places
 

@@ -228,7 +228,8 @@ def _probabilities(
     stacked = np.stack([wide[seed].reindex(columns=list(benchmark.classes)).to_numpy() for seed in seeds])
     if not np.isfinite(stacked).all():
         raise ScoreError(
-            f"{benchmark.name}: NaN or missing probabilities in row {part['row'].iloc[0]!r}; predict again"
+            f"{benchmark.name}: NaN or missing probabilities in row {part['row'].iloc[0]!r}; delete its files in the "
+            "workspace's folder `scores` and run the flow again"
         )
     place = {pair: i for i, pair in enumerate(subjects)}
     subject = np.array([place[str(d), str(s)] for d, s, _ in wide.index], dtype=np.int64)

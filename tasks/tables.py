@@ -17,7 +17,7 @@ from pydantic import Field
 from models.records import Record, digest_of
 from tasks.benchmarks import LESION_METRICS, SEGMENTATION_METRICS, Benchmark
 from tasks.dataset_cards import whereabouts
-from tasks.statistics import INTERVAL_METHOD, one_subject_points
+from tasks.statistics import INTERVAL_METHOD, P_METHOD, few_subjects, one_subject_points
 from tasks.summary import MEAN, PRETRAINED, Line, primary_metric
 
 METRIC_NAMES: dict[str, str] = {
@@ -236,7 +236,9 @@ def statements(table: BenchmarkTable) -> list[str]:
             f"Brackets: {INTERVAL_METHOD}.",
             f"Difference: {table.first} minus the row; effect: the difference in standard deviations of one subject "
             "(of a mean, Cohen's d_z).",
-            f"p: paired bootstrap of {table.first} against the row, over subjects, Holm-corrected over all such rows.",
+            f"p: paired bootstrap of {table.first} against the row, over subjects{P_METHOD}, "
+            "Holm-corrected over all such rows.",
+            *([f"{few[0].upper()}{few[1:]}."] if (few := few_subjects(n)) else []),
             f"Budget of every trained row: {table.budget or 'none trained'}.",
             *_rank_statements(table),
             *_seed_statements(table),
@@ -415,13 +417,19 @@ def _tabular(grid: Grid) -> str:
     for k, (cells, kind) in enumerate(zip(grid.rows, grid.kinds, strict=True)):
         if kind == "published" and k and grid.kinds[k - 1] != "published":
             rows.append(r"\midrule")
-        rows.append(" & ".join(map(latex_text, cells)) + r" \\")
+        rows.append(_latex_row(cells))
     return "\n".join(
         [
             rf"\begin{{tabular}}{{l{'r' * (len(grid.header) - 1)}}}", r"\toprule",
-            " & ".join(map(latex_text, grid.header)) + r" \\", r"\midrule", *rows, r"\bottomrule", r"\end{tabular}",
+            _latex_row(grid.header), r"\midrule", *rows, r"\bottomrule", r"\end{tabular}",
         ]
     )  # fmt: skip
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    """Return a line of a tabular; the rule or line break before it must not read its first letter as an option."""
+    text = " & ".join(map(latex_text, cells)) + r" \\"
+    return f"{{}}{text}" if text.startswith(("[", "*")) else text
 
 
 def artifact_rows(table: BenchmarkTable) -> list[dict[str, str]]:

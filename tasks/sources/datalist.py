@@ -164,7 +164,7 @@ def _parse_entry(item: Any, section: str, where: str) -> Entry:
     images = [item["image"]] if isinstance(item["image"], str) else item["image"]
     label = item.get("label") or ""
     if not isinstance(images, list) or not images or not all(isinstance(image, str) for image in images):
-        raise ValueError(f"{where}.image must be a list of paths, got {_shown(images)}")
+        raise ValueError(f"{where}.image must be a list of paths, got {_shown_list(images)}")
     if not isinstance(label, str):
         raise ValueError(f"{where}.label must be one path, got {_shown(label)}")
     return Entry(section, tuple(images), label)
@@ -173,6 +173,14 @@ def _parse_entry(item: Any, section: str, where: str) -> Entry:
 def _shown(value: Any) -> str:
     """Return the start of a value; a deeply nested one is not walked through."""
     return repr(value)[:80] if isinstance(value, str | int | float | None) else type(value).__name__
+
+
+def _shown_list(images: Any) -> str:
+    if not isinstance(images, list):
+        return _shown(images)
+    return (
+        f"a list with {next(_shown(one) for one in images if not isinstance(one, str))}" if images else "an empty list"
+    )
 
 
 @dataclass(frozen=True)

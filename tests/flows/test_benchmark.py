@@ -39,7 +39,7 @@ def links(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         return answers.get(flow.name)
 
     monkeypatch.setattr(module, "start", start)
-    monkeypatch.setattr(module, "_write_split", lambda workspace, store, shares: started.append(("split", shares)))
+    monkeypatch.setattr(module, "_write_split", lambda *given: started.append(("split", given[2:])))
     return started
 
 
@@ -53,6 +53,7 @@ def test_the_links_run_in_order_and_hand_on_the_workspace(links: list[tuple[str,
     assert given["preprocess"].catalog == str(tmp_path / "catalog.parquet")
     assert given["preprocess"].store == str(tmp_path / "store.zarr")
     assert (given["pretrain"].workspace, given["pretrain"].epochs) == (str(tmp_path), 4)
+    assert given["split"] == ("default", (0.5, 0.15, 0.35))
     assert (given["evaluate"].pretrained, given["evaluate"].seeds, given["evaluate"].lanes) == ("mvp", 1, 2)
     assert not given["evaluate"].template_mix
     assert not given["evaluate"].missing_modalities
@@ -84,7 +85,9 @@ def test_with_runs_nothing_is_made_and_every_protocol_has_its_flow(
     monkeypatch.setattr("tasks.benchmark_summary._primary_lines", lambda *_: ())
     names = ["phantom-tumour", "openbhb-age", "adni", next(iter(PROMPT_TASKS))]
     runs = [{"training": "cinp", "name": "CINP"}, {"training": "other"}]
-    params = BenchmarkParams.model_validate({"workspace": str(tmp_path), "runs": runs, "benchmarks": names, "seeds": 2})
+    given = {"workspace": str(tmp_path), "runs": runs, "benchmarks": names, "seeds": 2, "split": "paper"}
+    more = {"replicates": 300, "folds": 7, "knn": True, "with_seen": False}
+    params = BenchmarkParams.model_validate({**given, **more})
     found = benchmark.fn(params)
     assert list(asked) == ["probe", "prompt", "evaluate"]
     assert [run.name for run in checked[0][0]] == ["CINP", "other"]
@@ -92,6 +95,8 @@ def test_with_runs_nothing_is_made_and_every_protocol_has_its_flow(
     assert (asked["evaluate"].seeds, asked["evaluate"].first) == (2, "CINP")
     assert [(row.name, row.trainings) for row in asked["probe"].rows] == [("CINP", ["cinp"]), ("other", ["other"])]
     assert asked["prompt"].benchmarks == names[3:]
+    assert (asked["evaluate"].split, asked["evaluate"].replicates, asked["probe"].knn) == ("paper", 300, True)
+    assert [(asked[name].folds, asked[name].with_seen) for name in ("probe", "prompt")] == [(7, False)] * 2
     assert found["scored"] == 6
     assert found["reports"] == {"probe": "probe", "prompt": "prompt", "fine-tune": "evaluate"}
     assert str(tmp_path / "probes" / "tables" / "openbhb-age.md") in found["tables"]
@@ -109,6 +114,12 @@ def test_templates_downstream_can_be_asked_for(links: list[tuple[str, Any]], tmp
     asked = {"template_mix": True, "missing_modalities": True, "native_scores": True, "label_shares": [0.5]}
     benchmark.fn(tiny_params(tmp_path).model_copy(update=asked))
     assert asked.items() <= dict(links)["evaluate"].model_dump().items()
+
+
+def test_another_split_is_that_of_the_whole_chain(links: list[tuple[str, Any]], tmp_path: Path) -> None:
+    benchmark.fn(tiny_params(tmp_path).model_copy(update={"split": "paper"}))
+    given = dict(links)
+    assert (given["split"][0], given["pretrain"].split, given["evaluate"].split) == ("paper", "paper", "paper")
 
 
 def test_without_phantoms_only_the_sources_are_read(links: list[tuple[str, Any]], tmp_path: Path) -> None:
@@ -188,7 +199,16 @@ def test_parameters_make_a_form() -> None:
         ({"runs": [{"training": "a", "name": "Majority"}]}, "is the name of a row that every table has"),
         ({"runs": [{"training": "a", "name": "pre-trained"}]}, "is the name of a row that every table has"),
         ({"runs": [{"training": "a", "name": "scratch (x)"}]}, "starts as the names of rows from scratch do"),
-        ({"runs": [{"training": "a", "name": "!!"}]}, "has no letter or digit"),
+        ({"runs": [{"training": "a", "name": "αβγ"}]}, "'αβγ' has no letter a-z or digit"),
+        ({"runs": [{"training": "a", "name": "a\nb"}]}, "has a line break or a character that cannot be printed"),
+        ({"runs": [{"training": "a", "name": " =1+1"}]}, "begins as a formula of a spreadsheet does; begin with a"),
+        ({"runs": [{"training": "-a"}]}, "'-a' begins as a formula"),
+        (
+            {"runs": [{"training": "a", "name": "labels50 X"}]},
+            "starts as what is kept of label_shares or native_scores",
+        ),
+        ({"runs": [{"training": "a", "name": "Native X"}]}, "starts as what is kept of label_shares or native_scores"),
+        ({"split": "../evil"}, "String should match pattern"),
         (
             {"runs": [{"training": "a", "name": "random encoder"}], "benchmarks": ["openbhb-age"]},
             "is the name of a row that every table has",

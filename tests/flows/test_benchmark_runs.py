@@ -35,7 +35,7 @@ def asked(workspace: Path, **changes: Any) -> BenchmarkParams:
 
 def test_runs_are_compared_once(tmp_path: Path, prefect_server: ServerInfo, registered: None) -> None:
     write_workspace(tmp_path)
-    words = r"run 'BrainMVP': there is no training 'brainmvp_tiny' in .*; finished ones: none"
+    words = r"run 'BrainMVP': there is no training 'brainmvp_tiny' in .*; finished pre-trainings: none"
     with pytest.raises(RunError, match=words):
         benchmark(asked(tmp_path))
     for recipe in ("brainmvp_tiny", "mae_unet_tiny"):

@@ -132,18 +132,32 @@ def test_tables_report_and_resume(
     assert len(registered["table"]) == 6, "artifacts are published again"
 
 
-@pytest.mark.parametrize("lost", ["blobs-tumour", "adni"])
-def test_a_deleted_table_is_written_again(
+@pytest.mark.parametrize("lost", ["adni.csv", "blobs-diagnosis.confusion.csv", "leaderboard.md"])
+def test_a_deleted_result_is_written_again(
     workspace: Path, prefect_server: ServerInfo, registered: dict[str, list[str]], lost: str
 ) -> None:
     first = evaluate(params(workspace))
-    table = workspace / "tables" / f"{lost}.md"
+    table = workspace / "tables" / lost
     text = table.read_text()
     table.unlink()
     again = evaluate(params(workspace))
     assert table.read_text() == text
     assert again["tables"] == first["tables"]
     assert (again["trained"], again["scored"]) == (0, 0)
+
+
+def test_lost_and_damaged_predictions_and_records_are_made_again(
+    workspace: Path, prefect_server: ServerInfo, registered: dict[str, list[str]]
+) -> None:
+    first = evaluate(params(workspace))
+    trainings = workspace / "trainings"
+    masks = next((trainings / "blobs-tumour-scratch-seed0" / "predictions").glob("*.npz"))
+    masks.write_bytes(masks.read_bytes()[:100])
+    (trainings / "blobs-diagnosis-scratch-seed1" / "predictions" / "predictions.parquet").unlink()
+    (workspace / "report" / "evaluation.json").write_text("{")
+    again = evaluate(params(workspace))
+    assert (again["trained"], again["tables"]) == (2, first["tables"])
+    assert evaluate(params(workspace))["trained"] == 0
 
 
 def test_one_lost_training_is_run_again_and_the_rest_is_kept(
@@ -174,10 +188,15 @@ def test_test_subjects_that_the_pretraining_saw_count_in_no_table(
     assert not set(scores["subject"]) & {"sub-10", "sub-11"}
     table = (workspace / "tables" / "blobs-diagnosis.md").read_text()
     assert "2 of 10 test subjects were in the pre-training, by id or by looks: left out of every number here" in table
+    methods = (workspace / "report" / "methods.md").read_text()
+    assert "seen were left out of every number: 2 of 10 of Phantom tumour and 2 of 10 of Phantom diagnosis." in methods
+    assert "2 val and 10 test, of whom 8 count): each row (pre-trained and scratch) was trained once with" in methods
+    assert "No pre-training has seen" not in methods
     assert "| pre-trained | 8 | 1 |" in table
     leaks = (workspace / "tables" / "blobs-diagnosis.leaks.md").read_text()
     assert "| row | n | AUROC without them | n | AUROC with them |" in leaks
     assert "| pre-trained | 8 |" in leaks
+    assert "were in the pre-training, which has seen their images. The numbers without them count." in leaks
     assert "sub-10" not in leaks
     named = (workspace / "tables" / "blobs-diagnosis.leaks.csv").read_text()
     assert named.splitlines()[1:] == ["blobs,sub-10,the same id", "blobs,sub-11,the same id"]
@@ -290,6 +309,7 @@ def test_a_third_row_with_template_mix_and_a_table_without_single_modalities(
     table = (workspace / "tables" / "blobs-tumour.md").read_text()
     assert "| pre-trained+mix | 10 | 1 |" in table
     assert "Same optimiser steps and crops a step as the other rows" in table
+    assert "also predicted without each one" in (workspace / "report" / "methods.md").read_text()
     assert "| pre-trained+mix | t1 | 10 | 0.645 [" in (workspace / "tables" / "blobs-tumour.missing.md").read_text()
     assert not (workspace / "tables" / "blobs-diagnosis.missing.md").exists()
     page = Path(found["report"]).read_text()
@@ -356,6 +376,7 @@ def test_fewer_labels_are_trained_scored_and_shown(
     assert [sum(case.role == role for case in cases) for role in ("train", "val", "test")] == [4, 2, 10]
     table = (workspace / "tables" / "blobs-diagnosis.labels.md").read_text()
     assert "| 50 % | 4 | pre-trained |" in table
+    assert "also trained on 50 % of the training subjects" in (workspace / "report" / "methods.md").read_text()
     assert "| 100 % | 8 | scratch |" in table
     assert "curve" in Path(found["report"]).read_text()
     assert (workspace / "tables" / "blobs-diagnosis.2.png").exists()
@@ -382,8 +403,12 @@ def test_native_scores_are_a_table_of_their_own(
         return SourceFile(modality="label", path=str(path), size_bytes=path.stat().st_size, etag="")
 
     only = {"benchmarks": ["blobs-tumour"], "seeds": 1}
-    with pytest.raises(ScoreError, match=r"names no label file of it, so it has no native grid; evaluate without na"):
-        evaluate(params(workspace, native_scores=True, **only))
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "flows.evaluate.launch", lambda *_: pytest.fail("trained before the label files were looked for")
+        )
+        with pytest.raises(ScoreError, match=r"names no label file of it, so it has no native grid; evaluate without"):
+            evaluate(params(workspace, native_scores=True, epochs=7, **only))
     monkeypatch.setattr(SourceLabels, "file", file)
     found = evaluate(params(workspace, native_scores=True, **only))
     assert set(found["tables"]) == {"blobs-tumour", "blobs-tumour-native"}
@@ -395,6 +420,7 @@ def test_native_scores_are_a_table_of_their_own(
     text = (workspace / "tables" / "blobs-tumour-native.md").read_text()
     assert "Scored on the grid of each label file, against the label as it was drawn" in text
     assert "on the grids of the label files" in Path(found["report"]).read_text()
+    assert "also scored on the grids of their label files" in (workspace / "report" / "methods.md").read_text()
     evaluate(params(workspace, **only))
     assert not list((workspace / "tables").glob("blobs-tumour-native.*"))
 

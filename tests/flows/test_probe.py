@@ -139,12 +139,14 @@ def test_nearest_neighbours_probe_the_same_features(
 ) -> None:
     asked: dict[str, Any] = {"benchmarks": ["blobs-age"], "site_report": False, "with_seen": False}
     probe.fn(params(workspace, **asked))
+    assert "k-NN" not in (workspace / "probes" / "tables" / "blobs-age.md").read_text()
     found = probe.fn(params(workspace, knn=True, **asked))
     assert found["scored"] == 4, "a twin of each encoder"
     leaks = (workspace / "probes" / "tables" / "blobs-age.leaks.md").read_text()
     assert "1 subjects were in one of the pre-trainings and are left out. They were not scored" in leaks
     table = (workspace / "probes" / "tables" / "blobs-age.md").read_text()
     assert "| AnatCL, k-NN | 23 | 1 |" in table
+    assert "(rows of k-NN: by the nearest training cases, their number chosen likewise) of frozen features" in table
     assert "| random encoder, k-NN | 23 | 2 |" in table
     with pytest.raises(ValidationError, match="'AnatCL, k-NN' is the name of a row that every table has"):
         params(workspace, knn=True, rows=[*ROWS, {"name": "AnatCL, k-NN", "trainings": ["one"]}])

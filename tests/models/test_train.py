@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from training_phantoms import make_training, write_blobs
+from training_phantoms import SPEC, make_training, write_blobs
 
+from models.config import DataConfig, NetworkConfig, Region, SegmentationConfig
 from models.distributed import World
+from models.prediction_files import read_lines, read_masks
 from models.records import SelectedCase
 from models.state import Stopped
 from models.train import EXIT_STOPPED, LOCK, FolderBusyError, StopFlag, main, run_training
@@ -47,6 +51,32 @@ def test_trainings_run_one_after_another_and_finished_ones_are_skipped(
     times = [(tmp_path / name / "weights.safetensors").stat().st_mtime_ns for name in ("a", "b")]
     assert main(arguments) == 0
     assert [(tmp_path / name / "weights.safetensors").stat().st_mtime_ns for name in ("a", "b")] == times
+
+
+def test_lost_predictions_of_a_finished_training_are_made_again_from_its_weights(
+    blobs: tuple[str, list[SelectedCase]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "a"
+    data = DataConfig(store=blobs[0], selection=str(folder / "selection.parquet"), crop=(32, 32, 32), batch_size=2)
+    regions = (Region(name="WT", labels=(1, 2, 3)),)
+    objective = SegmentationConfig(modalities=SPEC.modalities, regions=regions, overlap=0.0)
+    network = NetworkConfig(
+        in_channels=4, embed_dims=(4, 8, 8, 16), depths=(1, 1, 1, 1), head_dim=8, mlp_ratio=1, decoder_dim=4
+    )
+    make_training(
+        folder, *blobs, epochs=1, validate_every=0, predict=True, data=data, objective=objective, network=network
+    )
+    run_training(folder / "run.json", WORLD, StopFlag())
+    shutil.rmtree(folder / "checkpoints")  # as retention leaves it
+    (masks,) = (folder / "predictions").glob("*.npz")
+    predicted, written = read_masks(masks), (folder / "done.json").stat().st_mtime_ns
+    for lost in (masks, folder / "predictions" / "predictions.parquet"):
+        lost.write_bytes(b"cut")
+        run_training(folder / "run.json", WORLD, StopFlag())
+        assert "predicting again" in caplog.text
+        np.testing.assert_array_equal(read_masks(masks), predicted)
+        assert len(read_lines(folder, ["file"])) == 1
+    assert (folder / "done.json").stat().st_mtime_ns == written, "nothing was trained"
 
 
 def test_sigterm_ends_with_143_and_a_checkpoint(

@@ -54,6 +54,16 @@ def test_a_gain_a_loss_and_nothing():
     assert "| phantom-tumour | pre-trained | mean Dice | 30 | " in found.to_markdown()
 
 
+def test_what_is_no_table_of_scores_is_named(tmp_path):
+    path = tmp_path / "scores.parquet"
+    dice_scores().drop(columns=["row", "seed"]).to_parquet(path)
+    with pytest.raises(ComparisonError, match=r"scores\.parquet is no table of scores: it has no column 'row', 'seed'"):
+        read_scores(tmp_path)
+    path.write_text("garbage, and more of it")
+    with pytest.raises(ComparisonError, match=r"scores\.parquet is no readable Parquet file: "):
+        read_scores(path)
+
+
 def test_other_test_subjects_are_left_out():
     found = compare_scores(dice_scores(subjects=20), dice_scores(0.1, subjects=30), replicates=400).changes[0]
     assert (found.n, found.note) == (20, "other test subjects are left out")

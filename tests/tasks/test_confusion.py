@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
 from classifications import simulated
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
 
 from tasks.benchmarks import BENCHMARKS, Benchmark
@@ -69,6 +73,29 @@ def test_the_section_of_a_classification_gets_picture_and_file() -> None:
     assert with_confusion(tumour, scores) is tumour
     with pytest.raises(ValueError, match="confusion matrices 'x': no row to draw"):
         confusion_figure({}, TWO.classes, "x")
+
+
+def test_panels_do_not_touch_and_sums_of_more_seeds_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+
+    def keep(figure: Figure) -> bytes:
+        figures.append(figure)
+        return b""
+
+    monkeypatch.setattr("tasks.confusion.png_of", keep)
+    rng, names = np.random.default_rng(4), [f"pre-trained on sixteen thousand scans of {k} datasets" for k in range(4)]
+    drawn = [(name, 0) for name in names] + [("ours", 0), ("ours", 1)]
+    scores = pd.concat([scores_of(TWO, *simulated(rng, 12), name, seed) for name, seed in drawn])
+    line = Line(benchmark=TWO.name, row="ours", metric="auroc", estimate=0.5)
+    with_confusion(TableSection(BenchmarkTable(benchmark=TWO, lines=(line,))), scores)
+    (figure,) = figures
+    FigureCanvasAgg(figure).draw()
+    panels, below = figure.axes[:4], figure.axes[4]
+    boxes = [panel.title.axes.get_tightbbox() for panel in panels]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    assert min(box.y0 for box in boxes) > below.get_tightbbox().y1 + 5
+    assert panels[0].get_title(loc="left").replace("\n", " ") == f"{names[0]} (1 seed)"
+    assert below.get_title(loc="left") == "ours (2 seeds, summed)"
 
 
 def test_many_classes_have_a_file_and_no_picture() -> None:

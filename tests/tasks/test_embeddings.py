@@ -89,6 +89,16 @@ def test_random_encoders_are_a_function_of_their_seed(store: Store, tmp_path: Pa
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_kept_embeddings_that_cannot_be_read_are_computed_again(store: Store, tmp_path: Path) -> None:
+    cases, source = cases_of(store)[:2], random_encoder(NETWORK, 0)
+    first, _ = embeddings(source, store, cases, "gm", tmp_path)
+    (path,) = tmp_path.glob("*.parquet")
+    path.write_bytes(path.read_bytes()[:-20])
+    again, fresh = embeddings(source, store, cases, "gm", tmp_path)
+    assert fresh == 2
+    np.testing.assert_array_equal(first, again)
+
+
 def test_networks_of_fixed_strides_get_a_padded_window() -> None:
     assert window_size(NETWORK, (121, 145, 121)) == (121, 145, 121)
     assert window_size(NetworkConfig(), (121, 145, 121)) == (128, 160, 128)

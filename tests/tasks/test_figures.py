@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from tasks import figures
 from tasks.figures import OverlayCase, _draw_panel, _panels, forest_plot, loss_curves, loss_series, overlays
 from tasks.summary import Line
 
@@ -31,6 +33,17 @@ def test_forest_plot_grows_with_its_rows() -> None:
     assert large[1] > small[1]
     with pytest.raises(ValueError, match="forest plot 'x': no line has a number"):
         forest_plot([line("scratch")], "x")
+
+
+def test_dollars_in_names_are_no_formulas() -> None:
+    assert size_of(forest_plot([line(r"$\nonsense{$", estimate=0.8)], "$x_$"))[0] > 200
+    assert size_of(loss_curves([{"kind": "train", "step": 1, "losses": {"loss": 1.0}}], "$x_$"))[0] > 200
+
+
+def test_every_picture_of_results_has_the_style() -> None:
+    for path in Path(figures.__file__).parent.glob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        assert source.count(" Figure(") == source.count("with rc_context(STYLE):"), path.name
 
 
 def test_pictures_are_reproducible() -> None:

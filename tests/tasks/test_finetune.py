@@ -168,6 +168,10 @@ def test_rows_differ_in_their_start_and_nothing_else(pretrained: Path, benchmark
 def finish(training: Finetuning) -> None:
     digest = training.config.content_digest()
     (training.folder / "done.json").write_text(json.dumps({"config_digest": digest}))
+    (training.folder / "predictions").mkdir(exist_ok=True)
+    test = [case for case in read_selection(training.folder / "selection.parquet") if case.role == "test"]
+    lines = [{"dataset": case.dataset, "case": case.case, "prob_control": 0.5, "prob_patient": 0.5} for case in test]
+    pd.DataFrame(lines).to_parquet(training.folder / "predictions" / "predictions.parquet")
 
 
 def test_finished_trainings_are_kept_and_stale_ones_set_aside(pretrained: Path) -> None:
@@ -210,6 +214,21 @@ def test_lanes_share_the_work_and_report_in_the_callers_thread(pretrained: Path)
     assert launched == [1, 1]
     assert sorted(lines) == sorted((one.folder.name, True) for one in found[1:])
     assert run_lanes(found, 2, launch, show) == 0
+
+
+def test_a_finished_training_without_its_predictions_is_launched(pretrained: Path) -> None:
+    found = prepared(pretrained)
+    for one in found:
+        finish(one)
+    table = found[1].folder / "predictions" / "predictions.parquet"
+    pd.read_parquet(table).iloc[1:].to_parquet(table)
+    assert lanes(found, 2) == [[found[1].folder]]
+    with pytest.raises(
+        RuntimeError, match=r"it was predicted again, and still .* has no line of case sub-16 of phantom"
+    ):
+        run_lanes(found, 1, lambda *_, **__: None)
+    table.unlink()
+    assert lanes(found, 2) == [[found[1].folder]]
 
 
 def test_a_failing_lane_lets_the_other_finish_and_an_interrupt_stops_it(pretrained: Path) -> None:

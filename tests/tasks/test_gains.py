@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tasks import gains
 from tasks.benchmarks import BENCHMARKS
 from tasks.gains import GainTable, gain_table
-from tasks.statistics import holm
+from tasks.statistics import Interval, holm
 from tasks.summary import summarise
 
 BENCHMARK = BENCHMARKS["phantom-diagnosis"]
@@ -73,6 +74,22 @@ def test_the_table_is_printed_and_written(found: GainTable) -> None:
     lines = list(csv.DictReader(io.StringIO(found.to_csv())))
     assert [(line["run"], line["against"]) for line in lines[:2]] == [("A", "scratch"), ("A", "age+sex+volume")]
     assert float(lines[0]["estimate"]) == found.lines[0].scratch.estimate
+
+
+def test_only_tests_with_a_p_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = Interval(0.1, np.nan, np.nan, 40, "no spread between subjects: no interval")
+    found = iter([(nothing, float("nan"))])
+    real = gains.paired_test
+    monkeypatch.setattr(gains, "paired_test", lambda *given: next(found, None) or real(*given))
+    table = gain_table(scores(), BENCHMARK, SCRATCH, [], 200)
+    assert table.tests == 1
+    assert "Holm-corrected over 1 tests" in table.to_markdown()
+
+
+def test_few_subjects_are_said_to_be_few() -> None:
+    some = scores()
+    table = gain_table(some[some["case"].isin(["0", "1", "2", "3"])], BENCHMARK, SCRATCH, [], 200)
+    assert "4 subjects are too few: no p can be below 0.12" in table.to_markdown()
 
 
 def test_without_a_baseline_there_is_a_dash() -> None:

@@ -68,6 +68,17 @@ def test_without_two_rows_on_two_benchmarks_there_is_none() -> None:
     assert leaderboard(scores, [STROKE, SCHWANNOMA.replace(control="negative")], {}, 50) is None
 
 
+def test_one_test_subject_orders_nothing() -> None:
+    scores = scores_of(LEVELS)
+    alone = scores[(scores["benchmark"] == STROKE.name) | (scores["subject"] == "s0")]
+    assert leaderboard(alone, [STROKE, SCHWANNOMA], {}, 50) is None, "a benchmark of one subject does not count"
+
+
+def test_an_order_that_is_undefined_is_no_leaderboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.leaderboard.places_of", lambda metrics, weights: np.full((51, len(metrics)), np.nan))
+    assert leaderboard(scores_of(LEVELS), [STROKE, SCHWANNOMA], {}, 50) is None
+
+
 def test_files_artifact_and_page(board: Leaderboard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     published: dict[str, str] = {}
     monkeypatch.setattr("flows.results.publish_markdown", lambda key, text, *_: published.update({key: text}))

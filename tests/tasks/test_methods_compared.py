@@ -22,8 +22,9 @@ from tasks.methods_compared import (
     prompting_sentences,
 )
 from tasks.probe_cohort import ProbeCohort
+from tasks.probe_summary import NEIGHBOURS
 from tasks.probe_tasks import PROBES
-from tasks.probing import NEIGHBOURS, EncoderRow
+from tasks.probing import EncoderRow
 from tasks.prompt_seeds import PromptSettings
 from tasks.references import Citations
 

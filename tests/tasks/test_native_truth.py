@@ -103,6 +103,10 @@ def test_what_is_missing_is_named(source: tuple[str, Path], tmp_path: Path) -> N
     try:
         with pytest.raises(ScoreError, match=r"case a: .*seg.nii.gz is not there any more; native scores need the"):
             SourceLabels(open_store(url)).truth(case_of(url))
+        with pytest.raises(
+            ScoreError, match=r"1 of 1 label files are not there any more, first that of case a: .*seg\.nii"
+        ):
+            SourceLabels(open_store(url)).check([case_of(url)])
     finally:
         moved.rename(path)
     with pytest.raises(ScoreError, match="9 regions; at most 8 can be moved to a native grid"):

@@ -146,9 +146,20 @@ def test_all_that_is_wrong_with_runs_is_said_at_once(run: MakeRun) -> None:
     assert lines[2].endswith("its network 'swin_unetr' is trained from scratch only; name it under `networks`")
     assert lines[3].startswith("run 'SWIN' cannot serve benchmark 'phantom-diagnosis'")
     assert lines[4].startswith("run 'GONE': there is no training 'gone' in ")
-    assert lines[4].endswith("finished ones: flat, swin")
+    assert lines[4].endswith("finished pre-trainings: flat")
     assert len(lines) == 5
     check_runs(runs[:1], [DIAGNOSIS], STORE)
+
+
+def test_a_training_on_labels_is_no_pretraining(run: MakeRun) -> None:
+    runs = [run("mvp"), run("tuned", "segmentation_tiny"), run("told", "classification_tiny")]
+    with pytest.raises(RunError) as found:
+        check_runs(runs, [DIAGNOSIS], STORE)
+    assert str(found.value).splitlines() == [
+        f"run {name!r} cannot serve benchmark 'phantom-diagnosis': it was trained on the labels of a benchmark, so it "
+        "is no pre-training; name one that was not"
+        for name in ("TUNED", "TOLD")
+    ]
 
 
 def test_a_training_without_connectomes_cannot_be_prompted_with(run: MakeRun) -> None:

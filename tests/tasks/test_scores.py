@@ -155,7 +155,9 @@ def test_probabilities_keep_case_class_and_target() -> None:
     frame = probability_scores(key, DIAGNOSIS, cases, np.array([[0.8, 0.2], [0.3, 0.7]]))
     assert frame["region"].tolist() == ["control", "patient"] * 2
     assert frame["target"].tolist() == ["control", "control", "patient", "patient"]
-    with pytest.raises(ScoreError, match=r"case sub-1: probabilities \[nan, 1.0\] are not finite"):
+    with pytest.raises(
+        ScoreError, match=r"diagnosis, row 'scratch', seed 0, case sub-1: probabilities \[nan, 1.0\] are"
+    ):
         probability_scores(key, DIAGNOSIS, cases, np.array([[np.nan, 1.0], [0.3, 0.7]]))
     with pytest.raises(ScoreError, match=r"probabilities have shape \(1, 2\), need \(2, 2\)"):
         probability_scores(key, DIAGNOSIS, cases, np.array([[0.5, 0.5]]))
@@ -183,13 +185,46 @@ def test_predictions_are_read_and_missing_ones_named(tmp_path: Path) -> None:
     with pytest.raises(ScoreError, match=r"no prediction for 1 test cases, first \('phantom-bids', 'sub-2'\)"):
         read_regions(tmp_path, case(2))
     assert read_probabilities(tmp_path, [case(1)], DIAGNOSIS.classes).tolist() == [[0.25, 0.75]]
-    with pytest.raises(ScoreError, match=r"lacks the columns \['prob_MCI'\]; other classes were trained"):
+    with pytest.raises(ScoreError, match=r"lacks the columns \['prob_MCI'\]; delete it and run evaluate again"):
         read_probabilities(tmp_path, [case(1)], ("control", "MCI"))
     (folder / "sub-1.npz").unlink()
-    with pytest.raises(ScoreError, match=r"case sub-1: .*sub-1.npz is missing; run the training's prediction again"):
+    with pytest.raises(ScoreError, match=r"case sub-1: .*sub-1.npz is missing; run evaluate again: it is predicted"):
         read_regions(tmp_path, case(1))
-    with pytest.raises(ScoreError, match=r"predictions.parquet is missing"):
+    with pytest.raises(ScoreError, match=r"predictions.parquet is missing; run evaluate again: it is predicted again"):
         read_probabilities(tmp_path / "other", [case(1)], DIAGNOSIS.classes)
+
+
+def test_damaged_predictions_are_named_with_what_to_do(tmp_path: Path) -> None:
+    folder = tmp_path / "t" / "predictions"
+    folder.mkdir(parents=True)
+    np.savez(folder / "sub-1.npz", regions=np.ones((3, 4, 4, 4), np.uint8))
+    lines = pd.DataFrame({"dataset": ["phantom-bids"], "case": ["sub-1"], "file": ["sub-1.npz"]})
+    lines.to_parquet(folder / "predictions.parquet")
+    whole = (folder / "sub-1.npz").read_bytes()
+    remedy = r"delete it and run evaluate again: what is missing is predicted again"
+    for content in (whole[:-40], whole.replace(bytes([1, 1, 1]), bytes([1, 2, 1]))):
+        (folder / "sub-1.npz").write_bytes(content)
+        with pytest.raises(ScoreError, match=rf"case sub-1: .*sub-1\.npz cannot be read .*; {remedy}"):
+            read_regions(tmp_path / "t", case(1))
+    np.savez(folder / "sub-1.npz", masks=np.ones(3))
+    with pytest.raises(ScoreError, match=rf"sub-1\.npz has no array 'regions'; {remedy}"):
+        read_regions(tmp_path / "t", case(1))
+    pd.concat([lines, lines]).to_parquet(folder / "predictions.parquet")
+    with pytest.raises(ScoreError, match=rf"t: .* has two lines of case sub-1 of phantom-bids; {remedy}"):
+        read_regions(tmp_path / "t", case(1))
+    (folder / "predictions.parquet").write_bytes(b"no table")
+    with pytest.raises(ScoreError, match=rf"t: .*predictions\.parquet cannot be read \(.*\); {remedy}"):
+        read_probabilities(tmp_path / "t", [case(1)], DIAGNOSIS.classes)
+
+
+@pytest.mark.parametrize("kept", ["cut", "garbage"])
+def test_kept_scores_that_cannot_be_read_are_computed_again(tmp_path: Path, kept: str) -> None:
+    path = tmp_path / "scores.parquet"
+    frame = prediction_scores(RowKey("b", "r", 0), [case(1, "40")], np.array([38.0]))
+    kept_scores(path, "x", lambda: frame)
+    path.write_bytes(path.read_bytes()[:-20] if kept == "cut" else b"garbage")
+    assert kept_scores(path, "x", lambda: frame)[1]
+    assert not kept_scores(path, "x", lambda: frame)[1]
 
 
 def test_unchanged_scores_are_not_computed_again(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_unknown_tokens_are_reported_with_their_file(tmp_path):
         (b'{"train": []}', "has none of the lists training, validation, test"),
         (b'{"training": {}}', "'training' must be a list, got dict"),
         (b'{"training": [{"label": "x"}]}', r"training\[0\] must be an object with a key 'image'"),
-        (b'{"training": [{"image": []}]}', r"training\[0\]\.image must be a list of paths"),
+        (b'{"training": [{"image": []}]}', r"training\[0\]\.image must be a list of paths, got an empty list"),
         (b'{"validation": [{"image": ["a"]}, {"image": [1]}]}', r"validation\[1\]\.image must be a list of paths"),
         (b'{"training": [{"image": "a", "label": ["b"]}]}', r"training\[0\]\.label must be one path"),
     ],

@@ -153,7 +153,7 @@ LISTS = {
     "null as entry": (b'{"training": [null]}', r"training\[0\] must be an object"),
     "null image": (b'{"training": [{"image": null}]}', r"training\[0\]\.image must be a list of paths, got None"),
     "object image": (b'{"training": [{"image": {"t1": "a"}}]}', r"\.image must be a list of paths, got dict"),
-    "mixed images": (b'{"training": [{"image": ["a", 7]}]}', r"\.image must be a list of paths, got list"),
+    "mixed images": (b'{"training": [{"image": ["a", 7]}]}', r"\.image must be a list of paths, got a list with 7"),
     "label list": (b'{"training": [{"image": "a", "label": ["a"]}]}', r"\.label must be one path, got list"),
     "label number": (b'{"training": [{"image": "a", "label": 3}]}', r"\.label must be one path, got 3"),
     "long entry": (b'{"training": [%s]}' % (b"9" * 4000), r"training\[0\] must be an object with a key 'image', got 9"),

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from brainloom.cli import app
 from tasks.split_import import Imported, Reading, import_split, read_roles, split_counts
-from tasks.splits import SplitError, ensure_split, read_record, read_split, roles
+from tasks.splits import SplitError, ensure_split, given, read_record, read_split, roles
 
 SUBJECTS = [f"BraTS2021_{k:05d}" for k in range(10)]
 STORED = {("brats2021", name) for name in SUBJECTS} | {("ixi", "IXI-1"), ("ixi", "IXI-2")}
@@ -49,7 +49,9 @@ def test_a_datalist_gives_every_subject_its_role_and_the_record_says_so(tmp_path
     assert (roles(split), digest) == (ROLE_OF, done.digest)
     assert take(tmp_path, path) == done, "a second time changes nothing"
     (source,) = read_record(done.path)["imported"]
-    assert (source["file"], source["datasets"], source["subjects"]) == ("brats.json", ["brats2021"], 10)
+    assert (source["file"], source["datasets"], source["subjects"], given(source)) == (
+        "brats.json", ["brats2021"], 10, 10,
+    )  # fmt: skip
     cases = pd.DataFrame(sorted(STORED), columns=["dataset", "subject"])
     grown, _ = ensure_split(done.path, cases, seed=0)
     assert {who: role for who, role in roles(grown).items() if who in ROLE_OF} == ROLE_OF, "an extension moves nobody"
@@ -92,6 +94,8 @@ def test_subjects_that_a_file_does_not_name_need_a_role(tmp_path: Path) -> None:
     ):
         take(tmp_path, only_test)
     done = take(tmp_path, only_test, rest="train")
+    (source,) = read_record(done.path)["imported"]
+    assert (source["subjects"], given(source)) == (3, 10)
     assert (done.rest, split_counts(done.path).loc["brats2021", "train"]) == (7, 7)
 
 
@@ -151,6 +155,19 @@ def test_what_is_no_datalist_is_refused(tmp_path: Path) -> None:
         read_roles(path, BRATS)
 
 
+@pytest.mark.parametrize("name", ["../evil", "a b", "", "a.b", "a\n"])
+def test_a_split_stays_in_its_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SplitError, match="is no name of a split: use letters, digits, dashes and underscores"):
+        import_split(tmp_path, name, "s.zarr", STORED, datalist(tmp_path), BRATS)
+    assert not list(tmp_path.parent.rglob("evil*"))
+
+
+def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    for path, words in ((tmp_path, "is a folder"), (tmp_path / "x.csv", "is not there")):
+        with pytest.raises(SplitError, match=rf"{path.name} {words}; name a datalist or a table"):
+            take(tmp_path, path)
+
+
 def run(*arguments: str) -> tuple[int, str]:
     done = CliRunner().invoke(app, ["split", *arguments], env={"COLUMNS": "200"})
     return done.exit_code, done.output + str(done.exception or "")
@@ -172,3 +189,6 @@ def test_import_show_and_people_in_a_shell(tmp_path: Path) -> None:
     assert "who.csv: 2 persons, 1 with two ids or more in the store" in text
     assert "  who.csv: dataset 'ixi' is not in the store, which has: blobs" in text
     assert run("import", str(path), "-w", str(tmp_path), "--word", "x")[0] == 2
+    code, text = run("show", "-w", str(tmp_path), "--name", "nope")
+    assert (code, f"there is no split 'nope' in {tmp_path / 'splits'}; it has: default" in text) == (1, True), text
+    assert "is no name of a split" in run("show", "-w", str(tmp_path), "--name", "../x")[1]

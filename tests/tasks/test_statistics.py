@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from studies.coverage import KINDS, Kind, cover
+from studies.coverage import KINDS, NULLS, Kind, Null, cover, level
 from studies.coverage_folds import cover_folds
 from tasks.metrics_weighted import classification_metric
 from tasks.statistics import (
@@ -78,6 +78,26 @@ def test_paired_test_finds_a_shift_that_unpaired_intervals_hide() -> None:
     assert p < 0.01
     assert gap.low > 0
     assert bootstrap_interval(mean_metric(better), weights).low < bootstrap_interval(mean_metric(base), weights).high
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 8])
+def test_no_p_is_below_that_of_the_sign_test(n: int) -> None:
+    better = np.linspace(0.7, 0.71, n)[None]
+    gap, p = paired_test(mean_metric(better), mean_metric(np.full((1, n), 0.5)), draw_subjects(n, 500))
+    assert gap.low > 0.1
+    assert p == 2.0 ** (1 - n)
+    assert (f"{n} subjects are too few" in gap.note) == (n < 6)
+
+
+def test_the_p_of_a_mean_is_that_of_the_paired_t_test() -> None:
+    first, second = np.random.default_rng(9).normal(0.6, 0.1, size=(2, 12)) + np.array([[0.08], [0.0]])
+    _, p = paired_test(mean_metric(first[None]), mean_metric(second[None]), draw_subjects(12, 40_000))
+    assert p == pytest.approx(stats.ttest_rel(first, second).pvalue, rel=0.05)
+
+
+def test_one_subject_has_no_rank() -> None:
+    ranks = rank_rows([mean_metric(np.array([[value]])) for value in (0.8, 0.5)], draw_subjects(1, 50))
+    assert all(np.isnan(rank.place) for rank in ranks)
 
 
 def test_replicates_that_are_there_already_give_the_same_numbers() -> None:
@@ -178,12 +198,13 @@ def test_cross_validated_intervals_cover_93_to_97_percent() -> None:
     assert cover_folds("auroc", 57, trials=600).met
 
 
+def test_equal_rows_are_rarely_called_different_in_a_small_simulation() -> None:
+    found = level(NULLS[0], 7, trials=150, replicates=200)
+    assert found.share < 0.1 < found.plain + 0.03
+
+
 @pytest.mark.full
-def test_the_paired_test_holds_its_level() -> None:
-    rng = np.random.default_rng(5)
-    found = 0
-    for trial in range(1000):
-        subject = rng.normal(0, 0.2, size=30)
-        first, second = subject + rng.normal(0, 0.1, size=(2, 3, 30))
-        found += paired_test(mean_metric(first), mean_metric(second), draw_subjects(30, 500, trial))[1] < 0.05
-    assert 0.03 <= found / 1000 <= 0.075
+@pytest.mark.parametrize("null", NULLS, ids=lambda null: null.name)
+def test_the_paired_test_holds_its_level(null: Null) -> None:
+    for n in (null.sizes[0], 12, 30):
+        assert level(null, n, trials=1000, replicates=400).share <= 0.07, n

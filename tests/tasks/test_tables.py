@@ -166,6 +166,21 @@ def test_latex_is_escaped_and_has_booktabs_rules() -> None:
     assert latex_text(r"50 % of a_b & {c} \ <") == r"50 \% of a\_b \& \{c\} \textbackslash{} \textless{}"
 
 
+@pytest.mark.parametrize("name", ["[2 mm] ours", "*ours"])
+def test_latex_reads_no_row_name_as_an_option(name: str) -> None:
+    scores = segmented(n=4, seeds=1)
+    table = table_of(scores.assign(row=scores["row"].replace(SCRATCH, name)), TUMOUR)
+    lines = [line for line in to_latex(table).splitlines() if name in line and line.endswith(r"\\")]
+    assert lines
+    assert all(line.startswith(f"{{}}{name} &") for line in lines)
+
+
+def test_few_subjects_are_said_to_be_few() -> None:
+    words = "too few: no p can be below 0.12, and a 95 % interval, which cannot reach beyond the subjects' own values, "
+    assert f"- 4 subjects are {words}holds a mean in at most 88 %." in to_markdown(table_of(segmented(n=4), TUMOUR))
+    assert "too few" not in to_markdown(tumour_table())
+
+
 def test_artifact_rows_are_strings() -> None:
     rows = artifact_rows(diagnosis_table())
     assert rows[0]["row"] == PRETRAINED
