@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from demo_runs import environment, run
@@ -215,7 +217,7 @@ def test_the_examples_of_the_operators_page_run(state: Path, server: ServerInfo,
     blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "docs/operating.md").read_text(), re.MULTILINE | re.DOTALL)
     told, *examples = blocks
     assert told.startswith("export PREFECT_API_URL=")
-    known = {**environment(state), **child_environment(Settings(state_dir=state), server)}
+    known = {**child_environment(Settings(state_dir=state), server), **environment(state)}
     known["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{known['PATH']}"
     for script in (*examples, examples[-1]):  # the second request with the same idempotency key starts nothing
         command = ["bash", "-euo", "pipefail", "-c", script]
@@ -223,7 +225,7 @@ def test_the_examples_of_the_operators_page_run(state: Path, server: ServerInfo,
         assert done.returncode == 0, done.stdout + done.stderr + (state / "server/worker.log").read_text()[-3000:]
     by_rest = (state.parent / "flow_run.txt").read_text().strip()
     ended(server, by_rest, "Completed", state / "server/worker.log")
-    runs = runs_of(server, "verify")
+    runs = [run for run in runs_of(server, "verify") if not run["auto_scheduled"]]
     assert {run["state_name"] for run in runs} == {"Completed"}
     assert len(runs) == 3
 
@@ -263,6 +265,8 @@ def test_a_nightly_ingest_with_news_trains_in_the_other_pool_after_approval(
         assert time.monotonic() < deadline, "no proposal"
         time.sleep(0.5)
     proposal = ended(server, waiting[0]["id"], "Suspended", state / "server/worker.log")
+    # Prefect 3.8.8's worker ends with an error when a flow run is resumed whose process has not gone yet.
+    await_no_process_of(proposal["id"])
     assert proposal["parameters"]["news"]["preprocessed"] == 8
     assert runs_of(server, "pretrain") == [], "nothing trains without the approval"
 
@@ -286,6 +290,22 @@ def create(server: ServerInfo, deployment: str, params: dict[str, Any]) -> str:
     found = request_json(f"{server.api_url}/deployments/name/{deployment}")
     body = {"state": {"type": "SCHEDULED"}, "parameters": {"params": params}}
     return str(request_json(f"{server.api_url}/deployments/{found['id']}/create_flow_run", body)["id"])
+
+
+def await_no_process_of(flow_run: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while flow_run in flow_runs_with_a_process():
+        assert time.monotonic() < deadline, f"the process of flow run {flow_run} does not end"
+        time.sleep(0.5)
+    time.sleep(3)  # the worker gives its place back; nothing tells when
+
+
+def flow_runs_with_a_process() -> set[str]:
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            found.add(process.environ().get("PREFECT__FLOW_RUN_ID", ""))
+    return found
 
 
 def night(run: dict[str, Any], folder: Path) -> bool:

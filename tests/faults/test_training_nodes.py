@@ -126,8 +126,9 @@ def pool(prefect_server: ServerInfo, tmp_path_factory: pytest.TempPathFactory) -
     finally:
         for worker in workers:
             worker.terminate()
-        for worker in workers:
-            worker.wait(60)
+        _, left = psutil.wait_procs([psutil.Process(worker.pid) for worker in workers if worker.poll() is None], 60)
+        for process in left:  # a worker that waits for the server it lost
+            process.kill()
 
 
 def in_pool(folder: Path, on_progress: Callable[[dict[str, Any]], None] | None = None, restarts: int = 0) -> None:

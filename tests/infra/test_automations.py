@@ -120,12 +120,17 @@ def inbox() -> Iterator[tuple[str, list[bytes]]]:
 def api_url(prefect_server: ServerInfo) -> Iterator[str]:
     """Return the API of a server whose automations and blocks are ours alone."""
     url = prefect_server.api_url
+    delete_automations(url)  # other tests that deploy on this server leave theirs
     yield url
-    for one in find_automations(url):
-        request_json(f"{url}/automations/{one['id']}", method="DELETE")
+    delete_automations(url)
     body = {"block_documents": {"name": {"any_": [automations.NOTIFY_BLOCK]}}}
     for block in request_json(f"{url}/block_documents/filter", body):
         request_json(f"{url}/block_documents/{block['id']}", method="DELETE")
+
+
+def delete_automations(url: str) -> None:
+    for one in find_automations(url):
+        request_json(f"{url}/automations/{one['id']}", method="DELETE")
 
 
 @pytest.mark.full
