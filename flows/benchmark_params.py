@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flows.compared import RunRow, TrainingRow
-from flows.evaluate_params import EvaluateParams
+from flows.evaluate_params import EvaluateParams, MissingModalities, NativeScores, ScratchNetwork
 from flows.probe import ProbeParams
 from flows.prompt import PromptParams
 from models.spec import SPECS
@@ -84,23 +84,15 @@ class BenchmarkParams(BaseModel):
         title="Template mix",
         description="Fine-tune a further row at the same budget: learned templates mixed into the channels.",
     )
-    missing_modalities: bool = Field(
-        False,
-        title="Missing modalities",
-        description="Predict segmentations again without each modality: zeros against the learned template.",
-    )
-    native_scores: bool = Field(
-        False,
-        title="Native scores",
-        description="Score segmentations a second time on the grids of their label files, which must still be there.",
-    )
+    missing_modalities: MissingModalities = False
+    native_scores: NativeScores = False
     label_shares: list[float] = Field(
         default_factory=list,
         title="Label shares",
         description="Fine-tune also on these shares of the training subjects, each above 0 and below 1.",
         examples=[[0.05, 0.1, 0.2, 0.4, 0.6, 0.8]],
     )
-    networks: list[Literal["swin_unetr", "dynunet"]] = Field(
+    networks: list[ScratchNetwork] = Field(
         default_factory=list,
         title="Networks",
         description="Networks that segmentations train from scratch as further rows, at the same budget.",

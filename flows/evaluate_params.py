@@ -18,6 +18,21 @@ from tasks.summary import PRETRAINED, SCRATCH
 
 OF_FOLDERS = re.compile(r"labels[0-9]|native(-|$)")
 """How the names of trainings on fewer labels, and of native scores, go on after that of their benchmark."""
+ScratchNetwork = Literal["swin_unetr", "dynunet"]
+MissingModalities = Annotated[
+    bool,
+    Field(
+        title="Missing modalities",
+        description="Predict segmentations again without each modality: zeros against the learned template.",
+    ),
+]
+NativeScores = Annotated[
+    bool,
+    Field(
+        title="Native scores",
+        description="Score segmentations a second time on the grids of their label files, which must still be there.",
+    ),
+]
 BenchmarkName = Annotated[str, Field(json_schema_extra={"enum": list(BENCHMARKS)})]
 """The form offers the registered ones."""
 
@@ -46,7 +61,7 @@ class EvaluateParams(BaseModel):
         exclude_if=lambda value: not value,
         examples=[[{"training": "brainmvp_unet_tiny", "name": "BrainMVP, U-Net"}]],
     )
-    networks: list[Literal["swin_unetr", "dynunet"]] = Field(
+    networks: list[ScratchNetwork] = Field(
         default_factory=list,
         title="Networks",
         description="Networks that segmentations train from scratch as further rows, at the same budget.",
@@ -72,16 +87,8 @@ class EvaluateParams(BaseModel):
         title="Template mix",
         description="Train a further row at the same budget: the first one, learned templates mixed into the channels.",
     )
-    missing_modalities: bool = Field(
-        False,
-        title="Missing modalities",
-        description="Predict segmentations again without each modality: zeros against the learned template.",
-    )
-    native_scores: bool = Field(
-        False,
-        title="Native scores",
-        description="Score segmentations a second time on the grids of their label files, which must still be there.",
-    )
+    missing_modalities: MissingModalities = False
+    native_scores: NativeScores = False
     label_shares: list[float] = Field(
         default_factory=list,
         title="Label shares",

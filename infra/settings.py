@@ -114,7 +114,7 @@ class Settings(BaseSettings):
     slurm_options: list[str] = []
     """Further options of sbatch, a JSON list: `["--constraint=a100", "--qos=long"]`."""
     slurm_setup: list[str] = []
-    """Shell lines before the work, a JSON list: `["module load cuda", "source /work/venv/bin/activate"]`. Secrets go
+    """Shell lines before the work, a JSON list: `["module load cuda", "source /shared/venv/bin/activate"]`. Secrets go
     into a file that such a line reads, not into the line: the script is written into the training's folder."""
     slurm_interface: str = ""
     """Network interface over which Dask's scheduler and the jobs talk, e.g. `ib0`; empty: Dask's choice."""

@@ -151,19 +151,25 @@ KINDS: tuple[Kind, ...] = (
 
 
 @dataclass(frozen=True)
-class Coverage:
+class Shares:
     """Shares of the trials in which the truth was inside, below and above the interval."""
 
     inside: float
     below: float
     above: float
-    percentile: float
-    """Share inside the plain percentile interval of the same replicates."""
 
     @property
     def met(self) -> bool:
         """Say whether it is what was asked."""
         return ASKED[0] <= self.inside <= ASKED[1]
+
+
+@dataclass(frozen=True)
+class Coverage(Shares):
+    """Of the bootstrap's intervals."""
+
+    percentile: float
+    """Share inside the plain percentile interval of the same replicates."""
 
 
 def cover(kind: Kind, n: int, trials: int = TRIALS, replicates: int = REPLICATES, seed: int = 20261122) -> Coverage:

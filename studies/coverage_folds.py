@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from studies.coverage import ASKED, SIZES, TRIALS, Rng
+from studies.coverage import SIZES, TRIALS, Rng, Shares
 from tasks.fold_statistics import fold_interval
 from tasks.probe_summary import class_metric, regression_metric
 from tasks.statistics import Floats
@@ -62,23 +62,15 @@ FOLD_METRICS: tuple[str, ...] = ("auroc", "balanced_accuracy", "mae")
 
 
 @dataclass(frozen=True)
-class FoldCoverage:
-    """Shares of the trials in which the truth was inside, below and above the corrected interval."""
+class FoldCoverage(Shares):
+    """Of the corrected intervals over folds."""
 
-    inside: float
-    below: float
-    above: float
     plain: float
     """Share inside the t interval without the correction."""
     truth: float
     """Mean of all trials."""
     without: float
     """Share of the trials that have no interval, because all folds are equal; they count nowhere."""
-
-    @property
-    def met(self) -> bool:
-        """Say whether it is what was asked."""
-        return ASKED[0] <= self.inside <= ASKED[1]
 
 
 def cover_folds(metric: str, n: int, trials: int = TRIALS, seed: int = 20261123) -> FoldCoverage:

@@ -111,6 +111,19 @@ def bids_tree(folder: Path, subjects: int) -> Path:
     return folder
 
 
+def ingest_params(folder: Path, tree: Path) -> dict[str, Any]:
+    """Return the parameters of an ingest of a BIDS tree into a store below a workspace."""
+    return {
+        "catalog": {"sources": [{"kind": "bids", "dataset": "toy", "root": str(tree)}], "workspace": str(folder)},
+        "preprocess": {
+            "catalog": str(folder / "catalog.parquet"),
+            "store": str(folder / "store.zarr"),
+            "spec": "demo",
+            "workers": 1,
+        },
+    }
+
+
 def last_run(server: ServerInfo, deployment: str) -> dict[str, Any]:
     """Return the newest flow run of a deployment that has ended."""
     found = request_json(f"{server.api_url}/deployments/name/{deployment}")
@@ -158,18 +171,7 @@ def test_a_deployed_ingest_makes_a_store_and_a_second_one_finds_it_done(
     state: Path, server: ServerInfo, tree: Path
 ) -> None:
     folder = state.parent / "ingest"
-    params = {
-        "catalog": {
-            "sources": [{"kind": "bids", "dataset": "toy", "root": str(tree)}],
-            "workspace": str(folder),
-        },
-        "preprocess": {
-            "catalog": str(folder / "catalog.parquet"),
-            "store": str(folder / "store.zarr"),
-            "spec": "demo",
-            "workers": 1,
-        },
-    }
+    params = ingest_params(folder, tree)
     config = state.parent / "ingest.yaml"
     config.write_text(yaml.safe_dump(params))
     for _ in range(2):
@@ -246,18 +248,7 @@ def test_a_nightly_ingest_with_news_trains_in_the_other_pool_after_approval(
 ) -> None:
     """The chain over two pools and two workers: catalog and preprocess on one, the training on the other."""
     folder = state.parent / "night"
-    params = {
-        "catalog": {
-            "sources": [{"kind": "bids", "dataset": "toy", "root": str(bids_tree(tmp_path, 8))}],
-            "workspace": str(folder),
-        },
-        "preprocess": {
-            "catalog": str(folder / "catalog.parquet"),
-            "store": str(folder / "store.zarr"),
-            "spec": "demo",
-            "workers": 1,
-        },
-    }
+    params = ingest_params(folder, bids_tree(tmp_path, 8))
     nightly_run = create(server, "ingest/nightly-ingest", params)
     ended(server, nightly_run, "Completed", state / "server/worker.log")
     deadline = time.monotonic() + WAIT_S
@@ -293,18 +284,20 @@ def create(server: ServerInfo, deployment: str, params: dict[str, Any]) -> str:
 
 
 def await_no_process_of(flow_run: str) -> None:
+    """Wait until the worker has reaped the processes of a flow run; then it gives their place back."""
     deadline = time.monotonic() + WAIT_S
-    while flow_run in flow_runs_with_a_process():
-        assert time.monotonic() < deadline, f"the process of flow run {flow_run} does not end"
-        time.sleep(0.5)
-    time.sleep(3)  # the worker gives its place back; nothing tells when
+    for pid in processes_of(flow_run):
+        while psutil.pid_exists(pid):
+            assert time.monotonic() < deadline, f"process {pid} of flow run {flow_run} does not end"
+            time.sleep(0.5)
 
 
-def flow_runs_with_a_process() -> set[str]:
-    found = set()
+def processes_of(flow_run: str) -> list[int]:
+    found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            found.add(process.environ().get("PREFECT__FLOW_RUN_ID", ""))
+            if process.environ().get("PREFECT__FLOW_RUN_ID") == flow_run:
+                found.append(process.pid)
     return found
 
 

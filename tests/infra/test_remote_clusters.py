@@ -33,7 +33,7 @@ def slurm(state_dir: Path) -> Settings:
         slurm_partition="cpu",
         slurm_account="brain",
         slurm_options=["--constraint=skylake"],
-        slurm_setup=["source /work/venv/bin/activate"],
+        slurm_setup=["source /shared/venv/bin/activate"],
         slurm_interface="lo",
         **KEYS,
     )
@@ -94,7 +94,7 @@ def test_the_job_script_of_slurm(tmp_path: Path) -> None:
     for line in ("-t 1-02:00:00", "-p cpu", "-A brain", "--mem=4G"):
         assert f"#SBATCH {line}" in script
     assert "#SBATCH --constraint=skylake" in script
-    assert script.index("source /work/venv/bin/activate") < script.index("distributed.cli.dask_worker tls://")
+    assert script.index("source /shared/venv/bin/activate") < script.index("distributed.cli.dask_worker tls://")
     assert "--nthreads 1 --memory-limit 4.00GiB" in script
     assert "export DASK_DISTRIBUTED__WORKER__PRELOAD=" in script
     assert f"--tls-ca-file {tmp_path}/dask/" in script
