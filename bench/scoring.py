@@ -1,7 +1,7 @@
 """What a segmentation benchmark waits for: predicting its test cases, or scoring what was predicted.
 
 Full-size phantoms go through the product's own path: preprocessing into a store, the fine-tuning's prediction (sliding
-windows of UniFormer-S over whole cases, files written), then the scores of three regions by the worker processes that
+windows of UniFormer-S over whole cases, files written), then the scores of three regions by the Dask workers that
 the evaluation uses. The network has random weights, so its masks would be noise: before scoring they are replaced by
 tumour-like ones, good and poor in turn.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ from bench.inputs import DATASET, GRID, centred, mni_brain, write_scans
 from bench.metrics import PREDICTIONS, tumour
 from bench.step import WORLD, stored_cases
 from bench.timing import machine
+from flows.case_workers import LARGE, CaseWorkers
+from infra.settings import Settings
 from models.config import AnyNetwork, NetworkConfig, TrainingConfig
 from models.predict import predict_cases
 from models.predict_times import read_times
@@ -36,9 +39,9 @@ from models.state import start_training
 from models.store import open_store
 from tasks.benchmarks import Benchmark, find_benchmark
 from tasks.evaluation import Cohort
-from tasks.predictions import read_regions
 from tasks.processes import usable_cores
-from tasks.scores import RowKey, scoring_workers, segmentation_scores
+from tasks.scores import RowKey, segmentation_scores
+from tasks.trained_scores import trained_masks
 
 CASES = 4
 """Measured unless asked for more."""
@@ -58,7 +61,7 @@ class Measured:
     chosen: int
     """Processes that an evaluation of ASKED such cases would score with."""
     cpu: tuple[float, float]
-    """Processor seconds of predicting, and of scoring with one process: they hold on a busy machine, too."""
+    """Processor seconds of predicting, and of scoring with one worker: they hold on a busy machine, too."""
 
     def share(self, workers: int) -> float:
         """Return the share of scoring in predicting and scoring."""
@@ -92,7 +95,7 @@ def measure(
     scoring = {1: score(benchmark, cohort, training, selected[1:], 1)}
     cpu = predicting, time.process_time() - begun
     scoring |= {n: score(benchmark, cohort, training, selected[1:], n) for n in {usable_cores()} - {1}}
-    chosen = scoring_workers(ASKED, math.prod(spec.grid))
+    chosen = usable_cores() if ASKED * math.prod(spec.grid) >= LARGE else 1
     return Measured(cases, times.seconds, scoring, torch.get_num_threads(), chosen, cpu)
 
 
@@ -138,21 +141,22 @@ def _start(masks: np.ndarray, cohort: Cohort, case: SelectedCase) -> tuple[int, 
 
 
 def score(benchmark: Benchmark, cohort: Cohort, training: Path, cases: Sequence[SelectedCase], workers: int) -> float:
-    """Return the seconds of scoring all cases."""
+    """Return the seconds of scoring all cases, here or by so many Dask workers, their start included."""
+    key, read = RowKey("bench", "bench", 0), partial(trained_masks, cohort, training)
     begun = time.perf_counter()
-    segmentation_scores(
-        RowKey("bench", "bench", 0), benchmark, cases, partial(read_regions, training), cohort.truth, workers
-    )
-    return time.perf_counter() - begun
+    settings = Settings(workers=workers, state_dir=training.parent / "state")
+    with CaseWorkers(settings, large=0 if workers > 1 else sys.maxsize) as work:
+        segmentation_scores(key, benchmark, cases, read, cohort.truth, work)
+        return time.perf_counter() - begun
 
 
 def report(measured: Measured) -> str:
     """Return the Markdown of a measurement."""
     lines = ["| | seconds | a case |", "|---|---|---|"]
     rows = {f"predicting, {measured.threads} threads": measured.predicting}
-    rows |= {f"scoring, {n} process{'es' if n > 1 else ''}": seconds for n, seconds in measured.scoring.items()}
+    rows |= {f"scoring, {n} worker{'s' if n > 1 else ''}": seconds for n, seconds in measured.scoring.items()}
     lines += [f"| {what} | {seconds:.1f} | {seconds / measured.cases:.2f} |" for what, seconds in rows.items()]
-    shares = ", ".join(f"{measured.share(n):.1%} ({n} process{'es' if n > 1 else ''})" for n in measured.scoring)
+    shares = ", ".join(f"{measured.share(n):.1%} ({n} worker{'s' if n > 1 else ''})" for n in measured.scoring)
     words = "met" if measured.share(measured.chosen) < 0.5 else "**not met**"
     sized = (
         "" if measured.cases >= ASKED else f"; {measured.cases} cases stand for {ASKED}, both grow with their number"
@@ -161,7 +165,7 @@ def report(measured: Measured) -> str:
     predicting, scoring = measured.cpu
     cpu = f"{predicting:.1f} and {scoring:.1f} s, {scoring / (predicting + scoring):.1%}"
     return "\n".join(
-        [*lines, "", f"Share of scoring: {shares}; {verdict}.", f"Processor seconds of both, one process: {cpu}."]
+        [*lines, "", f"Share of scoring: {shares}; {verdict}.", f"Processor seconds of both, one worker: {cpu}."]
     )
 
 

@@ -22,6 +22,7 @@ from brainloom.cli_benchmark import (
     Benchmarks,
     FinetuneEpochs,
     Networks,
+    Predictions,
     Runs,
     Seeds,
     Workspace,
@@ -190,11 +191,12 @@ def benchmark(
     networks: Networks = None,
     seeds: Seeds = None,
     finetune_epochs: FinetuneEpochs = None,
+    predictions: Predictions = None,
     deployment: Deployment = "",
     api_url: ApiUrl = None,
 ) -> None:
     """Compare finished trainings (`--runs`), or run the whole chain of a config; options win over the file."""
-    given = benchmark_options(workspace, runs, benchmarks, networks, seeds, finetune_epochs)
+    given = benchmark_options(workspace, runs, benchmarks, networks, seeds, finetune_epochs, predictions)
     if config is None and not given:
         raise typer.BadParameter("name the trainings to compare with --runs, or a file with --config")
     _run("benchmark", config, deployment, dry_run=False, given=given)

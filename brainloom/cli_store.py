@@ -14,8 +14,8 @@ from brainloom.cli_forget import Places, erase_elsewhere, own_workspace, say_dry
 from brainloom.terminal import ApiUrl
 
 store_app = typer.Typer(
-    help="Look into a store and look after it: info, verify, show, qc, export, compare, duplicates, compact, upgrade, "
-    "forget.",
+    help="Look into a store and look after it: info, verify, show, qc, sources, export, compare, duplicates, "
+    "compact, upgrade, forget.",
     no_args_is_help=True,
 )
 Url = Annotated[str, typer.Argument(help="Path or s3:// URL of the store.")]
@@ -109,6 +109,34 @@ def qc(
         typer.echo(url)
     stored = sum(dataset.counts["stored"] for dataset in found.datasets)
     typer.echo(f"{len(found.outliers)} of {stored} cases stand out")
+
+
+@store_app.command()
+def sources(
+    store: Url,
+    catalog: Annotated[str, typer.Option(help="catalog.parquet, or the workspace that holds it.")],
+    case: Annotated[list[str] | None, typer.Option(help="Only this `dataset/case`; may be repeated.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say where the files of each row lie, by the catalog: the way back in a store that hides paths."""
+    from models.store import open_store  # keeps `--help` fast
+    from tasks.catalog import read_catalog
+    from tasks.hidden_paths import identified
+    from tasks.stored_cases import stored_rows
+
+    opened = open_store(store)
+    wanted = set(stored_rows(opened, case).values()) if case else None
+    rows = [
+        row
+        for row in identified(opened.url, read_catalog(catalog))
+        if wanted is None or (row["dataset"], int(row["row"])) in wanted
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    for row in rows:
+        place = row["path"] if row["found"] == "same" else f"{row['path']} ({row['found']})".strip()
+        typer.echo(f"{row['dataset']}/{row['case']} (row {row['row']})  {row['modality']}  {place}")
 
 
 @store_app.command()

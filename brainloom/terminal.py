@@ -15,13 +15,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from infra.log_lines import CONSOLE_FORMATTER, log_environment
 from infra.server import without_prefect
 from infra.settings import Settings, private_environment
 
 CONSOLE_LEVEL = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 """Overrides one key of Prefect's logging.yml: its console handler. The handler that feeds the UI keeps INFO."""
-CONSOLE_FORMATTER = "PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER"
-"""Likewise: `json` makes a line of the terminal one JSON object with the ids of flow run and task run."""
 TABLE_WIDTH = 130
 """Columns that a printed table may take at least; narrower terminals wrap its lines."""
 FILE_ERRORS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
@@ -109,7 +108,7 @@ def prepare_prefect(settings: Settings) -> None:
 
     Call it before any flow is imported; `infra.server.connect` then points Prefect at the server. Set
     PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL=INFO to see all log lines in the terminal; the UI always has them. With
-    PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER=json each is a JSON object.
+    BRAINLOOM_LOG=json each is a JSON object (infra.log_lines).
     """
     asked = {name: os.environ[name] for name in (CONSOLE_LEVEL, CONSOLE_FORMATTER) if name in os.environ}
     if settings.api_url is None:
@@ -118,7 +117,7 @@ def prepare_prefect(settings: Settings) -> None:
         os.environ.update(ours)
         settings.server_dir.mkdir(parents=True, exist_ok=True)  # Prefect warns when it cannot make its parent
         os.environ["PREFECT_HOME"] = str(settings.server_dir)
-    os.environ.update({**private_environment(), CONSOLE_LEVEL: "WARNING", **asked})
+    os.environ.update({**private_environment(), CONSOLE_LEVEL: "WARNING", **log_environment(settings.log), **asked})
     import prefect.main  # noqa: F401 - reads the environment and installs the console handler
 
     for handler in logging.getLogger().handlers:

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import httpx
 import numpy as np
@@ -26,6 +27,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 
+from flows.fitting import fit_cell, fit_markdown
 from infra.settings import Settings
 
 PICTURE_BYTES_MAX = 300_000
@@ -47,9 +49,7 @@ def publish_markdown(key: str, markdown: str, description: str = "", *, names_su
 
     Pictures are cut out, and a page with `names_subjects` is left out, where they are not allowed.
     """
-    if not pictures_allowed():
-        markdown = HIDDEN if names_subjects else _PICTURE.sub(HIDDEN, markdown)
-    return _publish(lambda: create_markdown_artifact(markdown, key=artifact_key(key), description=description or None))
+    return create_markdown(key, allowed_markdown(markdown, names_subjects), description) is not None
 
 
 def publish_table(key: str, rows: list[dict[str, Any]], description: str = "") -> bool:
@@ -58,9 +58,33 @@ def publish_table(key: str, rows: list[dict[str, Any]], description: str = "") -
     NaN and infinities become empty cells: Prefect writes them as invalid JSON and the page dies. Columns that can
     name a person are left out where they are not allowed.
     """
+    return create_table(key, allowed_table(rows), description) is not None
+
+
+def allowed_markdown(markdown: str, names_subjects: bool = False) -> str:
+    """Return what may be published of a page where the current Prefect API is."""
+    if pictures_allowed():
+        return markdown
+    return HIDDEN if names_subjects else _PICTURE.sub(HIDDEN, markdown)
+
+
+def allowed_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a table's columns that may be published where the current Prefect API is, cells as finite JSON."""
     hidden = frozenset() if pictures_allowed() else SUBJECT_COLUMNS
-    table = [{str(name): plain(cell) for name, cell in row.items() if name not in hidden} for row in rows]
-    return _publish(lambda: create_table_artifact(table, key=artifact_key(key), description=description or None))
+    return [{str(name): plain(cell) for name, cell in row.items() if name not in hidden} for row in rows]
+
+
+def create_markdown(key: str, markdown: str, description: str = "") -> UUID | None:
+    """Publish Markdown, tables fitted to the page, and return the artifact's id; None if there is no run."""
+    page = fit_markdown(markdown)
+    return _publish(lambda: create_markdown_artifact(page, key=artifact_key(key), description=description or None))
+
+
+def create_table(key: str, table: list[dict[str, Any]], description: str = "") -> UUID | None:
+    """Publish a table, long cells broken, and return the artifact's id; None as `publish_table` returns False."""
+    rows = [{name: fit_cell(cell) if isinstance(cell, str) else cell for name, cell in row.items()} for row in table]
+    told = description if rows else f"{description}: none".removeprefix(": ")
+    return _publish(lambda: create_table_artifact(rows, key=artifact_key(key), description=told or None))
 
 
 def png_markdown(png: bytes, alt: str) -> str:
@@ -140,16 +164,15 @@ def in_run() -> bool:
     return FlowRunContext.get() is not None or TaskRunContext.get() is not None
 
 
-def _publish(create: Callable[[], Any]) -> bool:
+def _publish(create: Callable[[], Any]) -> UUID | None:
     if not in_run():
-        return False
+        return None
     try:
-        create()
+        return UUID(str(create()))
     except (PrefectHTTPStatusError, httpx.HTTPError) as error:
         # An artifact is what people see, not what the work needs: hours of it must not be lost for a picture.
         _log.warning("artifact not published: %s: %s", type(error).__name__, error)
-        return False
-    return True
+        return None
 
 
 def _data_uri(png: bytes) -> str:

@@ -2,7 +2,8 @@
 
 A dead worker ends as `KilledWorker` in the future of its batch, and Prefect leaves that task run `Running` for ever:
 the future is asked here, the task run is marked, and the batch's cases without a receipt are submitted one by one. A
-batch for which the storage was away longer than its retries last is submitted again.
+batch for which storage or Prefect server were away longer than its retries last is submitted again. A scheduler that is
+lost forgets what it was asked to do: its batches are submitted again when it is back, else the flow ends.
 """
 
 from __future__ import annotations
@@ -14,16 +15,23 @@ import queue
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import distributed
+import httpx
+from distributed.client import FutureCancelledError
+from prefect import runtime
 from prefect.client.orchestration import get_client
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 from prefect_dask import DaskTaskRunner
 
 from flows.artifacts import pictures_allowed
+from infra.clusters import ClusterLostError, worker_seen
 from infra.storage import StorageError
 from models.records import PlannedCase
 from tasks import receipts
@@ -33,16 +41,20 @@ TASK_RUNS_MAX = 400
 TASK_RUNS, TASK_RUNS_PER_WORKER = 32, 8
 """Case batches are enlarged beyond these: a task run costs 0.1 s, and with fewer workers would idle at the end."""
 TICK_SECONDS = 1.0
-WORKERLESS_SECONDS = 300.0
-"""How long the scheduler may be without any worker before the flow fails instead of waiting."""
 ROUNDS = 3
-"""How often cases are submitted again after their workers died or the storage was away."""
+"""How often cases are submitted again after their workers died, or storage, server or scheduler were away."""
 WATCH_SHARE = 0.05
 """Share of the flow's time that it may spend on listing receipts, however many there are and however slow a list."""
+API_ERRORS = (httpx.HTTPError, ObjectNotFound, OSError)
+"""What telling the server a state may end with; a server that is away is no reason to end a flow."""
+SCHEDULER_LOST = (
+    "the connection to the Dask scheduler was lost; finished cases stay. See why it ended (its log, its host's memory, "
+    "the network), start it and its workers, and start the flow again"
+)
 _log = logging.getLogger(__name__)
 
-Outcome = tuple[dict[str, int], BaseException | None]
-"""Cases of a batch by status, and what it raised."""
+Outcome = tuple[dict[str, dict[str, Any]], BaseException | None]
+"""`cases` of a batch by status and its `seconds` by step, and what it raised."""
 
 
 def split_batches(cases: Sequence[PlannedCase], size: int, workers: int = 1) -> list[list[PlannedCase]]:
@@ -62,7 +74,7 @@ def split_batches(cases: Sequence[PlannedCase], size: int, workers: int = 1) -> 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Cases of one task run, and how often the storage was away while they ran."""
+    """Cases of one task run, and how often storage, server or scheduler were away while they ran."""
 
     cases: tuple[PlannedCase, ...]
     away: int = 0
@@ -118,6 +130,8 @@ class BatchRunner:
         self.device = device
         self.status: Counter[str] = Counter()
         """Cases of the finished batches by status."""
+        self.seconds: Counter[str] = Counter()
+        """Of the workers in finished batches, by step."""
 
     def run(
         self,
@@ -127,19 +141,24 @@ class BatchRunner:
     ) -> list[str]:
         """Run all batches and return what went wrong, one sentence per failed batch.
 
-        missing: returns those of some cases that have no receipt yet; on_tick: called about once a second.
+        missing: returns those of some cases that have no receipt yet; on_tick: called about once a second. Raises
+        ClusterLostError.
         """
         failures: list[str] = []
         waiting = [_Batch(tuple(batch)) for batch in batches]
         for number in range(ROUNDS + 1):
             alone: list[_Batch] = []
             again: list[_Batch] = []
-            for batch, (counts, error) in self._round(waiting, on_tick):
-                self.status.update(counts)
+            for batch, (told, error) in self._round(waiting, on_tick):
+                self.status.update(told.get("cases", {}))
+                self.seconds.update(told.get("seconds", {}))
                 if isinstance(error, distributed.KilledWorker):
                     alone += [_Batch((case,), batch.away) for case in missing(batch.cases)]
-                elif isinstance(error, StorageError) and number < ROUNDS:
+                elif error is not None and _away(error) and number < ROUNDS:
                     _log.warning("batch from %s runs again: %s", batch.name, _short(error))
+                    again.append(_Batch(batch.cases, batch.away + 1))
+                elif isinstance(error, FutureCancelledError) and number < ROUNDS:
+                    self._await_scheduler(error)
                     again.append(_Batch(batch.cases, batch.away + 1))
                 elif error is not None:
                     failures.append(f"batch of {len(batch.cases)} cases from {batch.name}: {_short(error)}")
@@ -163,24 +182,23 @@ class BatchRunner:
             try:
                 index = ended.get(timeout=TICK_SECONDS)
             except queue.Empty:
-                seen = self._worker_seen(seen)
+                seen = worker_seen(self.runner.client, seen, "finished cases stay")
                 on_tick()
                 continue
             left -= 1
             yield batches[index], _outcome(futures[index])
             on_tick()
 
-    def _worker_seen(self, last: float) -> float:
-        """Return when a worker was last there; raises RuntimeError when that is too long ago."""
-        now = time.monotonic()
-        if self.runner.client.ncores():
-            return now
-        if now - last > WORKERLESS_SECONDS:
-            raise RuntimeError(
-                f"no Dask worker for {now - last:.0f} s; finished cases stay. See why workers do not start "
-                "(memory, BRAINLOOM_CLUSTER) and start the flow again"
-            )
-        return last
+    def _await_scheduler(self, error: FutureCancelledError) -> None:
+        """Wait while Dask tries to reach the scheduler again, its time limit for connections; one may be back, empty.
+
+        Raises ClusterLostError when it is not.
+        """
+        client = self.runner.client
+        while client.status == "connecting":
+            time.sleep(TICK_SECONDS)
+        if client.status != "running":
+            raise ClusterLostError(SCHEDULER_LOST) from error
 
     def _submit(self, batch: _Batch) -> Any:
         parameters = {
@@ -215,13 +233,50 @@ def _outcome(future: Any) -> Outcome:
         return {}, error
 
 
+def _away(error: BaseException) -> bool:
+    """Say whether storage or Prefect server did not answer: then a batch is worth another try.
+
+    A task run that does not come about for that says so in prefect 3.8.8's words.
+    """
+    unreached = isinstance(error, RuntimeError) and str(error).startswith("Failed to reach API")
+    return unreached or isinstance(error, StorageError | httpx.TransportError)
+
+
 def _mark_crashed(task_run_id: Any) -> None:
     state: Any = Crashed(message="the Dask worker died; its cases run again, each alone")
     try:
         with get_client(sync_client=True) as client:
             client.set_task_run_state(task_run_id, state, force=True)
-    except (PrefectHTTPStatusError, OSError) as error:
+    except API_ERRORS as error:
         _log.warning("task run %s could not be marked as crashed: %s", task_run_id, error)
+
+
+@contextmanager
+def none_left_running() -> Iterator[None]:
+    """Mark the task runs that nobody waits for any more when what is inside raises; Prefect would show them running.
+
+    Meant for around the cluster: its workers are gone then and have told what they could. One of a worker that lives on
+    tells its end itself.
+    """
+    try:
+        yield
+    except BaseException as error:
+        _end_task_runs(f"the flow run ended before this case batch did: {type(error).__name__}")
+        raise
+
+
+def _end_task_runs(why: str) -> None:
+    if (flow_run := runtime.flow_run.id) is None:
+        return
+    ours = FlowRunFilter.model_validate({"id": {"any_": [UUID(flow_run)]}})
+    unfinished = TaskRunFilter.model_validate({"state": {"type": {"any_": ["PENDING", "RUNNING"]}}})
+    state: Any = Crashed(message=why)
+    try:
+        with get_client(sync_client=True) as client:
+            for run in client.read_task_runs(flow_run_filter=ours, task_run_filter=unfinished):
+                client.set_task_run_state(run.id, state, force=True)
+    except API_ERRORS as error:
+        _log.warning("task runs of flow run %s could not be marked as crashed: %s", flow_run, error)
 
 
 def _short(error: BaseException) -> str:

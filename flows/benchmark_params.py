@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from flows.catalog import KINDS_TOLD, SOURCE_EXAMPLE
 from flows.compared import RunRow, TrainingRow
-from flows.evaluate_params import EvaluateParams, MissingModalities, NativeScores, ScratchNetwork
+from flows.evaluate_params import EvaluateParams, FinetuneLaunch, MissingModalities, NativeScores, ScratchNetwork
+from flows.forms import Form, store_in
+from flows.prediction_rows import PredictionRows, check_predictions
+from flows.pretrain_params import CropRecipe
 from flows.probe import ProbeParams
 from flows.prompt import PromptParams
 from models.spec import SPECS
@@ -24,10 +28,10 @@ AnyBenchmark = Annotated[str, Field(json_schema_extra={"enum": list(ALL)})]
 """The form offers the registered ones of all protocols."""
 
 
-class BenchmarkParams(BaseModel):
+class BenchmarkParams(Form):
     """The whole chain: where the scans are, how to train, what to compare; or, with runs, the comparison alone."""
 
-    model_config = ConfigDict(extra="forbid", title="Benchmark")
+    model_config = ConfigDict(title="Benchmark")
 
     name: str = Field("benchmark", title="Name", description="Shown in the name of the flow run.", min_length=1)
     workspace: str = Field(
@@ -40,7 +44,10 @@ class BenchmarkParams(BaseModel):
         None, title="Phantom cohort", description="Write this cohort below the workspace first; empty: only `sources`."
     )
     sources: list[SourceConfig] = Field(
-        default_factory=list, title="Sources", description="Datasets to ingest besides the phantoms; may be empty."
+        default_factory=list,
+        title="Sources",
+        description=f"Datasets to ingest besides the phantoms; may be empty. {KINDS_TOLD}",
+        examples=[[SOURCE_EXAMPLE]],
     )
     spec: str = Field(
         "brainmvp",
@@ -56,9 +63,7 @@ class BenchmarkParams(BaseModel):
         title="Split shares",
         description="Shares of subjects for train, val and test; they sum to 1.",
     )
-    recipe: Literal["brainmvp_tiny", "brainmvp", "brainmvp_unet_tiny", "brainmvp_unet"] = Field(
-        "brainmvp_tiny", title="Recipe", description="Of the pre-training."
-    )
+    recipe: CropRecipe = Field("brainmvp_tiny", title="Recipe", description="Of the pre-training.")
     epochs: int | None = Field(
         None, ge=1, title="Epochs", description="Of the pre-training, at least 1; empty: as the recipe says."
     )
@@ -75,7 +80,9 @@ class BenchmarkParams(BaseModel):
         description="At least one; with `runs` also probes and prompting tasks, each by its own protocol.",
         min_length=1,
     )
-    seeds: int = Field(3, ge=1, le=20, title="Seeds", description="Fine-tunings of each row, from 1 to 20.")
+    seeds: int = Field(
+        3, ge=1, le=20, title="Seeds", description="Fine-tunings of each row, or of each of its repeats, from 1 to 20."
+    )
     finetune_epochs: int | None = Field(
         None, ge=1, title="Fine-tuning epochs", description="At least 1; empty: as the recipe says."
     )
@@ -97,10 +104,12 @@ class BenchmarkParams(BaseModel):
         title="Networks",
         description="Networks that segmentations train from scratch as further rows, at the same budget.",
     )
+    launch: FinetuneLaunch = "local"
+    predictions: PredictionRows = Field(default_factory=list)
     split: str = Field(
         "default",
         title="Split",
-        description="Name of the split in <workspace>/splits, made when absent by the chain and for fine-tuning; "
+        description="Name of the split in `<workspace>/splits`, made when absent by the chain and for fine-tuning; "
         "letters, digits, dashes and underscores.",
         pattern=SPLIT_NAME,
     )
@@ -111,11 +120,27 @@ class BenchmarkParams(BaseModel):
         title="Bootstrap replicates",
         description="Of the intervals of fine-tuned rows, from 200 to 100,000.",
     )
+    probe_store: str = Field(
+        "",
+        title="Store of probes",
+        description="Finalised store whose images are probed, such as grey-matter maps for AnatCL; empty: "
+        "`<workspace>/store.zarr`.",
+    )
+    prompt_store: str = Field(
+        "",
+        title="Store of prompts",
+        description="Finalised store with images and connectomes; empty: `<workspace>/store.zarr`.",
+    )
     folds: int = Field(
         5, ge=3, le=20, title="Folds", description="Of the cross-validation of probes and prompts, from 3 to 20."
     )
     knn: bool = Field(
         False, title="Nearest neighbours", description="Probe every encoder a second time, by nearest training cases."
+    )
+    combat: bool = Field(
+        False,
+        title="ComBat",
+        description="Probe also features that ComBat has harmonised over sites, in tables beside the ordinary ones.",
     )
     with_seen: bool = Field(
         True,
@@ -124,6 +149,12 @@ class BenchmarkParams(BaseModel):
         "of leaks; off: they are listed alone.",
     )
     workers: int = Field(2, ge=1, le=256, title="Workers", description="Processes on this host, from 1 to 256.")
+    deployed: bool = Field(
+        False,
+        title="Through deployments",
+        description="Start each link of the chain as a flow run of its own deployment, in its own work pool; off: all "
+        "in this flow run. The workspace must be one folder for all workers.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -134,6 +165,14 @@ class BenchmarkParams(BaseModel):
             )
         if self.runs and (self.phantom or self.sources):
             raise ValueError("with `runs` nothing is ingested or pre-trained; leave `phantom` and `sources` empty")
+        if self.runs and self.deployed:
+            raise ValueError("with `runs` there is no chain whose links could be deployed; set `deployed` to false")
+        if not self.runs and (self.template_mix or self.missing_modalities) and not self.recipe.startswith("brainmvp"):
+            raise ValueError(
+                f"template_mix and missing_modalities need learned templates, and {self.recipe} learns none; choose a "
+                "BrainMVP recipe, or switch them off"
+            )
+        check_predictions(self.predictions, self.runs, self.benchmarks)
         for protocol in by_protocol(self.benchmarks) if self.runs else ():
             self.params_of(protocol)
         if not self.runs:
@@ -144,20 +183,38 @@ class BenchmarkParams(BaseModel):
         """Return what the flow of a protocol is asked for; raises ValidationError for runs that it cannot name so."""
         if protocol == "fine-tune":
             return self.evaluate_params()
-        rows = [TrainingRow(name=run.name, trainings=[run.training]) for run in self.runs]
+        rows = [TrainingRow(name=run.name, trainings=run.trainings) for run in self.runs]
         benchmarks = by_protocol(self.benchmarks)[protocol]
         if protocol == "prompt":
             return PromptParams(
-                workspace=self.workspace, rows=rows, benchmarks=benchmarks, folds=self.folds, with_seen=self.with_seen
+                workspace=self.workspace,
+                store=self.prompt_store,
+                rows=rows,
+                benchmarks=benchmarks,
+                folds=self.folds,
+                with_seen=self.with_seen,
             )
         return ProbeParams(
             workspace=self.workspace,
+            store=self.probe_store,
             rows=rows,
             benchmarks=benchmarks,
             folds=self.folds,
             knn=self.knn,
+            combat=self.combat,
             with_seen=self.with_seen,
         )
+
+    @property
+    def stores(self) -> dict[str, str]:
+        """The store of each protocol among the benchmarks, and that of fine-tuning."""
+        own = {"probe": self.probe_store, "prompt": self.prompt_store}
+        asked = ["fine-tune", *(name for name in own if name in by_protocol(self.benchmarks))]
+        return {protocol: store_in(self.workspace, own.get(protocol, "")) for protocol in asked}
+
+    def only(self, names: Sequence[str]) -> Self:
+        """Return what is asked for of some of the runs."""
+        return self.model_copy(update={"runs": [run for run in self.runs if run.name in names]})
 
     def evaluate_params(self, pretrained: str = "") -> EvaluateParams:
         """Return what `evaluate` is asked for: `runs`, or one pre-training of the chain."""
@@ -173,6 +230,8 @@ class BenchmarkParams(BaseModel):
             missing_modalities=self.missing_modalities,
             native_scores=self.native_scores,
             label_shares=self.label_shares,
+            predictions=self.predictions,
+            launch=self.launch,
             split=self.split,
             replicates=self.replicates,
             lanes=self.workers,

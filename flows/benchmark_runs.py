@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from infra.storage import write_bytes
 from models.store import open_store
 from tasks.benchmark_summary import PROTOCOLS, find_any, read_part, to_html, to_markdown
 from tasks.rows import Run
-from tasks.serving import check_runs
+from tasks.serving import Serving, check_runs, check_templates
 
 FLOWS: dict[str, Any] = {"probe": probe, "prompt": prompt, "fine-tune": evaluate}
 """By protocol; what takes longest comes last."""
@@ -25,18 +27,26 @@ FLOWS: dict[str, Any] = {"probe": probe, "prompt": prompt, "fine-tune": evaluate
 def compare_runs(params: BenchmarkParams) -> dict[str, Any]:
     """Compare the runs on every benchmark by its protocol; what is computed and unchanged is not computed again.
 
-    Raises RunError, before anything is computed, when a run is not there or cannot serve one of the benchmarks.
+    A run that no benchmark of a protocol can use is left out of its tables, and the page says why. Raises RunError,
+    before anything is computed, as tasks.serving.check_runs and check_templates do.
     """
     workspace = Path(params.workspace).resolve()
-    runs = [Run(run.name, workspace / "trainings" / run.training) for run in params.runs]
-    check_runs(runs, [find_any(name) for name in params.benchmarks], open_store(str(workspace / "store.zarr")))
     asked = by_protocol(params.benchmarks)
+    runs = [run.in_folder(workspace / "trainings") for run in params.runs]
+    serving = _serving(params, runs)
+    if tuned := _names(serving, "fine-tune", asked):
+        own = [run for run in runs if run.name in tuned]
+        check_templates(own, params.template_mix, params.missing_modalities)
     found = {
-        protocol: start(flow, params=params.params_of(protocol))
+        protocol: start(flow, params=params.only(_names(serving, protocol, asked)).params_of(protocol))
         for protocol, flow in FLOWS.items()
         if protocol in asked
     }
-    parts = [read_part(workspace, protocol, asked[protocol]) for protocol in PROTOCOLS if protocol in asked]
+    parts = [
+        replace(read_part(workspace, protocol, asked[protocol]), notes=tuple(serving.left_out(asked[protocol])))
+        for protocol in PROTOCOLS
+        if protocol in asked
+    ]
     title = f"brainloom benchmark: {', '.join(run.name for run in runs)}"
     text = to_markdown(title, parts)
     page = workspace / "report" / "benchmark.html"
@@ -56,3 +66,16 @@ def compare_runs(params: BenchmarkParams) -> dict[str, Any]:
         "trained": sum(one.get("trained", 0) for one in found.values()),
         "scored": sum(one["scored"] for one in found.values()),
     }
+
+
+def _serving(params: BenchmarkParams, runs: Sequence[Run]) -> Serving:
+    """Return which run serves which benchmark, each protocol on its store."""
+    stores = {protocol: open_store(url) for protocol, url in params.stores.items()}
+    return check_runs(runs, [find_any(name) for name in params.benchmarks], stores["fine-tune"], stores)
+
+
+def _names(serving: Serving, protocol: str, asked: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the runs that a protocol compares: fine-tuning leaves out by benchmark, the others have one table."""
+    if protocol != "fine-tune":
+        return [run.name for run in serving.of(asked[protocol])]
+    return [run.name for run in serving.runs if any(run in serving.of([name]) for name in asked.get(protocol, ()))]

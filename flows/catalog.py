@@ -7,28 +7,35 @@ from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from flows.artifacts import counted, pictures_allowed, publish_markdown, publish_table, shown_names
-from flows.forms import few, params_of
+from flows.artifacts import counted, pictures_allowed, shown_names
+from flows.forms import Form, few, params_of
+from flows.pages import Pages
 from flows.progress import Progress
 from tasks.catalog import CatalogResult, build_catalog, write_catalog
 from tasks.catalog_estimate import estimate_catalog
 from tasks.catalog_report import catalog_report, left_out_table
-from tasks.sources import SourceConfig
+from tasks.sources import CONVERTERS, READERS, SourceConfig
+
+SOURCE_EXAMPLE = {"kind": "bids", "dataset": "ixi", "root": "./sources/ixi"}
+KINDS_TOLD = (
+    f"Each is edited as JSON; its `kind` is one of: {', '.join(sorted((*READERS, *CONVERTERS)))}. The keys of each "
+    "kind are in docs/sources.md."
+)
 
 
-class CatalogParams(BaseModel):
+class CatalogParams(Form):
     """Where the scans are."""
 
-    model_config = ConfigDict(extra="forbid", title="Catalog")
+    model_config = ConfigDict(title="Catalog")
 
     sources: list[SourceConfig] = Field(
         title="Sources",
         description="One entry per dataset: a BIDS tree, datalist, table, folder tree or DICOM folder, grey-matter "
-        "maps and regions, fMRIPrep's derivatives or ROI series, with its root. At least one.",
+        f"maps and regions, fMRIPrep's derivatives or ROI series, with its root. At least one. {KINDS_TOLD}",
         min_length=1,
-        examples=[[{"kind": "bids", "dataset": "ixi", "root": "./sources/ixi"}]],
+        examples=[[SOURCE_EXAMPLE]],
     )
     workspace: str = Field(
         "./state/demo",
@@ -132,12 +139,13 @@ def catalog(params: CatalogParams) -> dict[str, Any]:
     """
     result = find_all(params.sources, params.workspace, params.checksums)
     page = catalog_report(result, name_files=pictures_allowed())
-    publish_markdown("catalog", page, "What was found at the sources")
-    publish_table("catalog-left-out", left_out_table(result.scans), "Files that were left out, with the reason")
-    refuse_unusable(result)
-    if params.strict:
-        refuse_left_out(result)
-    written = write_catalog(result, params.workspace)
+    with Pages(params.workspace) as pages:
+        pages.markdown("catalog", page, "What was found at the sources")
+        pages.table("catalog-left-out", left_out_table(result.scans), "Files that were left out, with the reason")
+        refuse_unusable(result)
+        if params.strict:
+            refuse_left_out(result)
+        written = write_catalog(result, params.workspace)
     names = ("cases", "scans", "labels", "left_out", "digest", "rows_digest", "phenotypes_digest")
     counts = {name: result.report[name] for name in names}
     return {"workspace": params.workspace, "written": written, **counts}

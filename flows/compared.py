@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from flows.forms import Form
 from infra.storage import write_bytes
 from models.selection import read_selection
 from models.store import Store
@@ -22,13 +23,20 @@ from tasks.probe_cohort import ProbeCohort, seen_subjects
 from tasks.probe_report import probe_report
 from tasks.probing import EncoderRow
 from tasks.report import TableSection, write_report
+from tasks.rows import RESERVED, Run
+from tasks.seen_prints import seen_elsewhere
 from tasks.splits import Subject, people_of
+from tasks.summary import SCRATCH
+
+TrainingName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")]
+OF_FOLDERS = re.compile(r"labels[0-9]|native(-|$)")
+"""How the names of trainings on fewer labels, and of native scores, go on after that of their benchmark."""
 
 
-class TrainingRow(BaseModel):
+class TrainingRow(Form):
     """One row of the tables: trainings that repeat each other, or members of an ensemble."""
 
-    model_config = ConfigDict(extra="forbid", title="Row")
+    model_config = ConfigDict(title="Row")
 
     name: str = Field(
         title="Name",
@@ -38,9 +46,9 @@ class TrainingRow(BaseModel):
         max_length=40,
         examples=["AnatCL global"],
     )
-    trainings: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")]] = Field(
+    trainings: list[TrainingName] = Field(
         title="Trainings",
-        description="Names of finished or imported trainings in <workspace>/trainings, at least one.",
+        description="Names of finished or imported trainings in `<workspace>/trainings`, at least one.",
         min_length=1,
         examples=[["anatcl-seed0", "anatcl-seed1"]],
     )
@@ -57,15 +65,14 @@ class TrainingRow(BaseModel):
         return self
 
 
-class RunRow(BaseModel):
+class RunRow(Form):
     """One pre-training as a row of the tables."""
 
-    model_config = ConfigDict(extra="forbid", title="Run")
+    model_config = ConfigDict(title="Run")
 
-    training: str = Field(
+    training: TrainingName = Field(
         title="Training",
-        description="Name of a finished or imported training in <workspace>/trainings.",
-        pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$",
+        description="Name of a finished or imported training in `<workspace>/trainings`.",
         examples=["brainmvp_tiny"],
     )
     name: str = Field(
@@ -76,12 +83,30 @@ class RunRow(BaseModel):
         max_length=40,
         examples=["BrainMVP"],
     )
+    repeats: list[TrainingName] = Field(
+        default_factory=list,
+        title="Repeats",
+        description="Further trainings of the same recipe that differ in their seed: one row with the first, scores "
+        "averaged.",
+        exclude_if=lambda value: not value,
+        examples=[["brainmvp-seed1", "brainmvp-seed2"]],
+    )
 
     @model_validator(mode="after")
     def _named(self) -> Self:
         self.name = self.name or self.training
         check_printable(self.name)
         return self
+
+    @property
+    def trainings(self) -> list[str]:
+        """All trainings of the row."""
+        return [self.training, *self.repeats]
+
+    def in_folder(self, trainings: Path) -> Run:
+        """Return the run, whose trainings lie in a folder."""
+        first, *others = (trainings / name for name in self.trainings)
+        return Run(self.name, first, tuple(others))
 
 
 def check_printable(name: str) -> None:
@@ -94,9 +119,9 @@ def check_printable(name: str) -> None:
 
 def check_runs_once(runs: Sequence[RunRow]) -> None:
     """Raise ValueError when one training stands in two rows."""
-    trainings = [run.training for run in runs]
+    trainings = [name for run in runs for name in run.trainings]
     if twice := next((name for name in trainings if trainings.count(name) > 1), ""):
-        raise ValueError(f"training {twice!r} is named in two rows; every training is one row")
+        raise ValueError(f"training {twice!r} is named in two rows, or twice in one; every training stands in one row")
 
 
 def check_names(rows: Sequence[TrainingRow | RunRow], reserved: Collection[str]) -> None:
@@ -109,6 +134,18 @@ def check_names(rows: Sequence[TrainingRow | RunRow], reserved: Collection[str])
     taken = {slug(name) for name in reserved}
     if wrong := next((row.name for row in rows if slug(row.name) in taken), ""):
         raise ValueError(f"{wrong!r} is the name of a row that every table has; call yours otherwise")
+
+
+def check_tuned_names(rows: Sequence[RunRow]) -> None:
+    """Raise ValueError as `check_names` does, and for names whose scores would lie in the files of others' scores."""
+    check_names(rows, RESERVED)
+    for row in rows:
+        if slug(row.name).startswith(SCRATCH):
+            raise ValueError(f"{row.name!r} starts as the names of rows from scratch do; call yours otherwise")
+        if OF_FOLDERS.match(slug(row.name)):
+            raise ValueError(
+                f"{row.name!r} starts as what is kept of label_shares or native_scores; call yours otherwise"
+            )
 
 
 def slug(name: str) -> str:
@@ -125,13 +162,15 @@ def encoder_row(row: TrainingRow, sources: Mapping[str, EncoderSource]) -> Encod
 
 def people_and_seen(
     workspace: Path, store: Store, layouts: Sequence[str], trainings: Iterable[Path]
-) -> tuple[pd.DataFrame, dict[Subject, str]]:
-    """Return the cases of a store with their phenotypes, and the subjects that these trainings have seen, with why."""
+) -> tuple[pd.DataFrame, dict[Subject, str], tuple[str, ...]]:
+    """Return the cases of a store with their phenotypes, the subjects that these trainings have seen, with why, and
+    sentences on what of that could not be looked for."""
+    folders = list(trainings)
     own = [read_layout(Path(path)) for path in layouts]
     people = with_layouts(people_of(store.cases().to_pandas(), workspace), own)
-    return people, seen_subjects(
-        [read_selection(folder / "selection.parquet") for folder in trainings], workspace, store.url
-    )
+    elsewhere = seen_elsewhere({folder.name: [folder] for folder in folders}, store)
+    selections = [read_selection(folder / "selection.parquet") for folder in folders]
+    return people, seen_subjects(selections, workspace, store.url, elsewhere.links), elsewhere.notes
 
 
 def write_page(

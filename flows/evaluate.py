@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,23 @@ import pandas as pd
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
+from flows.case_workers import CaseWorkers
 from flows.evaluate_params import EvaluateParams, run_name
 from flows.evaluate_report import Evaluated, Further, kept_or_written
 from flows.forms import params_of
+from flows.gpu_turn import gpu_turn
+from flows.launching import Launch, launch_settings, launcher
 from flows.progress import Progress
 from flows.results import publish_tables
+from infra.settings import Settings
+from models.gpu_turn import need_gpus
 from models.schedule import plan_steps
 from models.selection import read_selection
 from models.store import open_store
 from tasks import finetune, lanes
+from tasks.baseline_scores import score_baselines
 from tasks.benchmarks import find_benchmark
+from tasks.case_map import HERE, CaseMap
 from tasks.crosswalk import crosswalk_links
 from tasks.duplicates import links as near_duplicates
 from tasks.evaluation import (
@@ -28,8 +35,6 @@ from tasks.evaluation import (
     Cohort,
     find_cohort,
     native_cohort,
-    score_baselines,
-    score_trainings,
     without_seen_by_any,
 )
 from tasks.finetune import Finetuning
@@ -40,14 +45,18 @@ from tasks.launch import launch
 from tasks.leaks import leak_table
 from tasks.missing import applies, missing_table, score_missing
 from tasks.native_truth import SourceLabels
+from tasks.others import check_others, score_others
 from tasks.phenotype_layouts import with_layouts
 from tasks.report_content import Made
-from tasks.rows import Row, Run, rows_for, scratch_of, training_rows
+from tasks.rows import Row, rows_for, scratch_of, training_rows
 from tasks.scores import write_scores
+from tasks.seed_variance import seed_table
+from tasks.seen_prints import seen_elsewhere
 from tasks.serving import check_runs, check_templates
 from tasks.splits import made_from, people_of, roles, workspace_split
 from tasks.summary import MIXED
 from tasks.tables import BenchmarkTable, FurtherTable
+from tasks.trained_scores import score_trainings
 
 
 def _run_name() -> str:
@@ -55,10 +64,12 @@ def _run_name() -> str:
 
 
 @task(name="fine-tune", cache_policy=NO_CACHE)
-def fine_tune(trainings: Sequence[Finetuning], count: int) -> int:
-    """Run all unfinished fine-tunings and return how many were run; see tasks.lanes."""
+def fine_tune(trainings: Sequence[Finetuning], count: int, where: Launch = "local") -> int:
+    """Run all unfinished fine-tunings, `count` at a time, and return how many were run; see tasks.lanes."""
     steps = {one.folder.name: _steps(one) for one in trainings}
     done = {one.folder.name: steps[one.folder.name] for one in trainings if one.finished}
+    if where != "slurm" and any(one.to_launch for one in trainings):  # SLURM has queues of its own
+        need_gpus()  # here: threads do not know whom to ask
     with Progress("fine-tune", sum(steps.values()), "steps") as progress:
         progress.update(sum(done.values()), note=f"{len(done)} of {len(trainings)} trainings found finished")
 
@@ -67,7 +78,9 @@ def fine_tune(trainings: Sequence[Finetuning], count: int) -> int:
             done[name] = max(done.get(name, 0), int(line["step"]))
             progress.update(sum(done.values()), note=name)
 
-        return lanes.run_lanes(trainings, count, launch, show)
+        # One rank each, so on one node each, whatever the settings say of pre-trainings.
+        start = launch if where == "local" else launcher(launch_settings(where, 1))
+        return lanes.run_lanes(trainings, count, start, show)
 
 
 def _steps(training: Finetuning) -> int:
@@ -76,25 +89,30 @@ def _steps(training: Finetuning) -> int:
 
 
 @task(name="score", task_run_name="score {name}", cache_policy=NO_CACHE)
-def score(name: str, cohort: Cohort, trainings: Sequence[Finetuning], folder: Path) -> tuple[pd.DataFrame, int]:
-    """Score all rows of one benchmark; unchanged rows are read back. See tasks.evaluation."""
-    ours, fresh = score_trainings(cohort, trainings, folder)
-    simple, more = score_baselines(cohort, folder, seeds=len({one.seed for one in trainings}))
-    return pd.concat([ours, simple], ignore_index=True), fresh + more
+def score(
+    name: str, cohort: Cohort, trainings: Sequence[Finetuning], folder: Path, work: CaseMap = HERE
+) -> tuple[pd.DataFrame, int]:
+    """Score all rows of one benchmark; unchanged rows are read back. See tasks.trained_scores."""
+    ours, fresh = score_trainings(cohort, trainings, folder, work)
+    simple, more = score_baselines(cohort, folder, len({one.own_seed for one in trainings}), work)
+    theirs, most = score_others(cohort, folder, work)
+    return pd.concat([ours, simple, theirs], ignore_index=True), fresh + more + most
 
 
 @task(name="score without modalities", task_run_name="score {name} without modalities", cache_policy=NO_CACHE)
 def score_without(
-    name: str, cohort: Cohort, trainings: Sequence[Finetuning], pretrained: Path, folder: Path
+    name: str, cohort: Cohort, trainings: Sequence[Finetuning], pretrained: Path, folder: Path, work: CaseMap = HERE
 ) -> tuple[pd.DataFrame, int]:
     """Score the trainings of one benchmark without each modality; unchanged ones are read back. See tasks.missing."""
-    return score_missing(cohort, trainings, pretrained, folder)
+    return score_missing(cohort, trainings, pretrained, folder, work)
 
 
 @task(name="score fewer labels", task_run_name="score {name}", cache_policy=NO_CACHE)
-def score_share(name: str, cohort: Cohort, trainings: Sequence[Finetuning], folder: Path) -> tuple[pd.DataFrame, int]:
+def score_share(
+    name: str, cohort: Cohort, trainings: Sequence[Finetuning], folder: Path, work: CaseMap = HERE
+) -> tuple[pd.DataFrame, int]:
     """Score the trainings of one benchmark on a share of its labels; unchanged ones are read back."""
-    return score_trainings(cohort, trainings, folder)
+    return score_trainings(cohort, trainings, folder, work)
 
 
 @dataclass(frozen=True)
@@ -111,6 +129,14 @@ class Compared:
     def scores(self) -> Path:
         """Folder of the kept scores."""
         return self.made.workspace / "scores"
+
+    def own_rows(self, cohort: Cohort) -> list[Row]:
+        """Return the rows that a benchmark trains."""
+        return rows_for(cohort.benchmark, self.rows)
+
+    def first(self, cohort: Cohort) -> str:
+        """Return the row that the others of a benchmark are compared with."""
+        return self.own_rows(cohort)[0].name
 
     def prepare(self, share: float = 1.0) -> list[Finetuning]:
         """Return the fine-tunings on a share of the labels; the mix is trained on all labels alone."""
@@ -148,14 +174,15 @@ def evaluate(params: EvaluateParams) -> dict[str, Any]:
     native = _native(compared)
     trainings = compared.prepare()
     fewer = [one for share in params.label_shares for one in compared.prepare(share)]
-    trained = fine_tune([*trainings, *fewer], params.lanes) if trainings else 0
-    scores, further, computed = _score_all(compared, [*compared.cohorts, *native], trainings)
-    missing, more = _score_all_missing(compared, trainings)
-    labels, most = _score_fewer_labels(compared, fewer, scores)
+    with gpu_turn(), CaseWorkers(Settings()) as work:
+        trained = fine_tune([*trainings, *fewer], params.lanes, params.launch) if trainings else 0
+        scores, further, computed = _score_all(compared, [*compared.cohorts, *native], trainings, work)
+        missing, more = _score_all_missing(compared, trainings, work)
+        labels, most = _score_fewer_labels(compared, fewer, scores, work)
     further |= {"missing": missing, "labels": labels}
     there = {cohort.benchmark.name: cohort for cohort in compared.cohorts}
     cohorts = [*(there.get(cohort.benchmark.name, cohort) for cohort in cohorts), *native]
-    kept = kept_or_written(Evaluated(params, made, cohorts, trainings, scores, further))
+    kept = kept_or_written(Evaluated(params, compared.made, cohorts, trainings, scores, further))
     publish_tables([BenchmarkTable.model_validate(table) for table in kept["tables"]], made.workspace / "tables")
     return {
         "report": str(made.workspace / "report" / "index.html"),
@@ -175,7 +202,7 @@ def _read_workspace(params: EvaluateParams) -> tuple[Made, list[Cohort]]:
     split, digest = workspace_split(workspace, params.split, store.url, people)
     by_subject = roles(split)
     tables_used = made_from(workspace, params.split, digest)
-    runs = tuple(Run(row.name, workspace / "trainings" / row.training) for row in params.rows)
+    runs = tuple(row.in_folder(workspace / "trainings") for row in params.rows)
     made = Made(workspace, store, cases, split, tables_used, runs)
     latents = {one.name: read_latents(workspace / "sources", one.datasets) for one in benchmarks}
     return made, [find_cohort(one, store, people, by_subject, latents[one.name]) for one in benchmarks]
@@ -188,11 +215,22 @@ def _compare(params: EvaluateParams, made: Made, present: Sequence[Cohort]) -> C
     check_runs(made.runs, [cohort.benchmark for cohort in present], made.store)
     check_templates(made.runs, params.template_mix, params.missing_modalities)
     rows = training_rows(made.runs, params.networks, params.template_mix, _size(made.runs[0].folder))
-    seen = {run.name: read_selection(run.folder / "selection.parquet") for run in made.runs}
-    links, told = near_duplicates(made.store.url), crosswalk_links(made.workspace)
-    return Compared(
-        params, made, tuple(rows), tuple(without_seen_by_any(seen, cohort, links, told) for cohort in present)
-    )
+    seen = {
+        run.name: [case for folder in run.folders for case in read_selection(folder / "selection.parquet")]
+        for run in made.runs
+    }
+    elsewhere = seen_elsewhere({run.name: run.folders for run in made.runs}, made.store)
+    links, told = [*near_duplicates(made.store.url), *elsewhere.links], crosswalk_links(made.workspace)
+    cohorts = tuple(_with_others(params, without_seen_by_any(seen, cohort, links, told)) for cohort in present)
+    return Compared(params, replace(made, unchecked=elsewhere.notes), tuple(rows), cohorts)
+
+
+def _with_others(params: EvaluateParams, cohort: Cohort) -> Cohort:
+    """Return a cohort with the predictions of others for it; raises what is wrong with their files."""
+    found = tuple(row.others for row in params.predictions if row.benchmark == cohort.benchmark.name)
+    for one in found:
+        check_others(one, cohort)
+    return replace(cohort, others=found)
 
 
 def _native(compared: Compared) -> list[Cohort]:
@@ -206,22 +244,27 @@ def _native(compared: Compared) -> list[Cohort]:
 
 
 def _score_all(
-    compared: Compared, cohorts: Sequence[Cohort], trainings: Sequence[Finetuning]
+    compared: Compared, cohorts: Sequence[Cohort], trainings: Sequence[Finetuning], work: CaseWorkers
 ) -> tuple[pd.DataFrame, Further, int]:
     """Return the scores that count, the tables of leaks and of gains, and how many rows were computed now."""
     params, made = compared.params, compared.made
     frames: list[pd.DataFrame] = []
-    further: Further = {"leaks": {}, "gains": {}}
+    further: Further = {"leaks": {}, "seeds": {}, "gains": {}}
     computed = 0
     with Progress("score", len(cohorts), "benchmarks") as progress:
         for k, cohort in enumerate(cohorts):
             name = cohort.benchmark.name
-            frame, fresh = score(name, cohort, cohort.own(trainings), compared.scores)
+            work.show = _shown(progress, k, name)
+            frame, fresh = score(name, cohort, cohort.own(trainings), compared.scores, work)
             frames.append(cohort.without_leaks(frame))
             if cohort.leaks:
-                further["leaks"][name] = leak_table(cohort, frame, KINDS, params.replicates, params.first)
+                first = compared.first(cohort)
+                further["leaks"][name] = leak_table(cohort, frame, cohort.kinds, params.replicates, first)
+            if any(run.repeats for run in made.runs):
+                further["seeds"][name] = seed_table(frames[-1], cohort.benchmark, compared.own_rows(cohort))
             if params.runs or params.networks:
-                scratch = scratch_of(made.runs)
+                named = {row.name for row in compared.own_rows(cohort)}
+                scratch = {run: row for run, row in scratch_of(made.runs).items() if run in named}
                 others = [
                     *(row for row, kind in KINDS.items() if kind == "baseline"),
                     *(row.name for row in compared.rows if row.segments_only),
@@ -235,25 +278,36 @@ def _score_all(
     return scores, further, computed
 
 
-def _score_all_missing(compared: Compared, trainings: Sequence[Finetuning]) -> tuple[dict[str, FurtherTable], int]:
+def _shown(progress: Progress, done: int, name: str) -> Callable[[str], None]:
+    """Return what tells of the cases of a benchmark while so many benchmarks are done."""
+    return lambda words: progress.update(done, note=f"{name}: {words}")
+
+
+def _score_all_missing(
+    compared: Compared, trainings: Sequence[Finetuning], work: CaseWorkers
+) -> tuple[dict[str, FurtherTable], int]:
     """Return the tables without single modalities by benchmark, and how many trainings were scored now."""
     params, runs = compared.params, compared.made.runs
     found: dict[str, FurtherTable] = {}
     computed = 0
-    for cohort in compared.cohorts if params.missing_modalities else ():
-        if not applies(cohort):
-            continue
-        name, title = cohort.benchmark.name, f"{cohort.benchmark.title} without one modality"
-        bank = next(run for run in runs if run.has_templates)
-        whose = "the pre-training" if len(runs) == 1 else f"the pre-training of {bank.name}"
-        frame, fresh = score_without(name, cohort, cohort.own(trainings), bank.folder, compared.scores)
-        found[name] = missing_table(title, cohort.without_leaks(frame), params.replicates, templates_of=whose)
-        computed += fresh
+    cohorts = [cohort for cohort in compared.cohorts if params.missing_modalities and applies(cohort)]
+    if not cohorts:
+        return found, computed
+    bank = next(run for run in runs if run.has_templates)
+    whose = "the pre-training" if len(runs) == 1 else f"the pre-training of {bank.name}"
+    with Progress("score-missing", len(cohorts), "benchmarks") as progress:
+        for k, cohort in enumerate(cohorts):
+            name, title = cohort.benchmark.name, f"{cohort.benchmark.title} without one modality"
+            work.show = _shown(progress, k, name)
+            frame, fresh = score_without(name, cohort, cohort.own(trainings), bank.folder, compared.scores, work)
+            found[name] = missing_table(title, cohort.without_leaks(frame), params.replicates, templates_of=whose)
+            computed += fresh
+            progress.update(k + 1, note=f"{name}: {fresh} trainings predicted")
     return found, computed
 
 
 def _score_fewer_labels(
-    compared: Compared, trainings: Sequence[Finetuning], scores: pd.DataFrame
+    compared: Compared, trainings: Sequence[Finetuning], scores: pd.DataFrame, work: CaseWorkers
 ) -> tuple[dict[str, FurtherTable], int]:
     """Return the tables of fewer labels by benchmark, and how many trainings were scored now; scores: of all labels."""
     params = compared.params
@@ -263,9 +317,9 @@ def _score_fewer_labels(
         frames = {1.0: scores[scores["benchmark"] == cohort.benchmark.name]}
         for share in params.label_shares:
             own = share_cohort(cohort, share)
-            frame, fresh = score_share(own.benchmark.name, own, own.own(trainings), compared.scores)
+            frame, fresh = score_share(own.benchmark.name, own, own.own(trainings), compared.scores, work)
             frames[share] = own.without_leaks(frame)
             computed += fresh
-        rows = [row.name for row in rows_for(cohort.benchmark, compared.rows) if row.name != MIXED]
+        rows = [row.name for row in compared.own_rows(cohort) if row.name != MIXED]
         found[cohort.benchmark.name] = label_table(cohort, frames, params.replicates, rows)
     return found, computed

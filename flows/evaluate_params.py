@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from flows.compared import RunRow, check_names, check_runs_once, slug
-from flows.forms import few, workspace_field
+from flows.compared import RunRow, check_runs_once, check_tuned_names
+from flows.forms import Form, few, workspace_field
+from flows.launching import Launch
+from flows.prediction_rows import PredictionRows, check_predictions
 from tasks.benchmarks import BENCHMARKS, PHANTOM_BENCHMARKS
 from tasks.label_efficiency import check_shares
-from tasks.rows import RESERVED
 from tasks.splits import NAME as SPLIT_NAME
 from tasks.statistics import REPLICATES
-from tasks.summary import PRETRAINED, SCRATCH
+from tasks.summary import PRETRAINED
 
-OF_FOLDERS = re.compile(r"labels[0-9]|native(-|$)")
-"""How the names of trainings on fewer labels, and of native scores, go on after that of their benchmark."""
 ScratchNetwork = Literal["swin_unetr", "dynunet"]
 MissingModalities = Annotated[
     bool,
@@ -33,14 +31,23 @@ NativeScores = Annotated[
         description="Score segmentations a second time on the grids of their label files, which must still be there.",
     ),
 ]
+FinetuneLaunch = Annotated[
+    Launch,
+    Field(
+        title="Launch of fine-tunings",
+        description="Where each lane runs. local: on the host of this flow run; pool: a flow run in the work pool of "
+        "`train-node`; slurm: a job. For pool and slurm the workspace is one folder for all hosts.",
+        exclude_if=lambda value: value == "local",
+    ),
+]
 BenchmarkName = Annotated[str, Field(json_schema_extra={"enum": list(BENCHMARKS)})]
 """The form offers the registered ones."""
 
 
-class EvaluateParams(BaseModel):
+class EvaluateParams(Form):
     """Which pre-training to evaluate, on what, and with which budget."""
 
-    model_config = ConfigDict(extra="forbid", title="Evaluate")
+    model_config = ConfigDict(title="Evaluate")
 
     workspace: str = workspace_field(
         "Folder with the store, the splits and the trainings; tables and report are written into it."
@@ -48,7 +55,7 @@ class EvaluateParams(BaseModel):
     pretrained: str = Field(
         "",
         title="Pre-training",
-        description="Name of a finished training in <workspace>/trainings whose encoder is fine-tuned: the row "
+        description="Name of a finished training in `<workspace>/trainings` whose encoder is fine-tuned: the row "
         "`pre-trained`; empty: the first of `runs` is the first row.",
         pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*)?$",
         examples=["brainmvp_tiny"],
@@ -75,13 +82,16 @@ class EvaluateParams(BaseModel):
         min_length=1,
         examples=[list(PHANTOM_BENCHMARKS)],
     )
-    seeds: int = Field(3, ge=1, le=20, title="Seeds", description="Trainings of each row, from 1 to 20.")
+    seeds: int = Field(
+        3, ge=1, le=20, title="Seeds", description="Trainings of each row, or of each of its repeats, from 1 to 20."
+    )
     epochs: int | None = Field(
         None, ge=1, title="Epochs", description="Of every fine-tuning, at least 1; empty: as the recipe says."
     )
     lanes: int = Field(
-        2, ge=1, le=64, title="Lanes", description="Fine-tunings that run at the same time on this host, from 1 to 64."
+        2, ge=1, le=64, title="Lanes", description="Fine-tunings that run at the same time, from 1 to 64."
     )
+    launch: FinetuneLaunch = "local"
     template_mix: bool = Field(
         False,
         title="Template mix",
@@ -96,10 +106,11 @@ class EvaluateParams(BaseModel):
         "with as many optimiser steps; empty: on all of them alone.",
         examples=[[0.05, 0.1, 0.2, 0.4, 0.6, 0.8]],
     )
+    predictions: PredictionRows = Field(default_factory=list)
     split: str = Field(
         "default",
         title="Split",
-        description="Name of the split in <workspace>/splits: letters, digits, dashes and underscores.",
+        description="Name of the split in `<workspace>/splits`: letters, digits, dashes and underscores.",
         pattern=SPLIT_NAME,
     )
     replicates: int = Field(
@@ -116,14 +127,9 @@ class EvaluateParams(BaseModel):
     def _check_rows(self) -> Self:
         if not self.rows:
             raise ValueError("name a finished training under `pretrained`, or several under `runs`")
-        check_names(self.runs, RESERVED)
-        if wrong := next((run.name for run in self.runs if slug(run.name).startswith(SCRATCH)), ""):
-            raise ValueError(f"{wrong!r} starts as the names of rows from scratch do; call the run otherwise")
-        if wrong := next((run.name for run in self.runs if OF_FOLDERS.match(slug(run.name))), ""):
-            raise ValueError(
-                f"{wrong!r} starts as what is kept of label_shares or native_scores; call the run otherwise"
-            )
+        check_tuned_names(self.runs)
         check_runs_once(self.rows)
+        check_predictions(self.predictions, self.runs, self.benchmarks)
         if twice := next((kind for kind in self.networks if self.networks.count(kind) > 1), ""):
             raise ValueError(f"network {twice!r} is named twice; every network is one row")
         return self

@@ -17,7 +17,7 @@ from flows.results import write_leaderboard, write_section
 from infra.storage import write_bytes
 from models.records import digest_of
 from tasks.benchmarks import BENCHMARKS, find_benchmark
-from tasks.evaluation import KINDS, Cohort
+from tasks.evaluation import Cohort
 from tasks.finetune import Finetuning, read_json
 from tasks.leaderboard import leaderboard
 from tasks.methods_text import MethodsText, methods_text
@@ -25,9 +25,11 @@ from tasks.report import TableSection, write_report
 from tasks.report_content import Made, provenance, report_content
 from tasks.rows import import_notes, left_out_notes
 from tasks.sections import make_section, make_table, with_further
-from tasks.statistics import REPLICATES
+from tasks.statistics import REPLICATES, RULES_VERSION
 from tasks.tables import FurtherTable
 
+KEPT = Path("report", "evaluation.json")
+"""Where a workspace keeps what its last evaluation wrote down."""
 Further = dict[str, dict[str, FurtherTable]]
 """By kind and benchmark: the tables beside the main ones."""
 
@@ -51,18 +53,17 @@ def kept_or_written(found: Evaluated) -> dict[str, Any]:
     asked, missing = found.params, bool(found.further.get("missing"))
     methods = methods_text(found.made, found.trainings, found.cohorts, asked.replicates, asked.label_shares, missing)
     workspace, inputs = found.made.workspace, _inputs(found, methods)
-    path = workspace / "report" / "evaluation.json"
-    kept = _read_kept(path)
+    kept = read_kept(workspace)
     if kept.get("inputs") != inputs or not _results_exist(workspace, kept):
         kept = {"inputs": inputs, **_write_results(found, methods)}
-        write_bytes(str(path), json.dumps(kept, indent=1).encode())
+        write_bytes(str(workspace / KEPT), json.dumps(kept, indent=1).encode())
     return kept
 
 
-def _read_kept(path: Path) -> dict[str, Any]:
+def read_kept(workspace: Path) -> dict[str, Any]:
     """Return what the last evaluation wrote down; nothing when it is missing or damaged: all is written again then."""
     try:
-        return read_json(path) or {}
+        return read_json(workspace / KEPT) or {}
     except ValueError:
         return {}
 
@@ -78,7 +79,7 @@ def _inputs(found: Evaluated, methods: MethodsText) -> str:
     scores = made.workspace / "scores.parquet"
     return digest_of(
         {
-            "params": found.params.model_dump(mode="json", exclude={"workspace", "lanes"}),
+            "params": found.params.model_dump(mode="json", exclude={"workspace", "lanes", "launch"}),
             "provenance": provenance(made, found.trainings),
             "benchmarks": [benchmark.content_digest() for benchmark in BENCHMARKS.values()],
             "cases": [[case.model_dump(mode="json") for case in cohort.selected] for cohort in found.cohorts],
@@ -89,6 +90,7 @@ def _inputs(found: Evaluated, methods: MethodsText) -> str:
                 for name, table in tables.items()
             },
             "methods": methods.to_markdown(),
+            "statistics": RULES_VERSION,
         }
     )
 
@@ -105,7 +107,8 @@ def _write_results(found: Evaluated, methods: MethodsText) -> dict[str, Any]:
         mine = cohort.own(found.trainings)
         part = scores[scores["benchmark"] == name] if len(scores) else scores
         notes = _notes(found, cohort)
-        table = make_table(cohort, part, mine, facts, date, params.replicates, params.first, notes)
+        first = mine[0].row if mine else params.first
+        table = make_table(cohort, part, mine, facts, date, params.replicates, first, notes)
         beside = {kind: tables[name] for kind, tables in found.further.items() if name in tables}
         sections[name] = with_further(make_section(table, cohort, mine, part), beside)
         files += write_section(sections[name], made.workspace / "tables")
@@ -113,7 +116,8 @@ def _write_results(found: Evaluated, methods: MethodsText) -> dict[str, Any]:
     absent = [section for section in sections.values() if not section.table.has_scores]
     others = [_absent_section(name, made, date) for name in BENCHMARKS if name not in sections]
     ranked = [cohort.benchmark for cohort in found.cohorts if not cohort.native]
-    board = leaderboard(scores, ranked, KINDS, params.replicates)
+    kinds = {row: kind for cohort in found.cohorts for row, kind in cohort.kinds.items()}
+    board = leaderboard(scores, ranked, kinds, params.replicates)
     files += write_leaderboard(board, made.workspace / "tables")
     page = report_content(made, found.trainings, shown, [*absent, *others], methods, date)
     write_report(replace(page, leaderboard=board), files[0])
@@ -127,10 +131,11 @@ def _write_results(found: Evaluated, methods: MethodsText) -> dict[str, Any]:
 
 
 def _notes(found: Evaluated, cohort: Cohort) -> list[str]:
-    """Return the sentences of a table with several rows: which networks are left out, which weights were imported."""
-    if not cohort.selected or not (found.params.runs or found.params.networks):
+    """Return the sentences of a table about its rows: which are left out, which weights were imported."""
+    if not cohort.selected:
         return []
-    return [*left_out_notes(cohort.benchmark, found.params.networks), *import_notes(found.made.runs)]
+    runs = found.made.runs
+    return [*left_out_notes(cohort.benchmark, found.params.networks, runs), *import_notes(runs), *found.made.unchecked]
 
 
 def _absent_section(name: str, made: Made, date: str) -> TableSection:

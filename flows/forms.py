@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prefect import runtime
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from infra import storage
 
@@ -15,6 +15,28 @@ NAMED = 3
 """Names in a flow run's name before the rest is counted."""
 
 Params = TypeVar("Params", bound=BaseModel)
+KINDS = {"integer": "number", "number": "number", "string": "text", "null": "empty"}
+"""What the form calls the kinds of a value that may be left empty; of itself it says `int`, `str` and `None`."""
+
+
+def form_schema(schema: dict[str, Any]) -> None:
+    """Add to the JSON schema of a model, in place, what the UI's form needs to be clear; what is accepted stays.
+
+    The alternatives of a value that may be left empty get words. In a list of one of several models, for which the form
+    has only a box of JSON, an added item begins as the example.
+    """
+    for field in schema.get("properties", {}).values():
+        if "oneOf" in field.get("items", {}) and field.get("examples"):
+            field["items"]["default"] = field["examples"][0][0]
+        for kind in field.get("anyOf", ()):
+            if kind.get("type") in KINDS:
+                kind.setdefault("title", "choice" if "enum" in kind else KINDS[kind["type"]])
+
+
+class Form(BaseModel):
+    """Base of what the form of a deployment shows: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=form_schema)
 
 
 def workspace_field(description: str) -> Any:
@@ -27,7 +49,7 @@ def store_field() -> Any:
     return Field(
         "",
         title="Store",
-        description="Path or URL of the Zarr store, on disk or s3://; empty: <workspace>/store.zarr.",
+        description="Path or URL of the Zarr store, on disk or s3://; empty: `<workspace>/store.zarr`.",
     )
 
 

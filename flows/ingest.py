@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, Self
 
 from prefect import flow, runtime
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from flows.catalog import CatalogParams, catalog
 from flows.catalog import dry_run as catalog_dry_run
+from flows.forms import Form
 from flows.news import tell_news
 from flows.preprocess import dry_run as preprocess_dry_run
 from flows.preprocess import preprocess
@@ -19,10 +20,10 @@ from tasks.catalog import catalog_url
 from tasks.estimate import NOTHING_STARTED
 
 
-class IngestParams(BaseModel):
+class IngestParams(Form):
     """What to ingest, and where to."""
 
-    model_config = ConfigDict(extra="forbid", title="Ingest")
+    model_config = ConfigDict(title="Ingest")
 
     catalog: CatalogParams = Field(title="Catalog", description="Where the scans are.")
     preprocess: PreprocessParams = Field(title="Preprocess", description="How they become voxels in the store.")

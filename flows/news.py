@@ -6,16 +6,17 @@ import hashlib
 from typing import Any
 
 from prefect.events import emit_event
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from flows.forms import Form
 from infra import storage
 from infra.automations import NEWS
 
 
-class IngestNews(BaseModel):
+class IngestNews(Form):
     """What an ingest brought into a store; the payload of its event."""
 
-    model_config = ConfigDict(extra="forbid", title="News of an ingest")
+    model_config = ConfigDict(title="News of an ingest")
 
     store: str = Field("", title="Store", description="Path or URL of the store; empty: that of the training.")
     digest: str = Field("", title="Digest", description="Of the store after the ingest.", pattern=r"^[0-9a-f]*$")

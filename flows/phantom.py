@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import flow, runtime
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from flows.forms import Form
 from flows.progress import Progress
 from tasks.phantom import PhantomConfig, write_cohort
 
 
-class PhantomParams(BaseModel):
+class PhantomParams(Form):
     """Which phantom cohort to write, and where."""
 
-    model_config = ConfigDict(extra="forbid", title="Phantom cohort")
+    model_config = ConfigDict(title="Phantom cohort")
 
     cohort: PhantomConfig = Field(PhantomConfig(), title="Cohort", description="Size, seed and acquisition.")
     root: str = Field(title="Folder", description="Local folder that receives both datasets.", min_length=1)

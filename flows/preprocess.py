@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,32 +15,39 @@ from typing import Any
 from prefect import flow, runtime
 from prefect_dask import DaskTaskRunner
 
-from flows.artifacts import counted, publish_markdown, publish_table, shown_names
-from flows.batches import BatchRunner, ReceiptWatch, split_batches
+from flows.artifacts import counted, publish_table, shown_names
+from flows.batches import BatchRunner, ReceiptWatch, none_left_running, split_batches
+from flows.dask_pages import dask_pages
 from flows.forms import few, params_of
+from flows.pages import Pages
 from flows.preprocess_params import (
     PreprocessParams,
     check_params,
     estimate_work,
     memory_limit,
+    path_key,
     pending,
     rows_to_repair,
 )
 from flows.progress import Progress
-from infra.clusters import cluster_options, describe_cluster, worker_count
+from infra import gauges, storage
+from infra.clusters import ClusterLostError, cluster_options, describe_cluster, worker_count
 from infra.settings import Settings
 from infra.shielding import shielded_settings
 from models.records import PlannedCase, Reason, Scan
 from models.store import StoreWriter, create_or_open
+from models.store_layout import BUILD
 from tasks import plan as plans
 from tasks import receipts, shards
 from tasks.catalog import cases_left_out, read_catalog, rows_digest
 from tasks.duplicates import read_duplicates
 from tasks.forget import without_forgotten
+from tasks.hidden_paths import ATTRIBUTE, digest_under, hidden, key_name
 from tasks.lease import Lease
 from tasks.qc import quarantine_table
 from tasks.qc_content import gather
 from tasks.qc_report import keep_page, kept_page, qc_page, qc_stamp, write_qc
+from tasks.timings import largest_steps, timings_of, timings_rows, write_timings
 
 _log = logging.getLogger(__name__)
 SHOWN_PAIRS = 500
@@ -81,11 +89,12 @@ def run_name(params: PreprocessParams) -> str:
 def preprocess(params: PreprocessParams) -> dict[str, Any]:
     """Bring a store up to date with a catalog; what is done is skipped, with nothing to do it takes seconds.
 
-    Returns counts and the store's digest. Raises PreprocessError after publishing everything that was finished, and
-    StoreError before any work for another spec, another live writer, too little memory or disk.
+    Returns counts and the store's digest. Raises PreprocessError or ClusterLostError after publishing everything that
+    was finished, and StoreError before any work for another spec, another live writer, too little memory or disk.
     """
     wanted = check_params(params)
-    writer = create_or_open(wanted.url, wanted.spec)
+    key = path_key(params)
+    writer = create_or_open(wanted.url, wanted.spec, {ATTRIBUTE: key_name(key)} if key else None)
     with Lease(writer.url, _owner()) as lease:
         scans, forgotten = without_forgotten(writer.url, wanted.scans)
         if forgotten:
@@ -93,11 +102,12 @@ def preprocess(params: PreprocessParams) -> dict[str, Any]:
         if lease.took_over and (removed := shards.clean_partials(writer.url)):
             _log.info("the last writer was killed: %d half-written files removed", removed)
         work = plan_work(writer, scans, wanted.refused, params, wanted.catalog)
-        failures = _run(writer, work, lease.token, params, wanted.settings)
-        lease.check()
-        digest = shards.finalise(writer.url, work.current, work.repaired)
-        # Whatever failed, this flow run lived to see it: only attempts of a flow that died say something later.
-        receipts.clear_attempts(writer.url)
+        try:
+            failures = _run(writer, work, lease.token, params, wanted.settings)
+        except ClusterLostError:
+            _finalise(writer, work, lease)
+            raise
+        digest = _finalise(writer, work, lease)
     return {**report(writer.url, wanted.catalog, work, failures, digest, params), "forgotten": len(forgotten)}
 
 
@@ -130,12 +140,16 @@ def plan_work(
 ) -> Work:
     """Give every case its row, write the plan, grow the arrays, and say what has to be preprocessed.
 
-    scans: what is wanted of the catalog, the whole of which the plan names by its digest.
+    scans: what is wanted of the catalog, the whole of which the plan names by its digest, under the key where
+    paths are hidden.
     """
     known = plans.read_plans(writer.url)
-    rows = plans.plan_rows(plans.cases_from_scans(scans), known, writer.spec)
+    key = path_key(params)
+    cases = [hidden(case, key) for case in plans.cases_from_scans(scans)]
+    rows = plans.plan_rows(cases, known, writer.spec)
     if rows.news:
-        plans.write_plan(writer.url, rows.news, writer.spec.content_digest(), rows_digest(catalog or scans))
+        digest = digest_under(key, rows_digest(catalog or scans))
+        plans.write_plan(writer.url, rows.news, writer.spec.content_digest(), digest)
     everything = [*known, *rows.added]
     labelled = plans.datasets_with_labels(everything)
     for dataset, length in plans.rows_by_dataset(everything).items():
@@ -162,20 +176,42 @@ def _run(writer: StoreWriter, work: Work, token: str, params: PreprocessParams, 
         if not cases:
             return []
         _log.info("%d of %d cases to preprocess on %s", len(cases), len(work.current), describe_cluster(settings))
-        batches = split_batches(cases, params.case_batch, worker_count(settings))
+        workers = worker_count(settings)
+        batches = split_batches(cases, params.case_batch, workers)
 
         watch = ReceiptWatch(writer.url, cases)
-        with shielded_settings(), DaskTaskRunner(**cluster_options(settings)) as runner:
+        with none_left_running(), shielded_settings(), DaskTaskRunner(**cluster_options(settings)) as runner:
             memory = memory_limit(settings) - plans.BASE_BYTES
             device = "cuda" if settings.cluster == "cuda" else "cpu"
             running = BatchRunner(runner, writer.url, token, memory, device)
 
             def show(now: bool = False) -> None:
-                progress.update(finished + watch.done(now), quarantined=running.status["quarantined"])
+                note = largest_steps(running.seconds)
+                for name, value in running.seconds.items():
+                    gauges.tell("brainloom_step_seconds", name, value)
+                progress.update(finished + watch.done(now), running.status["quarantined"], note)
 
-            failures = running.run(batches, watch.missing, show)
+            began = time.monotonic()
+            with dask_pages(runner.client, writer.url, cases, params.performance_report):
+                failures = running.run(batches, watch.missing, show)
             show(now=True)
+            _tell_timings(writer.url, running, time.monotonic() - began, workers)
             return failures
+
+
+def _tell_timings(url: str, running: BatchRunner, wall_seconds: float, workers: int) -> None:
+    timings = timings_of(running.seconds, running.status.total(), wall_seconds, workers)
+    write_timings(url, timings)
+    publish_table("timings-preprocess", timings_rows(timings), "Seconds of the Dask workers by step")
+
+
+def _finalise(writer: StoreWriter, work: Work, lease: Lease) -> str:
+    """Publish what is finished and return the store's digest; raises LeaseError when another flow writes by now."""
+    lease.check()
+    digest = shards.finalise(writer.url, work.current, work.repaired)
+    # Whatever failed, this flow run lived to see it: only attempts of a flow that died say something later.
+    receipts.clear_attempts(writer.url)
+    return digest
 
 
 def _refuse(writer: StoreWriter, work: Work) -> list[PlannedCase]:
@@ -206,10 +242,11 @@ def report(
     mine = [line for case in work.current if (line := lines.get((case.dataset, case.row)))]
     status = Counter(line["status"] for line in mine)
     table = quarantine_table(url, scans)
-    publish_quality(url, table)
-    publish_table("quarantine", table, "Cases that could not be preprocessed, with the reason")
-    pairs = read_duplicates(url)[:SHOWN_PAIRS]
-    publish_table("duplicates", pairs, "Subjects that look like one person; splits keep them together")
+    with Pages(storage.join(url, BUILD)) as pages:
+        publish_quality(pages, url, table)
+        pages.table("quarantine", table, "Cases that could not be preprocessed, with the reason")
+        pairs = read_duplicates(url)[:SHOWN_PAIRS]
+        pages.table("duplicates", pairs, "Subjects that look like one person; splits keep them together")
     if failures:
         shown = shown_names(failures, ["the logs of the flow's process and of its workers name them"])
         raise PreprocessError(
@@ -260,7 +297,7 @@ def refuse_share(
     )
 
 
-def publish_quality(url: str, quarantine: list[dict[str, str]]) -> None:
+def publish_quality(pages: Pages, url: str, quarantine: list[dict[str, str]]) -> None:
     """Write the quality report, unless the one there was made from the same cases, and publish its first page."""
     stamp = qc_stamp(url, quarantine)
     page = kept_page(url, stamp)
@@ -269,7 +306,7 @@ def publish_quality(url: str, quarantine: list[dict[str, str]]) -> None:
         written, _ = write_qc(url, quality)
         page = qc_page(quality, written)
         keep_page(url, stamp, page)
-    publish_markdown("qc", page, f"Quality of {_store_name(url)}", names_subjects=True)
+    pages.markdown("qc", page, f"Quality of {_store_name(url)}", names_subjects=True)
 
 
 def _store_name(url: str) -> str:

@@ -7,9 +7,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from flows.artifacts import counted, shown_names
+from flows.forms import Form
 from infra import storage
 from infra.clusters import worker_count, worker_memory
 from infra.settings import Settings, machine_memory
@@ -23,16 +24,17 @@ from tasks.catalog import read_catalog
 from tasks.dry_run import estimate_store, free_bytes
 from tasks.estimate import Estimate, bare_bytes
 from tasks.forget import without_forgotten
+from tasks.hidden_paths import check_paths
 from tasks.verify import damaged_rows
 
 _log = logging.getLogger(__name__)
 DEFAULT_SPEC = "brainmvp"
 
 
-class PreprocessParams(BaseModel):
+class PreprocessParams(Form):
     """Which catalog becomes which store."""
 
-    model_config = ConfigDict(extra="forbid", title="Preprocess")
+    model_config = ConfigDict(title="Preprocess")
 
     catalog: str = Field(
         title="Catalog",
@@ -101,6 +103,17 @@ class PreprocessParams(BaseModel):
         description="First read every voxel of the store, and preprocess again what is damaged or lost, into the same "
         "rows.",
     )
+    hide_paths: bool = Field(
+        False,
+        title="Hide paths",
+        description="Write keyed hashes in place of the sources' paths into plans, receipts, tables and pages. For the "
+        "life of a store; needs BRAINLOOM_PATH_KEY where the flow runs.",
+    )
+    performance_report: bool = Field(
+        False,
+        title="Performance report",
+        description="Write Dask's performance report (HTML) as `<store>-dask.html` beside the store.",
+    )
 
     @model_validator(mode="after")
     def _one_spec(self) -> Self:
@@ -157,12 +170,26 @@ def check_store(params: PreprocessParams) -> tuple[str, PreprocessSpec]:
     """Return where the store lies or will lie, and its spec.
 
     Raises MissingExtraError for a step that cannot run here, and StoreError for a place that holds something else or a
-    store of another spec.
+    store of another spec, or begun with other paths (see `path_key` for its error).
     """
     spec = chosen_spec(params)
     url = params.store if not storage.is_local(params.store) else str(storage.local_path(params.store))
     check_place(url, spec)
+    check_paths(url, path_key(params))
     return url, spec
+
+
+def path_key(params: PreprocessParams) -> str:
+    """Return the key under which paths are hidden, empty when they are not; raises ValueError when there is none."""
+    if not params.hide_paths:
+        return ""
+    key = Settings().path_key
+    if key is None:
+        raise ValueError(
+            "hide_paths needs a key: set BRAINLOOM_PATH_KEY or BRAINLOOM_PATH_KEY_FILE where the flow runs, to 16 "
+            "characters or more that you keep as a secret"
+        )
+    return key.get_secret_value()
 
 
 def memory_limit(settings: Settings) -> int:

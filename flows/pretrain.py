@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.artifacts import png_markdown, publish_markdown, publish_table
 from flows.forms import params_of
+from flows.gpu_turn import gpu_turn
 from flows.launching import Launcher, launch_preview, launch_settings, launcher
 from flows.pretrain_params import AGELESS, PretrainParams, run_name, store_url, training_name
 from flows.progress import Progress
+from infra import gauges
 from models.config import RunningConfig
+from models.gpu_turn import need_gpus
 from models.store import open_store
 from tasks.crosswalk import person_links
 from tasks.finetune import pretrained_digest, pretrained_network
@@ -33,6 +37,7 @@ from tasks.pretraining import (
     with_images,
     with_targets,
 )
+from tasks.seen_prints import keep_fingerprints
 from tasks.selection import select_cases
 from tasks.splits import made_from, people_of, workspace_split
 
@@ -53,10 +58,13 @@ def pretrain(params: PretrainParams) -> dict[str, Any]:
     Raises TrainingExistsError when a training of that name has another config, and TrainingFailed with the reason and
     the log's end when the ranks fail.
     """
-    launch = launcher(launch_settings(params.launch, params.nodes))
+    settings = launch_settings(params.launch, params.nodes)
+    launch = launcher(settings)
     prepared = prepare(params)
     launched = not prepared.is_finished()
-    train_encoder(prepared, params.restarts, params.stall_seconds, launch)
+    # SLURM has queues of its own.
+    with nullcontext() if settings.launch == "slurm" else gpu_turn():
+        train_encoder(prepared, params.restarts, params.stall_seconds, launch)
     publish(prepared)
     done = prepared.done()
     return {
@@ -85,7 +93,8 @@ def prepare(params: PretrainParams) -> PreparedTraining:
     from models.recipes import find_recipe
 
     workspace, url = Path(params.workspace).resolve(), store_url(params)
-    cases = open_store(url).cases()
+    store = open_store(url)
+    cases = store.cases()
     people = people_of(cases.to_pandas(), workspace)
     split, digest = workspace_split(workspace, params.split, url, people)
     links = person_links(workspace, url)
@@ -122,7 +131,9 @@ def prepare(params: PretrainParams) -> PreparedTraining:
         made_from=made_from(workspace, params.split, digest),
         **overrides,
     )
-    return prepare_training(folder, config, selected)
+    prepared = prepare_training(folder, config, selected)
+    keep_fingerprints(folder, store, prepared.selection)
+    return prepared
 
 
 def _start(workspace: Path, name: str) -> dict[str, Any]:
@@ -150,6 +161,8 @@ def train_encoder(
     prepared: PreparedTraining, restarts: int = 1, stall_seconds: float = 600.0, launch: Launcher = local_launch
 ) -> None:
     """Run the ranks to the end of the training and follow them; nothing to do when it is finished."""
+    if not prepared.is_finished():
+        need_gpus()
     with Progress("pretrain", prepared.total_steps, "steps") as progress:
         if prepared.is_finished():
             progress.update(prepared.total_steps, note="found finished")
@@ -176,7 +189,9 @@ def publish(prepared: PreparedTraining) -> None:
     name, records = prepared.config.name, prepared.metrics()
     if any(line["kind"] == "train" for line in records):
         picture = png_markdown(loss_curves(records, name), f"losses of {name}")
-        waited = f"Waiting for data: {data_wait_share(records) or 0:.1%} of the step time."
+        share = data_wait_share(records) or 0
+        gauges.tell("brainloom_data_wait_share", name, share)
+        waited = f"Waiting for data: {share:.1%} of the step time."
         publish_markdown(
             f"losses-{name}", f"## Losses of {name}\n\n{picture}\n\n{waited}\n", "Losses by optimiser step"
         )

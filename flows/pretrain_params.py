@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from flows.forms import store_field, store_in, workspace_field
+from flows.forms import Form, store_field, store_in, workspace_field
 
-RecipeName = Literal[
+CropRecipe = Literal[
     "brainmvp_tiny",
     "brainmvp",
     "brainmvp_unet_tiny",
@@ -21,6 +21,10 @@ RecipeName = Literal[
     "simclr_crops",
     "simclr_crops_unet_tiny",
     "simclr_crops_unet",
+]
+"""Pre-trainings of crops, whose networks segment and classify."""
+RecipeName = Literal[
+    CropRecipe,
     "anatcl_tiny",
     "anatcl",
     "simclr_tiny",
@@ -46,39 +50,67 @@ AGELESS = (*BRAINMVP, *CROP_BASELINES, *CINP)
 """Recipes that need no ages."""
 
 
-class PretrainParams(BaseModel):
+class PretrainParams(Form):
     """Which store to pre-train on, with which recipe."""
 
-    model_config = ConfigDict(extra="forbid", title="Pre-train")
+    model_config = ConfigDict(title="Pre-train")
 
     workspace: str = workspace_field(
-        "Folder with the splits and the trainings; the training is written into <workspace>/trainings."
+        "Folder with the splits and the trainings; the training is written into `<workspace>/trainings`."
     )
     store: str = store_field()
-    split: str = Field(
-        "default",
-        title="Split",
-        description="Name of the split in <workspace>/splits, made when absent; letters, digits, dashes, underscores. "
-        "Its test subjects are left out of the pre-training.",
-        pattern=r"^[A-Za-z0-9_-]+$",
-    )
-    datasets: list[str] = Field(
-        default_factory=list, title="Datasets", description="Only these datasets of the store; empty: all of them."
-    )
     recipe: RecipeName = Field(
         "brainmvp_tiny",
         title="Recipe",
-        description="brainmvp: UniFormer-S on 8 GPUs; brainmvp_unet: UNET3D. mae, simclr_crops: its baselines, masked "
-        "autoencoder and SimCLR, at the same budget; with _unet: UNET3D. anatcl: 3D ResNet-18 on grey-matter maps "
-        "with ages and regional descriptors; simclr, yaware, expw and age_regression: its baselines. cinp: 3D vision "
-        "transformer on T1 images and connectomes; image_mae: its baseline on images alone. With _tiny a small network "
-        "on two CPU ranks.",
+        description="""What is trained. With _tiny it is a small network on two CPU ranks, for a trial.
+
+- brainmvp: UniFormer-S on 8 GPUs; brainmvp_unet: UNET3D.
+
+- mae, simclr_crops: its baselines, masked autoencoder and SimCLR, at the same budget; with _unet: UNET3D.
+
+- anatcl: 3D ResNet-18 on grey-matter maps with ages and regional descriptors.
+
+- simclr, yaware, expw, age_regression: the baselines of anatcl.
+
+- cinp: 3D vision transformer on T1 images and connectomes; image_mae: its baseline on images alone.""",
+    )
+    preset: Literal["recommended", "paper", "code"] = Field(
+        "recommended",
+        title="Preset",
+        description="Values of the objective: ours with reasons (recommended), the paper's, or the released code's. Of "
+        "cinp and image_mae no code was released; mae and simclr_crops have recommended alone.",
     )
     variant: Literal["global", "local"] | None = Field(
         None,
         title="Variant",
         description="Of anatcl alone. global: each measure is compared over the whole brain; local: the measures "
         "region by region. Empty: global.",
+    )
+    name: str = Field(
+        "",
+        title="Name",
+        description="Folder of the training, letters, digits, dashes and underscores; empty: the recipe's name, with "
+        "the variant local and the fold.",
+        pattern=r"^[A-Za-z0-9_-]*$",
+    )
+    epochs: int | None = Field(None, ge=1, title="Epochs", description="At least 1; empty: as the recipe says.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, title="Seed", description="From 0 to 2147483647.")
+    init_from: str = Field(
+        "",
+        title="Start from",
+        description="Name of a finished or imported training in `<workspace>/trainings` whose network and weights this "
+        "one starts with; empty: the recipe's network, random weights.",
+        pattern=r"^[A-Za-z0-9_-]*$",
+    )
+    datasets: list[str] = Field(
+        default_factory=list, title="Datasets", description="Only these datasets of the store; empty: all of them."
+    )
+    split: str = Field(
+        "default",
+        title="Split",
+        description="Name of the split in `<workspace>/splits`, made when absent; letters, digits, dashes, "
+        "underscores. Its test subjects are left out of the pre-training.",
+        pattern=r"^[A-Za-z0-9_-]+$",
     )
     fold: int | None = Field(
         None,
@@ -90,28 +122,33 @@ class PretrainParams(BaseModel):
     folds: int = Field(
         5, ge=2, le=100, title="Folds", description="Number of folds by subject, from 2 to 100; used with a fold."
     )
-    preset: Literal["recommended", "paper", "code"] = Field(
-        "recommended",
-        title="Preset",
-        description="Values of the objective: ours with reasons (recommended), the paper's, or the released code's. Of "
-        "cinp and image_mae no code was released; mae and simclr_crops have recommended alone.",
-    )
-    init_from: str = Field(
+    probe_target: str = Field(
         "",
-        title="Start from",
-        description="Name of a finished or imported training in <workspace>/trainings whose network and weights this "
-        "one starts with; empty: the recipe's network, random weights.",
-        pattern=r"^[A-Za-z0-9_-]*$",
+        title="Probed phenotype",
+        description="Column of the phenotypes (diagnosis, sex, age) that k-NN and linear probes of the features "
+        "predict on the validation subjects; empty: no probes.",
     )
-    name: str = Field(
-        "",
-        title="Name",
-        description="Folder of the training, letters, digits, dashes and underscores; empty: the recipe's name, with "
-        "the variant local and the fold.",
-        pattern=r"^[A-Za-z0-9_-]*$",
+    probe_every: int = Field(
+        10, ge=1, title="Probe every", description="Epochs between two probes, at least 1; one more is made at the end."
     )
-    epochs: int | None = Field(None, ge=1, title="Epochs", description="At least 1; empty: as the recipe says.")
-    seed: int = Field(0, ge=0, le=2**31 - 1, title="Seed", description="From 0 to 2147483647.")
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        title="Cases per micro-batch",
+        description="Of each rank, at least 1; empty: as the recipe says.",
+    )
+    accumulation: int | None = Field(
+        None,
+        ge=1,
+        title="Micro-batches",
+        description="Of each rank in an optimiser step, at least 1; empty: as the recipe says. A step sees ranks x "
+        "cases per micro-batch x micro-batches; the contrast compares the cases of one micro-batch.",
+    )
+    precision: Literal["fp32", "bf16", "fp16"] | None = Field(
+        None,
+        title="Precision",
+        description="bf16 and fp16 on GPUs, bf16 on CPUs with AMX; other CPUs use fp32. Empty: as the recipe says.",
+    )
     ranks: int | None = Field(
         None,
         ge=1,
@@ -133,24 +170,6 @@ class PretrainParams(BaseModel):
         title="Nodes",
         description="Of launch pool and slurm, from 1 to 64; they must divide the ranks and see the workspace. Empty: "
         "as BRAINLOOM_NODES says, else 1.",
-    )
-    batch_size: int | None = Field(
-        None,
-        ge=1,
-        title="Cases per micro-batch",
-        description="Of each rank, at least 1; empty: as the recipe says.",
-    )
-    accumulation: int | None = Field(
-        None,
-        ge=1,
-        title="Micro-batches",
-        description="Of each rank in an optimiser step, at least 1; empty: as the recipe says. A step sees ranks x "
-        "cases per micro-batch x micro-batches; the contrast compares the cases of one micro-batch.",
-    )
-    precision: Literal["fp32", "bf16", "fp16"] | None = Field(
-        None,
-        title="Precision",
-        description="bf16 and fp16 on GPUs, bf16 on CPUs with AMX; other CPUs use fp32. Empty: as the recipe says.",
     )
     restarts: int = Field(
         1,
@@ -189,15 +208,6 @@ class PretrainParams(BaseModel):
     )
     tensorboard: bool = Field(
         False, title="TensorBoard", description="Write event files into the training's folder `tensorboard`."
-    )
-    probe_target: str = Field(
-        "",
-        title="Probed phenotype",
-        description="Column of the phenotypes (diagnosis, sex, age) that k-NN and linear probes of the features "
-        "predict on the validation subjects; empty: no probes.",
-    )
-    probe_every: int = Field(
-        10, ge=1, title="Probe every", description="Epochs between two probes, at least 1; one more is made at the end."
     )
     rank_limit: float = Field(
         1.5,

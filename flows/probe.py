@@ -12,10 +12,11 @@ from typing import Annotated, Any, Self
 import pandas as pd
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from flows.compared import TrainingRow, check_names, encoder_row, people_and_seen, write_page
-from flows.forms import few, params_of, store_field, store_in, workspace_field
+from flows.forms import Form, few, params_of, store_field, store_in, workspace_field
+from flows.gpu_turn import gpu_turn
 from flows.progress import Progress
 from flows.results import publish_tables, write_section
 from models.store import Store, open_store, store_digest
@@ -24,6 +25,7 @@ from tasks.embeddings import random_encoder, trained_encoder
 from tasks.latents import read_latents
 from tasks.methods_compared import Compared, probe_methods
 from tasks.probe_cohort import ProbeCohort, find_probe_cohort
+from tasks.probe_combat import COMBAT, combat_table, combat_twins, without_combat
 from tasks.probe_leaks import fold_leak_table
 from tasks.probe_report import (
     embedding_picture,
@@ -55,13 +57,13 @@ ProbeName = Annotated[str, Field(json_schema_extra={"enum": list(PROBES)})]
 """The form offers the registered ones."""
 
 
-class ProbeParams(BaseModel):
+class ProbeParams(Form):
     """Which frozen encoders to probe, and on what."""
 
-    model_config = ConfigDict(extra="forbid", title="Probe")
+    model_config = ConfigDict(title="Probe")
 
     workspace: str = workspace_field(
-        "Folder with the splits, phenotypes and trainings; results are written into <workspace>/probes."
+        "Folder with the splits, phenotypes and trainings; results are written into `<workspace>/probes`."
     )
     store: str = store_field()
     rows: list[TrainingRow] = Field(
@@ -101,6 +103,11 @@ class ProbeParams(BaseModel):
         title="Site report",
         description="Also say how well the features tell the sites apart, where there are two or more.",
     )
+    combat: bool = Field(
+        False,
+        title="ComBat",
+        description="Also probe features that ComBat has harmonised over sites, in tables beside the ordinary ones.",
+    )
     layouts: list[str] = Field(
         default_factory=list,
         title="Layouts",
@@ -109,8 +116,10 @@ class ProbeParams(BaseModel):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        twins = [f"{name}{NEIGHBOURS}" for name in (RANDOM, *(row.name for row in self.rows))] if self.knn else []
-        check_names(self.rows, [*RESERVED, *twins])
+        names = [RANDOM, *(row.name for row in self.rows)]
+        twins = [f"{name}{NEIGHBOURS}" for name in names] if self.knn else []
+        after = [f"{name}{COMBAT}" for name in [*names, *twins]] if self.combat else []
+        check_names(self.rows, [*RESERVED, *twins, *after])
         return self
 
 
@@ -137,6 +146,8 @@ class Comparison:
     """Also those without data."""
     notes: tuple[str, ...]
     """Sentences for every table."""
+    combat: bool = False
+    """Probe everything once more after ComBat, where there are sites for it."""
 
 
 @task(name="score", task_run_name="probe {name}", cache_policy=NO_CACHE)
@@ -169,11 +180,18 @@ def score(
 @flow(name="probe", flow_run_name=_run_name)
 def probe(params: ProbeParams) -> dict[str, Any]:
     """Embed, probe and report; what is computed and unchanged is not computed again."""
+    with gpu_turn():
+        return compare(params)
+
+
+def compare(params: ProbeParams) -> dict[str, Any]:
+    """Do what the flow does, in its turn on the GPUs."""
     for name in params.benchmarks:
         find_probe(name)
     compared = read_comparison(params)
     folder, date = compared.workspace / "probes", datetime.now(UTC).date().isoformat()
     sections, scores, fresh = [], [], 0
+    harmonised: list[pd.DataFrame] = []
     pictured = False
     for cohort in compared.cohorts:
         if cohort.cases:
@@ -184,13 +202,16 @@ def probe(params: ProbeParams) -> dict[str, Any]:
             section = make_section(compared, cohort, simple, frame, date, with_embedding=not pictured)
             pictured = pictured or len(section.pictures) > 1
             section, more = with_leaks(compared, cohort, with_confusion(section, frame), frame, params.with_seen)
-            fresh += more
+            section, after, again = with_combat(compared, cohort, section, frame)
+            harmonised += after
+            fresh += more + again
         else:
             section = empty_section(cohort, date)
         sections.append(section)
         write_section(section, folder / "tables")
     if scores:
         write_scores(pd.concat(scores, ignore_index=True), folder / "scores.parquet", "all probes")
+    _write_harmonised(harmonised, folder / "combat.parquet")
     publish_tables([section.table for section in sections], folder / "tables")
     notes = [
         "Every encoder is frozen. Its features of an image are probed by a linear model in folds by subject; "
@@ -199,7 +220,9 @@ def probe(params: ProbeParams) -> dict[str, Any]:
     ]
     page = folder / "index.html"
     empty = partial(empty_section, date=date)
-    methods = probe_methods(Compared(compared.workspace, compared.store, compared.rows, compared.cohorts))
+    methods = probe_methods(
+        Compared(compared.workspace, compared.store, compared.rows, compared.cohorts), combat=bool(harmonised)
+    )
     found = write_page(page, "probes", compared.store, compared.rows, sections, PROBES, empty, notes, date, methods)
     return {**found, "scored": fresh}
 
@@ -216,7 +239,7 @@ def read_comparison(params: ProbeParams) -> Comparison:
     alike = (replace(one, modalities=first.modalities, window=first.window) for one in seeds)
     rows.append(EncoderRow(RANDOM, tuple(alike)))
     rows = with_neighbours(rows) if params.knn else rows
-    people, seen = people_and_seen(workspace, store, params.layouts, trainings.values())
+    people, seen, unchecked = people_and_seen(workspace, store, params.layouts, trainings.values())
     cohorts = [
         find_probe_cohort(
             benchmark,
@@ -229,12 +252,21 @@ def read_comparison(params: ProbeParams) -> Comparison:
         )
         for benchmark in map(find_probe, dict.fromkeys(params.benchmarks))
     ]
-    notes = [*ensemble_notes(rows), *window_notes(rows), *import_notes(rows)]
+    notes = [*ensemble_notes(rows), *window_notes(rows), *import_notes(rows), *unchecked]
     if params.site_report:
         sites, words = site_cohort([one for one in cohorts if one.cases], people, workspace, params.folds, seen)
         cohorts += [sites] if sites else []
         notes += [words] if words else []
-    return Comparison(workspace, store, store_digest(store.url), tuple(rows), tuple(cohorts), tuple(notes))
+    if params.combat:
+        cohorts = [replace(one, notes=(*one.notes, *_no_combat(one))) for one in cohorts]
+    return Comparison(
+        workspace, store, store_digest(store.url), tuple(rows), tuple(cohorts), tuple(notes), params.combat
+    )
+
+
+def _no_combat(cohort: ProbeCohort) -> list[str]:
+    """Return why a cohort with data has no table after ComBat; nothing where it has one."""
+    return [why] if cohort.cases and (why := without_combat(cohort)) else []
 
 
 def with_leaks(
@@ -250,7 +282,28 @@ def with_leaks(
     if with_seen:
         other, fresh = score(everyone.benchmark.name, everyone, compared.rows, simple, compared.workspace)
     table = fold_leak_table(cohort, scores, other, row_kinds(compared.rows, simple))
-    return replace(section, further={"leaks": table}), fresh
+    return replace(section, further={**section.further, "leaks": table}), fresh
+
+
+def with_combat(
+    compared: Comparison, cohort: ProbeCohort, section: TableSection, scores: pd.DataFrame
+) -> tuple[TableSection, list[pd.DataFrame], int]:
+    """Return the section with the table after ComBat, where it was asked for and there are sites for it, the scores of
+    that table, and how many of them were computed now."""
+    if not compared.combat or without_combat(cohort):
+        return section, [], 0
+    encoders, features = combat_twins(compared.rows, feature_rows(cohort))
+    after, fresh = score(f"{cohort.benchmark.name}{COMBAT}", cohort, encoders, features, compared.workspace)
+    table = combat_table(cohort, scores, after)
+    return replace(section, further={**section.further, "combat": table}), [after], fresh
+
+
+def _write_harmonised(found: Sequence[pd.DataFrame], path: Path) -> None:
+    """Write the scores after ComBat in a file of their own; without any, what an earlier flow run left is removed."""
+    if found:
+        write_scores(pd.concat(found, ignore_index=True), path, "all probes after ComBat")
+    else:
+        path.unlink(missing_ok=True)
 
 
 def make_section(

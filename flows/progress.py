@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
@@ -18,6 +19,8 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 from flows.artifacts import artifact_key, in_run
+from infra import gauges
+from infra.log_lines import doing
 
 ARTIFACT_EVERY_S = 2.0
 LINE_EVERY_S = 10.0
@@ -49,10 +52,13 @@ class Progress:
         self._began = self._artifact_at = self._line_at = 0.0
         self._first: tuple[float, int] | None = None
         self._artifact: UUID | None = None
+        self._context = ExitStack()
         self._bar: RichProgress | None = None
         self._task: Any = None
 
     def __enter__(self) -> Self:
+        gauges.serve_if_asked()
+        self._context.enter_context(doing(stage=self.stage))
         self._began = self._clock()
         self._line_at = self._began
         if self._console.is_terminal:
@@ -74,6 +80,7 @@ class Progress:
         seconds = self._clock() - self._began
         self._console.print(f"{self.stage}: {self.line()} ({duration(seconds)} in all)", markup=False)
         self._publish()
+        self._context.close()
 
     def update(self, done: int, quarantined: int = 0, note: str = "") -> None:
         """Set how many are done in all, how many of those are in quarantine, and a short note."""
@@ -109,6 +116,9 @@ class Progress:
         return ", ".join(parts)
 
     def _show(self) -> None:
+        told = {"done": self.done, "total": self.total, "quarantined": self.quarantined, "per_second": self.rate()}
+        for name, value in told.items():
+            gauges.tell(f"brainloom_{name}", self.stage, value)
         if self._bar:
             self._bar.update(self._task, completed=self.done if self.total else 1, line=self.line())
 

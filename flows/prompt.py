@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal, Self
 import pandas as pd
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from flows.compared import TrainingRow, check_names, encoder_row, people_and_seen, write_page
-from flows.forms import few, params_of, store_field, store_in, workspace_field
+from flows.forms import Form, few, params_of, store_field, store_in, workspace_field
+from flows.gpu_turn import gpu_turn
 from flows.progress import Progress
 from flows.results import publish_tables, write_section
 from models.config import ClassificationConfig
@@ -45,13 +46,13 @@ TaskName = Annotated[str, Field(json_schema_extra={"enum": list(PROMPT_TASKS)})]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
-class PromptParams(BaseModel):
+class PromptParams(Form):
     """What to prompt with, and on which tasks."""
 
-    model_config = ConfigDict(extra="forbid", title="Prompt")
+    model_config = ConfigDict(title="Prompt")
 
     workspace: str = workspace_field(
-        "Folder with the splits, phenotypes and trainings; results are written into <workspace>/prompts."
+        "Folder with the splits, phenotypes and trainings; results are written into `<workspace>/prompts`."
     )
     store: str = store_field()
     rows: list[TrainingRow] = Field(
@@ -157,6 +158,8 @@ class Prompting:
     images: tuple[ImageRow, ...]
     cohorts: tuple[PromptCohort, ...]
     """Also those without data."""
+    unchecked: tuple[str, ...] = ()
+    """Sentences on trainings of which it is not known whom they have seen."""
 
     @property
     def encoders(self) -> list[EncoderRow]:
@@ -183,9 +186,20 @@ def score(name: str, cohort: PromptCohort, rows: Sequence[Row], embedder: Embedd
 @flow(name="prompt", flow_run_name=_run_name)
 def prompt(params: PromptParams) -> dict[str, Any]:
     """Embed, prompt, probe and report; what is computed and unchanged is not computed again."""
+    with gpu_turn():
+        return compare(params)
+
+
+def compare(params: PromptParams) -> dict[str, Any]:
+    """Do what the flow does, in its turn on the GPUs."""
     made = read_prompting(params)
     folder, date = made.workspace / "prompts", datetime.now(UTC).date().isoformat()
-    notes = [*ensemble_notes(made.encoders), *import_notes(made.encoders), *untrained_notes(made.pairs)]
+    notes = [
+        *ensemble_notes(made.encoders),
+        *import_notes(made.encoders),
+        *untrained_notes(made.pairs),
+        *made.unchecked,
+    ]
     sections, scores, fresh = [], [], 0
     for cohort in made.cohorts:
         section = empty_section(cohort.everybody, date)
@@ -251,14 +265,14 @@ def read_prompting(params: PromptParams) -> Prompting:
     )
     images = tuple(_image_row(row, workspace) for row in params.image_only)
     folders = _folders(workspace, [*params.rows, *params.image_only]).values()
-    people, seen = people_and_seen(workspace, store, params.layouts, folders)
+    people, seen, unchecked = people_and_seen(workspace, store, params.layouts, folders)
     cohorts = tuple(
         find_prompt_cohort(
             task, store, people, workspace, params.folds, seen, read_latents(workspace / "sources", task.datasets)
         )
         for task in tasks
     )
-    return Prompting(workspace, store, store_digest(store.url), pairs, images, cohorts)
+    return Prompting(workspace, store, store_digest(store.url), pairs, images, cohorts, unchecked)
 
 
 def _folders(workspace: Path, rows: Iterable[TrainingRow]) -> dict[str, Path]:

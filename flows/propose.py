@@ -22,10 +22,10 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.states import Cancelled, Completed
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from flows.artifacts import publish_markdown
-from flows.forms import params_of
+from flows.forms import Form, form_schema, params_of
 from flows.news import IngestNews
 from flows.pretrain_params import PretrainParams, RecipeName, training_name
 from flows.start import schedule
@@ -35,10 +35,10 @@ DAY_S = 86_400
 FLOW = "propose-pretraining"
 
 
-class ProposeParams(BaseModel):
+class ProposeParams(Form):
     """Which pre-training is proposed."""
 
-    model_config = ConfigDict(extra="forbid", title="Propose a pre-training")
+    model_config = ConfigDict(title="Propose a pre-training")
 
     deployment: str = Field(
         "pretrain/pretrain",
@@ -62,6 +62,8 @@ class ProposeParams(BaseModel):
 
 class Approval(RunInput):
     """What a person answers."""
+
+    model_config = ConfigDict(json_schema_extra=form_schema)
 
     decision: Literal["approve", "decline"] = Field(
         title="Decision", description="approve starts the pre-training; decline ends the proposal."
@@ -88,7 +90,13 @@ def approved(training: PretrainParams, answer: Approval) -> PretrainParams:
 
 
 def page(params: ProposeParams, news: IngestNews, training: PretrainParams) -> str:
-    """Return the Markdown that a person reads before the decision."""
+    """Return the Markdown that the page of the flow run shows."""
+    how = f"Press **Resume** on the page of this flow run to approve or to decline, within {params.days} days."
+    return f"{question(params, news, training)}\n\n{how}"
+
+
+def question(params: ProposeParams, news: IngestNews, training: PretrainParams) -> str:
+    """Return the Markdown that a person reads above the form of the decision."""
     return "\n".join(
         [
             f"**{news.preprocessed}** cases are new or changed; the store holds **{news.stored}** cases, "
@@ -96,8 +104,6 @@ def page(params: ProposeParams, news: IngestNews, training: PretrainParams) -> s
             "",
             f"- store `{training.store or training.workspace}`, digest `{news.digest[:16] or 'unknown'}`",
             f"- training `{training.name}`, recipe `{training.recipe}`, started as `{params.deployment}`",
-            "",
-            f"Press **Resume** on the page of this flow run to approve or to decline, within {params.days} days.",
         ]
     )
 
@@ -121,7 +127,7 @@ def propose_pretraining(params: ProposeParams, news: IngestNews | None = None) -
         _supersede(training.store)
         publish_markdown("proposal", page(params, news, training), "A pre-training waits for approval")
     form = Approval.with_initial_data(
-        description=page(params, news, training),
+        description=question(params, news, training),
         recipe=training.recipe,
         name=training.name,
         epochs=training.epochs,

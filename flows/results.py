@@ -21,11 +21,12 @@ def publish_tables(found: Sequence[BenchmarkTable], folder: Path) -> None:
         pictures = [png_markdown(path.read_bytes(), path.stem) for path in sorted(folder.glob(f"{name}.*.png"))]
         further = (folder / f"{name}.{kind}.md" for kind in FURTHER)
         more = [path.read_text(encoding="utf-8") for path in further if path.exists()]
-        text = "\n\n".join([tables.to_markdown(table), *more, *pictures])
-        publish_markdown(f"benchmark-{name}", text, "Benchmark table")
-        publish_table(f"scores-{name}", tables.artifact_rows(table), table.benchmark.title)
+        title, first, *rest = tables.to_markdown(table).split("\n\n")
+        text = "\n\n".join([title, first, *pictures, *more, *rest])
+        publish_markdown(f"benchmark-{name}", text, f"{table.benchmark.title}: all rows, with intervals and pictures")
+        publish_table(f"scores-{name}", tables.artifact_rows(table), f"{table.benchmark.title}: the main scores")
     if (board := folder / f"{NAME}.md").exists():
-        publish_markdown(NAME, board.read_text(encoding="utf-8"), "Leaderboard")
+        publish_markdown(NAME, board.read_text(encoding="utf-8"), "Ranks of the rows over all benchmarks")
 
 
 def write_files(folder: Path, contents: Mapping[str, bytes]) -> list[Path]:
@@ -36,8 +37,8 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> list[Path]:
 
 
 def write_leaderboard(board: Leaderboard | None, folder: Path) -> list[Path]:
-    """Write `leaderboard.md` and `.csv` and return them; without one, what an earlier evaluation left is removed."""
-    texts = {"md": board.to_markdown(), "csv": board.to_csv()} if board else {}
+    """Write `leaderboard.md`, `.csv` and `.tex` and return them; without one, what was left before is removed."""
+    texts = {"md": board.to_markdown(), "csv": board.to_csv(), "tex": board.to_latex(NAME)} if board else {}
     for stale in () if board else folder.glob(f"{NAME}.*"):
         stale.unlink()
     return write_files(folder, {f"{NAME}.{suffix}": text.encode() for suffix, text in texts.items()})
@@ -68,4 +69,5 @@ def write_section(section: TableSection, folder: Path) -> list[Path]:
             contents[f"{kind}.csv"] = frame.to_csv(index=False).encode()
     for kind, other in section.further.items():
         contents |= {f"{kind}.md": other.to_markdown().encode(), f"{kind}.csv": other.to_csv().encode()}
+        contents[f"{kind}.tex"] = other.to_latex(f"{name}-{kind}").encode()
     return write_files(folder, {f"{name}.{ending}": content for ending, content in contents.items()})

@@ -23,10 +23,10 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from flows.artifacts import publish_markdown, publish_table
-from flows.forms import params_of
+from flows.forms import Form, params_of
 from tasks.retention import (
     Removal,
     finished_checkpoints,
@@ -46,10 +46,10 @@ SHOWN = 500
 _log = logging.getLogger(__name__)
 
 
-class RetentionParams(BaseModel):
+class RetentionParams(Form):
     """What may go, by age. Stores, tables and the weights of finished trainings never go."""
 
-    model_config = ConfigDict(extra="forbid", title="Retention")
+    model_config = ConfigDict(title="Retention")
 
     dry_run: bool = Field(True, title="Dry run", description="List what would be removed; remove nothing.")
     flow_run_days: int | None = Field(

@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from prefect import flow
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from flows.forms import params_of
+from flows.forms import Form, params_of
 from infra.settings import Settings
 from tasks.launch import launch
 from tasks.meeting import meet
 
 
-class NodeParams(BaseModel):
+class NodeParams(Form):
     """Which training, and which node of how many this is. `pretrain` fills it in; nobody needs to."""
 
-    model_config = ConfigDict(extra="forbid", title="A node of a training")
+    model_config = ConfigDict(title="A node of a training")
 
     folders: list[str] = Field(
         min_length=1, title="Folders", description="Training folders with a run.json, on a disk that all nodes share."

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefect import flow
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from flows.artifacts import counted, publish_markdown, publish_table, shown_names
-from flows.forms import few, params_of
+from flows.forms import Form, few, params_of
 from flows.progress import Progress
 from infra import storage
 from tasks.verify import verify as verify_store
@@ -20,10 +20,10 @@ SHOWN = 500
 _ROW = re.compile(r"^(?P<dataset>[^/]+)/.* \(row (?P<row>\d+)\): (?P<what>.*)$", re.DOTALL)
 
 
-class VerifyParams(BaseModel):
+class VerifyParams(Form):
     """Which stores to verify."""
 
-    model_config = ConfigDict(extra="forbid", title="Verify")
+    model_config = ConfigDict(title="Verify")
 
     stores: list[str] = Field(
         default=["./state/ingest/store.zarr"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import random
 import time
 import urllib.error
 import urllib.request
@@ -13,9 +14,11 @@ from typing import Any
 
 # Loopback must not pass through a proxy of the environment.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-BUSY_ATTEMPTS = 6
+BUSY_ATTEMPTS = 9
 """Of a request that is answered with 503: SQLite is locked for a moment while others write."""
 BUSY_WAIT_S = 1.0
+"""Before the second attempt; twice as long before each further one up to 16 times, drawn from half to one and a half of
+it: those that were refused together must not come back together."""
 
 
 def request_json(url: str, body: Any = None, method: str | None = None, timeout_s: float = 10.0) -> Any:
@@ -29,15 +32,15 @@ def request_json(url: str, body: Any = None, method: str | None = None, timeout_
         headers={"Content-Type": "application/json", **_authorisation(url)},
         method=method,
     )
-    for left in reversed(range(BUSY_ATTEMPTS)):
+    for attempt in range(BUSY_ATTEMPTS):
         try:
             with _OPENER.open(request, timeout=timeout_s) as answer:
                 text = answer.read()
             return json.loads(text) if text else None
         except urllib.error.HTTPError as error:
-            if error.code != 503 or not left:
+            if error.code != 503 or attempt == BUSY_ATTEMPTS - 1:
                 raise
-            time.sleep(BUSY_WAIT_S)
+            time.sleep(BUSY_WAIT_S * min(16, 2**attempt) * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
     raise AssertionError("unreachable")
 
 

@@ -81,7 +81,7 @@ def failure_automation(failures: int, minutes: int, blocks: Sequence[Mapping[str
     return {
         "name": FAILURES,
         "description": f"{failures} flow runs of deployments failed or crashed within {minutes} min. Without a block "
-        f"{NOTIFY_BLOCK} it stands in the event feed and in `brainloom doctor` only.",
+        f"{NOTIFY_BLOCK} it stands in the event feed and in brainloom doctor only.",
         "trigger": {
             "type": "event",
             "posture": "Reactive",
@@ -100,7 +100,7 @@ def proposal_automation(deployment_id: str) -> Automation:
     payload = {"__prefect_kind": "jinja", "template": "{{ event.payload | tojson }}"}
     return {
         "name": PROPOSALS,
-        "description": "An ingest of a deployment with the tag `nightly` brought new cases: make a pre-training ready "
+        "description": "An ingest of a deployment with the tag nightly brought new cases: make a pre-training ready "
         "and wait for a person to approve it.",
         "trigger": {
             "type": "event",

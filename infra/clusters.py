@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
+import time
+from contextlib import suppress
 from typing import Any
 
 import dask
@@ -41,8 +43,34 @@ CONNECT_TIMEOUT_S = 10
 """How long the scheduler of cluster `address` may take to answer."""
 
 
+WORKERLESS_SECONDS = 300.0
+"""How long the scheduler may be without any worker before the flow fails instead of waiting."""
+
+
 class ClusterError(RuntimeError):
     """The chosen cluster cannot be used."""
+
+
+class ClusterLostError(ClusterError):
+    """The Dask scheduler is gone, or has no worker any more, in the middle of the work."""
+
+
+def worker_seen(client: Any, last: float, kept: str) -> float:
+    """Return when a scheduler last had a worker, by time.monotonic(); last: when it was so before.
+
+    Raises ClusterLostError when that is too long ago; kept: what the work has not lost, in words.
+    """
+    now = time.monotonic()
+    # A scheduler that does not answer is told by the futures of its tasks.
+    with suppress(OSError):
+        if client.ncores():
+            return now
+    if now - last > WORKERLESS_SECONDS:
+        raise ClusterLostError(
+            f"no Dask worker for {now - last:.0f} s; {kept}. See why workers do not start (memory, BRAINLOOM_CLUSTER) "
+            "and start the flow again"
+        )
+    return last
 
 
 def configure_dask() -> None:

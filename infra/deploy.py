@@ -95,9 +95,10 @@ def served_pools(settings: Settings) -> list[str]:
 
 
 def start_worker(settings: Settings, pool: str | None = None) -> int:
-    """Start a detached process worker for a work pool (None: that of the settings) unless one runs; return its pid.
+    """Start a process worker for a work pool (None: that of the settings) unless one runs.
 
-    Raises DeployError with the end of its log when it does not get to know the server.
+    Returns the pid of the process that starts it again whenever it ends, see infra.supervised. Raises ServerError
+    without a live server.
     """
     info = _live_server(settings)
     pool = pool or settings.work_pool
@@ -108,11 +109,11 @@ def start_worker(settings: Settings, pool: str | None = None) -> int:
         environment = child_environment(settings, info) | {"PREFECT_WORKER_QUERY_SECONDS": str(WORKER_POLL_S)}
         options = ["--pool", pool, "--type", "process", "--name", process.marker]
         command = [sys.executable, "-m", "prefect", "worker", "start", *options, "--limit", str(settings.flow_runs)]
-        return process.start(command, environment)
+        return process.start([sys.executable, "-m", "infra.supervised", process.marker, *command], environment)
 
 
 def stop_worker(settings: Settings) -> bool:
-    """Stop our workers with the flow runs that they started, and wait for them; False when none was running."""
+    """Stop our workers for good, with the flow runs that they started, and wait for them; False when none ran."""
     if not settings.server_dir.exists():
         return False
     others = [path.stem.removeprefix("worker-") for path in sorted(settings.server_dir.glob("worker-*.pid"))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import urllib.error
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ from infra.api import clock_skew_s, request_json
 from infra.automations import AutomationError, find_automations, holds, wanted_automations
 from infra.deploy import PROJECT_FILE, DeployError, find_project, registered_deployments, with_pools
 from infra.findings import Finding
+from infra.form_schemas import FormError, form_schemas
 from infra.server import server_status
 from infra.settings import Settings
 
@@ -56,7 +58,8 @@ def check_content(api_url: str, settings: Settings) -> list[Finding]:
         return [Finding("deployments", str(error), f"cd to the folder with {PROJECT_FILE}")]
     pools = sorted({deployment["work_pool"]["name"] for deployment in content["deployments"]})
     workers = [finding for pool in pools for finding in check_pool(api_url, pool)]
-    return [*check_deployments(api_url, content), *workers, *check_automations(api_url, settings)]
+    deployments = [*check_deployments(api_url, content), *check_forms(api_url, content)]
+    return [*deployments, *workers, *check_automations(api_url, settings)]
 
 
 def check_deployments(api_url: str, content: Mapping[str, Any]) -> list[Finding]:
@@ -76,15 +79,38 @@ def check_deployments(api_url: str, content: Mapping[str, Any]) -> list[Finding]
     return problems or [Finding("deployments", f"{len(there)} are registered as in {PROJECT_FILE}")]
 
 
+def check_forms(api_url: str, content: Mapping[str, Any]) -> list[Finding]:
+    """Deployments whose form on the server is another one than this version's flows have.
+
+    A server that was not told of an upgrade refuses new parameters and shows old ones.
+    """
+    there = registered_deployments(api_url, content)
+    try:
+        forms = form_schemas([one["entrypoint"] for one in content["deployments"]])
+    except (FormError, subprocess.TimeoutExpired) as error:
+        return [Finding("forms", str(error), "pip install the version that the deployments are of")]
+    stale = [
+        name
+        for name, entrypoint in ((one["name"], one["entrypoint"]) for one in content["deployments"])
+        if name in there and there[name]["parameter_openapi_schema"] != forms[entrypoint]
+    ]
+    if stale:
+        text = f"the forms of {', '.join(stale)} on the server are not those of this version"
+        return [Finding("forms", text, "brainloom deploy")]
+    return [Finding("forms", "those on the server are those of this version")]
+
+
 def deployment_differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """Return the fields in which a registered deployment is not what prefect.yaml says."""
     pool = wanted["work_pool"]
+    limit = (found.get("global_concurrency_limit") or {}).get("limit")
     pairs = {
         "entrypoint": (wanted["entrypoint"], found["entrypoint"]),
         "work pool": (pool["name"], found["work_pool_name"]),
         "work queue": (pool.get("work_queue_name", "default"), found["work_queue_name"]),
         "parameters": (wanted.get("parameters", {}), found["parameters"]),
         "description": (wanted.get("description"), found["description"]),
+        "limit": (wanted.get("concurrency_limit"), limit),
         "tags": (sorted(wanted.get("tags", [])), sorted(found["tags"])),
         "schedules": (
             sorted((one["cron"], one["active"]) for one in wanted.get("schedules", [])),

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from pydantic import SecretStr
 
+from infra.log_lines import log_environment
 from infra.settings import Settings, private_environment
 
 OTHER_ENDPOINTS = ("FSSPEC_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
@@ -26,10 +27,12 @@ STANDS_FOR = {
 
 
 def server_environment(settings: Settings) -> dict[str, str]:
-    """Return what our own Prefect server needs: its database and the user and password that it asks for."""
+    """Return what our own Prefect server needs: database, user and password that it asks for, metrics when asked."""
     environment = {}
     if url := database_url(settings):
         environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = url
+    if settings.metrics_port:
+        environment["PREFECT_SERVER_METRICS_ENABLED"] = "true"
     if settings.api_auth:
         environment["PREFECT_SERVER_API_AUTH_STRING"] = settings.api_auth.get_secret_value()
     return environment
@@ -88,7 +91,7 @@ def service_environment(settings: Settings, base: Mapping[str, str]) -> dict[str
 
     Without `api_url` the service is the server itself. Raises ValueError as `export_storage` does.
     """
-    environment = {**base, **private_environment(), **api_environment(settings)}
+    environment = {**base, **private_environment(), **log_environment(settings.log), **api_environment(settings)}
     if settings.api_url:
         environment["PREFECT_API_URL"] = settings.api_url
     else:

@@ -18,6 +18,7 @@ from infra.api import request_json
 from infra.automations import ensure_automation, zombie_automation
 from infra.detached import Detached
 from infra.environments import api_environment, export_storage, server_environment, storage_environment
+from infra.log_lines import log_environment
 from infra.settings import Settings, private_environment
 from infra.storage import write_json
 
@@ -123,6 +124,7 @@ def client_environment(settings: Settings, info: ServerInfo) -> dict[str, str]:
     """Return what a Prefect client, worker or flow run needs in its environment to talk to this server only."""
     environment = {
         **private_environment(),
+        **log_environment(settings.log),
         "PREFECT_API_URL": info.api_url,
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
         **api_environment(settings),
@@ -167,7 +169,8 @@ def _start(settings: Settings, process: Detached, api_url: str) -> None:
         "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P7D",
     }
     environment |= server_environment(settings)
-    program = "import sys; from prefect.cli import app; sys.argv = ['prefect', *sys.argv[2:]]; app()"
+    program = "import sys; from prefect.cli import app; sys.argv = ['prefect', *sys.argv[2:]]; "
+    program += "from infra.sqlite_turns import take_turns; take_turns(); app()"
     command = [sys.executable, "-c", program, _marker(settings), "server", "start", "--host", "127.0.0.1"]
     process.start([*command, "--port", port], environment)
 

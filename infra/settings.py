@@ -20,6 +20,8 @@ from infra.setting_sources import SecretFiles, refuse_unknown
 CGROUP_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 MEMORY_SHARE = 0.8
 """Share of the machine's memory that the Dask workers may use together; the rest is for the flow and the server."""
+SHORTEST_KEY = 16
+"""Characters of `path_key`."""
 SLURM_TIME = re.compile(r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$")
 KUBERNETES_NAME = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
 WORD = re.compile(r"^[\w.,:=@/+-]*$", re.ASCII)
@@ -29,10 +31,18 @@ WORD = re.compile(r"^[\w.,:=@/+-]*$", re.ASCII)
 class Settings(BaseSettings):
     """Where things run. Every field is read from `BRAINLOOM_<FIELD>` unless given."""
 
-    model_config = SettingsConfigDict(env_prefix="BRAINLOOM_", extra="forbid", frozen=True)
+    # Errors must not repeat a secret, and pydantic's repeat the input.
+    model_config = SettingsConfigDict(env_prefix="BRAINLOOM_", extra="forbid", frozen=True, hide_input_in_errors=True)
 
     state_dir: Path = Path("state")
     """Folder of the embedded server, its logs and the workers' scratch; made absolute."""
+    log: Literal["text", "json"] = "text"
+    """How lines of the terminal, of workers and of flow runs look: for people, or a JSON object each."""
+    metrics_port: int = Field(0, ge=0, le=65535)
+    """Port of loopback on which the process of a flow run tells Prometheus its gauges, or the next free of ten; 0:
+    none."""
+    path_key: SecretStr | None = None
+    """Key of the hashes that stand in place of paths in stores of `hide_paths`, 16 characters or more."""
     allow_pictures: bool = False
     """Publish pictures and subject ids although the API is neither on loopback nor on a private address."""
 
@@ -101,6 +111,9 @@ class Settings(BaseSettings):
     node_address: str = ""
     """Address of this host for the other nodes of a training; empty: its host name. Set it where the
     worker runs when names do not resolve, or for a faster network."""
+    gpu_lease: str = ""
+    """Folder or s3:// prefix of the lease of a group of GPUs: flow runs with the same one train one at a time. Empty:
+    all of this `state_dir`. Hosts whose trainings share GPUs name one that all of them reach."""
     node_gpus: int = Field(0, ge=0)
     """GPUs asked of SLURM per node; 0: none, the ranks use CPUs."""
 
@@ -147,10 +160,21 @@ class Settings(BaseSettings):
             raise ValueError(f"the API URL must look like http://host:4200/api, got {value!r}")
         return url
 
-    @field_validator("api_auth", "database_url", "database_password", "s3_access_key", "s3_secret_key")
+    @field_validator("path_key", "api_auth", "database_url", "database_password", "s3_access_key", "s3_secret_key")
     @classmethod
     def _none_when_empty(cls, value: SecretStr | None) -> SecretStr | None:
-        return value if value and value.get_secret_value() else None
+        stripped = value.get_secret_value().strip() if value else ""
+        return SecretStr(stripped) if stripped else None  # as in a file of a secret, spaces at the ends do not count
+
+    @field_validator("path_key")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and len(value.get_secret_value()) < SHORTEST_KEY:
+            raise ValueError(
+                f"path_key has {len(value.get_secret_value())} characters, {SHORTEST_KEY} are needed: a short key can "
+                "be guessed (the value is not repeated here)"
+            )
+        return value
 
     @field_validator("api_auth")
     @classmethod

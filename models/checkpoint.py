@@ -44,11 +44,15 @@ def save_checkpoint(folder: Path, content: dict[str, Any], keep: int) -> Path:
     path = checkpoint_path(folder, content["step"])
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)  # what is half-written takes room for nothing
+        raise
     _fsync_folder(path.parent)
     for old in list_checkpoints(folder)[keep:]:
         old.unlink()

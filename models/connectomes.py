@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from models.anatomy import DESIKAN_KILLIANY
-from models.records import Record
+from models.records import Record, field_title
 
 Kind = Literal["correlation", "partial correlation"]
 Strategy = Literal["high_pass", "motion", "wm_csf", "compcor"]
@@ -70,7 +70,7 @@ class ConnectomeSpec(Record):
     Known atlases need their name alone: regions and values are filled in.
     """
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(title="connectomes", use_attribute_docstrings=True, field_title_generator=field_title)
 
     atlas: str = Field(pattern=r"^[a-z0-9_]+$")
     """Name of the atlas: lower-case letters, digits, underscores."""

@@ -19,7 +19,7 @@ from models.objectives.base import CaseInfo, Sampler
 from models.records import SelectedCase
 from models.sampler import SampleKey, sample_rng
 from models.selection import Role, of_role, read_selection
-from models.store import StoredDataset, open_store
+from models.store import StoredCase, StoredDataset, open_store
 
 # Samples outside training draw from a stream of their own, the same at every validation.
 _FIXED_EPOCH = 0x7FFF_FFFF
@@ -95,9 +95,7 @@ class CaseDataset(Dataset[dict[str, Any]]):
 
     def info(self, index: int) -> CaseInfo:
         """Return what is known of a case without reading voxels."""
-        case = self.cases[index]
-        data = self._open(case.dataset)
-        stored = data.case_info(case.row)
+        case, stored = self.cases[index], self.stored(index)
         return CaseInfo(
             dataset=case.dataset,
             row=case.row,
@@ -109,8 +107,13 @@ class CaseDataset(Dataset[dict[str, Any]]):
             target=case.target,
             person=case.person,
             age=case.age,
-            has_connectome=data.has_connectome(case.row),
+            has_connectome=self._open(case.dataset).has_connectome(case.row),
         )
+
+    def stored(self, index: int) -> StoredCase:
+        """Return what the store publishes of a case: its digest and where its voxels lie."""
+        case = self.cases[index]
+        return self._open(case.dataset).case_info(case.row)
 
     def reader(self, index: int) -> CaseReader:
         """Return the voxel reader of a case."""

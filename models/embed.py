@@ -11,6 +11,7 @@ from torch import nn
 
 from models.config import AnyNetwork
 from models.config_cinp import ViT3DConfig
+from models.gpu_turn import need_gpus
 from models.networks.build import pool
 from models.objectives.base import centred_start
 from models.store import StoredDataset
@@ -53,7 +54,7 @@ def embed_windows(
     The mean over the windows of `tile_starts` on the stored extent; windows of zeros alone are left out (a case without
     any other has the embedding of one such window). Arguments and errors are those of `embed_cases`.
     """
-    encoder = encoder.to(_device()).eval()
+    encoder = encoder.to(inference_device()).eval()
     found: list[NDArray[np.float32]] = []
     for number, row in enumerate(rows):
         starts = tile_starts(dataset.case_info(row).extent, window)
@@ -93,7 +94,7 @@ def embed_cases(
     what a case does not fill is zeros. `done` is told how many cases are finished. Raises ValueError when an embedding
     is not finite.
     """
-    encoder = encoder.to(_device()).eval()
+    encoder = encoder.to(inference_device()).eval()
     found: list[NDArray[np.float32]] = []
     for start in range(0, len(rows), BATCH):
         images = [_image(dataset, row, channels, size) for row in rows[start : start + BATCH]]
@@ -103,13 +104,15 @@ def embed_cases(
     return np.concatenate(found)
 
 
-def _device() -> torch.device:
+def inference_device() -> torch.device:
+    """Return where a frozen network computes: on a GPU if there is one, when it is this code's turn."""
+    need_gpus()
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @torch.inference_mode()
 def _embed(encoder: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    return pool(encoder(torch.from_numpy(images).to(_device()))).float().cpu().numpy()
+    return pool(encoder(torch.from_numpy(images).to(inference_device()))).float().cpu().numpy()
 
 
 def _check_finite(found: NDArray[np.float32], dataset: StoredDataset, rows: Sequence[int]) -> None:

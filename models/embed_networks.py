@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from models.config_cinp import CINPConfig, ViT3DConfig
 from models.connectomes import MEANING, ConnectomeSpec, unlike_connectomes
-from models.embed import embed_cases
+from models.embed import embed_cases, inference_device
 from models.finished import ENCODER, FinishedTraining, read_training
 from models.networks.build import build_encoder
 from models.networks.connectome import NetworkEncoder, build_network_encoder
@@ -168,7 +168,7 @@ def embed_matrices(pair: FrozenPair, matrices_NRR: Floats, done: Done = lambda c
             f"training {pair.name} embeds connectomes of {regions} regions (atlas {pair.connectome.atlas!r}), got "
             f"matrices of shape {matrices_NRR.shape}"
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = inference_device()
     encoder, found = pair.network_encoder.to(device).eval(), []
     with torch.inference_mode():
         for start in range(0, len(matrices_NRR), BATCH):

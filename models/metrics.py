@@ -9,6 +9,7 @@ finished optimiser steps.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable
@@ -46,10 +47,14 @@ def truncate_after(folder: Path, step: int) -> None:
 
 
 def append_metrics(folder: Path, record: dict[str, Any]) -> None:
-    """Append one record as one write. Raises ValueError for numbers that are not finite."""
+    """Append one record as one write, or nothing. Raises ValueError for numbers that are not finite, OSError."""
+    line = _line(record).encode()
     handle = os.open(folder / FILE_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        os.write(handle, _line(record).encode())
+        if (written := os.write(handle, line)) < len(line):
+            # A disk without room takes a part; the next line would be joined to it.
+            os.ftruncate(handle, os.fstat(handle).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / FILE_NAME))
     finally:
         os.close(handle)
 

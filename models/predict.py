@@ -18,13 +18,14 @@ from infra import storage
 from models.config import SupervisedConfig, TrainingConfig
 from models.data import CaseDataset
 from models.distributed import World, barrier
+from models.embed import inference_device
 from models.filling import Templates
 from models.finished import read_training
 from models.heartbeat import beat, beating
 from models.objectives import build_objective
 from models.objectives.supervised import TEMPLATES, Supervised
 from models.predict_times import PredictTimes, write_times
-from models.prediction_files import FOLDER, TABLE
+from models.prediction_files import FOLDER, PLACE, TABLE, place_of
 from models.records import SelectedCase
 from models.selection import check_selection, read_selection
 from models.state import Stop, Stopped, TrainingState, configure_numerics, evaluating
@@ -77,7 +78,7 @@ def _predict(
         _write_arrays(place / names[index], arrays)
     barrier(world)
     if world.is_main:
-        _write_table(place, config, dataset.cases, names)
+        _write_table(place, config, dataset, names)
         took = time.perf_counter() - begun
         write_times(folder, PredictTimes(seconds=took, cases=len(dataset), ranks=world.size))
     return len(dataset)
@@ -110,7 +111,7 @@ def load_objective(folder: Path) -> Supervised:
     if TEMPLATES in tensors:
         objective.use_templates(Templates(tensors.pop(TEMPLATES).numpy()))
     objective.load_state_dict(tensors)
-    return objective.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return objective.to(inference_device()).eval()
 
 
 def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -119,11 +120,12 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     storage.write_bytes(str(path), buffer.getvalue())
 
 
-def _write_table(folder: Path, config: TrainingConfig, cases: Sequence[SelectedCase], names: Sequence[str]) -> None:
-    columns: dict[str, list[Any]] = {
-        key: [getattr(case, key) for case in cases] for key in ("case", "subject", "dataset", "row", "role", "target")
-    }
+def _write_table(folder: Path, config: TrainingConfig, dataset: CaseDataset, names: Sequence[str]) -> None:
+    keys = ("case", "subject", "dataset", "row", "role", "target")
+    columns: dict[str, list[Any]] = {key: [getattr(case, key) for case in dataset.cases] for key in keys}
     columns["file"] = list(names)
+    places = [place_of(dataset.stored(index)) for index in range(len(dataset))]
+    columns |= {key: [place[key] for place in places] for key in PLACE}
     if config.objective.kind == "classification":
         found = [read_prediction(folder.parent, name)["probabilities"] for name in names]
         for k, label in enumerate(config.objective.classes):

@@ -69,6 +69,11 @@ def canonical_modality(token: str) -> str:
         raise UnknownModalityError(f"unknown modality token {token!r}; known tokens: {known}") from None
 
 
+def field_title(name: str, _: object) -> str:
+    """Return what a form calls a field: `spacing_mm` becomes `Spacing mm`."""
+    return name[:1].upper() + name[1:].replace("_", " ")
+
+
 class Record(BaseModel):
     """A frozen value that refuses unknown keys; copies go through `replace`, which validates again."""
 
@@ -131,6 +136,12 @@ class SourceFile(Record):
     path: str
     size_bytes: int
     etag: str
+    alias: str = Field("", exclude_if=lambda value: not value)
+    """What is written in place of the path where paths are hidden (tasks.hidden_paths); empty: the path itself."""
+
+    def written(self) -> Self:
+        """Return the file as it stands in plans, receipts and tables."""
+        return self.replace(path=self.alias, alias="") if self.alias else self
 
     @property
     def identity(self) -> tuple[str, int, str]:
@@ -149,6 +160,15 @@ class PlannedCase(Record):
     label_scheme: str = ""
     split: str = ""
     files: tuple[SourceFile, ...]
+
+    @property
+    def hides_paths(self) -> bool:
+        """Whether hashes stand in place of its paths in the store."""
+        return any(file.alias for file in self.files)
+
+    def written(self) -> Self:
+        """Return the case as it stands in plans, receipts and tables: with hidden paths where they are hidden."""
+        return self.replace(files=[file.written().model_dump() for file in self.files]) if self.hides_paths else self
 
 
 class DescriptorTable(Record):

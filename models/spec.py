@@ -21,6 +21,7 @@ from models.records import (
     Matrix,
     Record,
     digest_of,
+    field_title,
 )
 
 
@@ -30,7 +31,7 @@ class PreprocessSpec(Record):
     Source: BrainMVP's input pipeline (methods paper, section on pre-training data; reference code).
     """
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(title="own spec", use_attribute_docstrings=True, field_title_generator=field_title)
 
     name: str
     """What the store calls it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from models.anatomy import Floats
 from models.records import CaseGeometry, Receipt, digest_of
 from models.shard_encoder import ShardEncoder
 from models.spec import PreprocessSpec
+from models.stopwatch import step
 from models.store_connectomes import make_room, write_connectome
 from models.store_descriptors import clear_descriptors, write_descriptors
 from models.store_layout import (
@@ -121,10 +122,13 @@ class StoreWriter:
     ) -> None:
         encoder = self._encoder(dataset, name)
         target = storage.join(self._shard_url(dataset, name, row), *["0"] * len(encoder.counts))
-        if body := encoder.encode(values, leads):
-            storage.write_bytes(target, body)
-        else:
-            storage.delete(target)
+        with step("encode"):
+            body = encoder.encode(values, leads)
+        with step("write"):
+            if body:
+                storage.write_bytes(target, body)
+            else:
+                storage.delete(target)
 
     def erase_case(self, dataset: str, row: int) -> None:
         """Delete the shards of a row; it then reads as zeros, and has no connectome."""
@@ -184,7 +188,8 @@ class StoreWriter:
         pq.write_table(table, sink, compression="zstd")
         storage.write_bytes(storage.join(self.url, CASES), sink.getvalue())
         stored = table.column("status").to_pylist().count("stored")
-        _write_attributes(self.url, self.spec, {"digest": digest, "rows": table.num_rows, "stored": stored})
+        finalised = {"digest": digest, "rows": table.num_rows, "stored": stored}
+        _write_attributes(self.url, self.spec, finalised, read_attributes(self.url))
 
     def _small_value(self, name: str, geometry: CaseGeometry, extent: Shape3, modalities: tuple[str, ...]) -> Any:
         if name == "stored":
@@ -232,10 +237,13 @@ class StoreWriter:
         return storage.join(self.url, dataset, name, "c", str(row))
 
 
-def create_or_open(url: str, spec: PreprocessSpec) -> StoreWriter:
-    """Return a writer for a store of this spec, creating the store when nothing is there; raises as `check_place`."""
+def create_or_open(url: str, spec: PreprocessSpec, more: Mapping[str, Any] | None = None) -> StoreWriter:
+    """Return a writer for a store of this spec, creating the store when nothing is there; raises as `check_place`.
+
+    more: further attributes of a new store, which it keeps.
+    """
     if not check_place(url, spec):
-        _write_attributes(url, spec, None)  # the whole group document in one write: there is no half-made store
+        _write_attributes(url, spec, None, more)  # the whole group document in one write: there is no half-made store
     return StoreWriter(url, spec)
 
 
@@ -291,9 +299,12 @@ def read_attributes_of_any(url: str) -> dict[str, Any]:
     return found
 
 
-def _write_attributes(url: str, spec: PreprocessSpec, finalised: dict[str, Any] | None) -> None:
+def _write_attributes(
+    url: str, spec: PreprocessSpec, finalised: dict[str, Any] | None, more: Mapping[str, Any] | None = None
+) -> None:
     body = spec.identity()
-    write_attributes(url, {"schema": SCHEMA, "spec": body, "spec_digest": digest_of(body), "finalised": finalised})
+    ours = {"schema": SCHEMA, "spec": body, "spec_digest": digest_of(body), "finalised": finalised}
+    write_attributes(url, {**(more or {}), **ours})
 
 
 def write_attributes(url: str, attributes: dict[str, Any]) -> None:

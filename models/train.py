@@ -17,13 +17,14 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 from models.config import TrainingConfig
 from models.distributed import World, any_rank, open_world
 from models.export import is_finished, write_text_whole
+from models.full_disk import full_disk, full_disk_error
 from models.predict import predict_again
 from models.prediction_files import damage
 from models.selection import read_selection, selection_digest
@@ -147,7 +148,8 @@ def _agree_on_lock(folder: Path, world: World, has_lock: bool, stop: Stop) -> No
 def run_training(path: Path, world: World, stop: StopFlag) -> None:
     """Run the training of one run.json, or skip it when it is finished.
 
-    A failure of the training itself (not of the machine) is also written to failure.json beside the config.
+    A failure of the training itself (not of the machine) is also written to failure.json beside the config, and so is
+    a disk without room, which is raised as FullDiskError.
     """
     folder = path.resolve().parent
     try:
@@ -163,9 +165,20 @@ def run_training(path: Path, world: World, stop: StopFlag) -> None:
             train(config, folder, world, stop)
             log.info("training %s is finished", config.name)
     except (ValueError, ArithmeticError, TypeError, KeyError) as error:
-        reason = {"type": type(error).__name__, "message": str(error), "rank": world.rank}
-        write_text_whole(folder / FAILURE, json.dumps(reason) + "\n")
+        _tell_failure(folder, error, world)
         raise
+    except Exception as error:
+        if words := full_disk(error):
+            told = full_disk_error(folder, words)
+            _tell_failure(folder, told, world)
+            raise told from error
+        raise
+
+
+def _tell_failure(folder: Path, error: Exception, world: World) -> None:
+    reason = {"type": type(error).__name__, "message": str(error), "rank": world.rank}
+    with suppress(OSError):  # the disk may be the reason; the log has it, too
+        write_text_whole(folder / FAILURE, json.dumps(reason) + "\n")
 
 
 def _mend_predictions(config: TrainingConfig, folder: Path, world: World, stop: StopFlag) -> None:

@@ -24,10 +24,11 @@ import pandas as pd
 from models.recipes import RECIPES
 from models.store import Store, open_store
 from studies.flows import run_flow
+from tasks.baseline_scores import score_baselines
 from tasks.benchmarks import find_benchmark
 from tasks.catalog import build_catalog, write_catalog
 from tasks.cohort import fewer_labels
-from tasks.evaluation import Cohort, find_cohort, score_baselines, score_trainings
+from tasks.evaluation import Cohort, find_cohort
 from tasks.finetune import Finetuning, build_config, training_name
 from tasks.lanes import run_lanes
 from tasks.latents import read_latents
@@ -40,6 +41,7 @@ from tasks.selection import select_cases
 from tasks.splits import people_of, roles, workspace_split
 from tasks.summary import PRETRAINED, SCRATCH
 from tasks.tables import to_markdown
+from tasks.trained_scores import score_trainings
 
 COHORT = PhantomConfig(seed=20261201, bids_subjects=200, datalist_subjects=60, spacing_mm=2.75)
 """A seed that no development has seen."""

@@ -54,7 +54,7 @@ def choose_affine(header: Any, shape: tuple[int, ...], name: str) -> tuple[np.nd
     flags: dict[str, Any] = {"affine_from": kind} if kind != "sform" else {}
     if any("not set" not in defect for defect in defects):
         flags["affine_defect"] = "; ".join(defects)
-    if len(found) == 2 and (gap := _corner_gap_mm(found["sform"], found["qform"], shape)) > CONFLICT_MM:
+    if len(found) == 2 and (gap := corner_gap_mm(found["sform"], found["qform"], shape)) > CONFLICT_MM:
         flags["affine_conflict_mm"] = round(gap, 3)
     zooms = np.asarray(header["pixdim"][1:4], dtype=np.float64)
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
@@ -78,6 +78,7 @@ def affine_defect(matrix: np.ndarray) -> str:
     return f"sheared: cosine {cosine:.3f} between axes, at most {SHEAR_LIMIT}" if cosine > SHEAR_LIMIT else ""
 
 
-def _corner_gap_mm(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> float:
+def corner_gap_mm(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> float:
+    """Return how far apart two affines place the same corner of a volume."""
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape[:3]], (1,), indexing="ij")).reshape(4, -1)
     return float(np.linalg.norm(((a - b) @ corners)[:3], axis=0).max())

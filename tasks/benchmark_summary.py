@@ -10,8 +10,8 @@ from pathlib import Path
 from tasks.benchmarks import BENCHMARKS, Benchmark
 from tasks.probe_tasks import PROBES
 from tasks.prompt_tasks import PROMPT_TASKS
-from tasks.summary import Line, primary_metric
-from tasks.tables import cell, heading, markdown_rows
+from tasks.summary import OTHERS, Line, primary_metric
+from tasks.tables import cell, heading, markdown_rows, others_name, others_told
 
 ALL: dict[str, Benchmark] = {**BENCHMARKS, **PROBES, **PROMPT_TASKS}
 """The registered benchmarks of all protocols by name."""
@@ -74,6 +74,8 @@ class Part:
     benchmarks: tuple[Benchmark, ...]
     lines: tuple[tuple[Line, ...], ...]
     """Of each benchmark: the lines of its primary metric, without published ones; none without data."""
+    notes: tuple[str, ...] = ()
+    """Further sentences."""
 
     @property
     def header(self) -> list[str]:
@@ -85,7 +87,15 @@ class Part:
         """Printed cells: a line a row of any of the benchmarks, in their order."""
         found = [{line.row: line for line in lines} for lines in self.lines]
         rows = dict.fromkeys(row for lines in found for row in lines)
-        return [[row, *(_cell(lines, row) for lines in found)] for row in rows] or [["no data", *("–" for _ in found)]]
+        shown = {row: others_name(row) if row in self.predicted else row for row in rows}
+        return [[shown[row], *(_cell(lines, row) for lines in found)] for row in rows] or [
+            ["no data", *("–" for _ in found)]
+        ]
+
+    @property
+    def predicted(self) -> list[str]:
+        """Rows that are predictions of others."""
+        return list(dict.fromkeys(line.row for lines in self.lines for line in lines if line.kind == OTHERS))
 
     @property
     def statements(self) -> list[str]:
@@ -101,6 +111,8 @@ class Part:
             self.protocol.words,
             *([stars] if any(self.lines) else []),
             *([f"No data in the store: {', '.join(absent)}."] if absent else []),
+            *others_told(self.predicted),
+            *self.notes,
         ]
 
 
@@ -130,7 +142,7 @@ def _primary_lines(folder: Path, benchmark: Benchmark) -> tuple[Line, ...]:
             Line.model_validate({"metric": "", **{k: v for k, v in row.items() if v}}) for row in csv.DictReader(file)
         )
         lines = [line for line in read if (line.metric, line.region) == primary_metric(benchmark)]
-    return tuple(line for line in lines if line.kind in ("ours", "baseline", "ceiling"))
+    return tuple(line for line in lines if line.kind in ("ours", "baseline", "ceiling", OTHERS))
 
 
 def to_markdown(title: str, parts: Sequence[Part]) -> str:

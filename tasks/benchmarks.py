@@ -225,6 +225,12 @@ _REGISTERED: tuple[Benchmark, ...] = (
         "phantom-schwannoma", "Phantom schwannoma", "phantom-schwannoma", ("t1",), "schwannoma", **_PHANTOM,
         surface_tolerance_mm=3.0,
     ),
+    _segmentation(
+        "phantom-tissue", "Phantom tissue", "phantom-tissue", ("t1", "t1c", "flair"), "mrbrains13",
+        split=SplitProtocol(), surface_tolerance_mm=3.0,
+        note="phantoms deformed from the MNI152 template: the largest share of CSF, grey and white matter in a voxel; "
+        "a contrast-enhanced T1 stands where MRBrainS13 has T1-IR",
+    ),
     _classification(
         "phantom-grade", "Phantom tumour or none, of four modalities", "phantom-bids", ("none", "tumour"),
         modalities=FOUR, others=("stroke", "schwannoma"), **{**_PHANTOM, "target": "lesion"},
@@ -306,7 +312,7 @@ BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _
 """Every registered benchmark by name, whether or not its data are at hand."""
 
 PHANTOM_BENCHMARKS: tuple[str, ...] = ("phantom-tumour", "phantom-diagnosis", "phantom-control", "phantom-shuffled")
-"""Those of the demo; the other phantoms are the twins of ISLES22, VSseg and BraTS2018."""
+"""Those of the demo; the other phantoms are the twins of ISLES22, VSseg, MRBrainS13 and BraTS2018."""
 
 
 def find_benchmark(name: str) -> Benchmark:

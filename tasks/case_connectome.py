@@ -10,6 +10,7 @@ from infra import storage
 from models.anatomy import Floats
 from models.records import BOLD, CONFOUNDS, SERIES, Reason, SourceFile
 from models.spec import PreprocessSpec
+from models.stopwatch import step
 from tasks.affines import BadScanError
 from tasks.connectome import Series, make_connectome
 from tasks.nifti import DEFAULT_MEMORY
@@ -28,6 +29,7 @@ class CaseConnectome:
     """Modalities of the files that it was made of."""
 
 
+@step("connectome")
 def connectome_of(
     files: Mapping[str, SourceFile], spec: PreprocessSpec, memory_bytes: int = DEFAULT_MEMORY
 ) -> CaseConnectome | None:

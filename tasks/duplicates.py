@@ -8,7 +8,7 @@ common variations. What is left belongs to one person; it is compared by cosine 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -114,7 +114,7 @@ def passed_over(cases: pa.Table, reference_order: Sequence[str]) -> dict[str, in
     subjects: dict[str, set[Subject]] = {}
     for line in cases.select(["dataset", "subject", "status", "modalities"]).to_pylist():
         if line["status"] == "stored" and line["modalities"]:  # a connectome alone has no fingerprint
-            subjects.setdefault(_reference(line, reference_order), set()).add(_subject(line))
+            subjects.setdefault(reference_of(line, reference_order), set()).add(_subject(line))
     return {reference: len(some) for reference, some in sorted(subjects.items()) if len(some) < MIN_SUBJECTS}
 
 
@@ -124,11 +124,12 @@ def _groups(cases: pa.Table, reference_order: Sequence[str]) -> dict[str, list[d
     groups: dict[str, list[dict[str, Any]]] = {}
     for line, print_ in zip(lines, fingerprints_of(cases), strict=True):
         if line["status"] == "stored" and len(print_) == EDGE**3 and print_.any():
-            groups.setdefault(_reference(line, reference_order), []).append({**line, "fingerprint": print_})
+            groups.setdefault(reference_of(line, reference_order), []).append({**line, "fingerprint": print_})
     return groups
 
 
-def _reference(line: dict[str, Any], reference_order: Sequence[str]) -> str:
+def reference_of(line: Mapping[str, Any], reference_order: Sequence[str]) -> str:
+    """Return the modality that the fingerprint of a case (with its `modalities`) was taken from; empty without one."""
     return next((m for m in reference_order if m in line["modalities"]), "")
 
 

@@ -1,19 +1,17 @@
-"""Evaluating one benchmark: its cohort and the scores of all rows."""
+"""The cohort of one benchmark: its cases, what is known of them, and who of them counts."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from pathlib import Path
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from models.records import SelectedCase, digest_of
+from models.records import SelectedCase
 from tasks import baselines
 from tasks.benchmarks import Benchmark
 from tasks.cohort import scheme_of_cases, select_cases, targets_of_seed
@@ -23,24 +21,13 @@ from tasks.finetune import Finetuning
 from tasks.leaks import SOME, THE, find_leaks
 from tasks.native_truth import SourceLabels
 from tasks.overlap import overlap_sentence, shared_sentences
-from tasks.predictions import predictions_digest, read_probabilities, read_regions
-from tasks.scores import (
-    Predict,
-    RowKey,
-    ScoreError,
-    Truth,
-    inputs_digest,
-    kept_scores,
-    probability_scores,
-    region_masks,
-    score_path,
-    scoring_workers,
-    segmentation_scores,
-)
+from tasks.scores import ScoreError, Truth
 from tasks.splits import Subject
+from tasks.summary import OTHERS
 
 if TYPE_CHECKING:
-    from models.store import Store, StoredDataset
+    from models.store import Store, StoredCase, StoredDataset
+    from tasks.others import Others
 
 KINDS: dict[str, str] = {
     baselines.MAJORITY: "baseline",
@@ -48,8 +35,6 @@ KINDS: dict[str, str] = {
     baselines.TEMPLATE_OVERLAP: "baseline",
     baselines.CEILING: "ceiling",
 }
-LATENTS: tuple[str, ...] = ("age", "head_scale", "grey_loss", "ventricle_log", "medial_temporal_loss")
-"""Columns of latents.parquet that the ceiling sees: what generated the anatomy, never the label itself."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +56,13 @@ class Cohort:
     """Words for the pre-trainings that have seen `leaks`."""
     overlaps: tuple[str, ...] = ()
     """Sentences on people that the pre-training may have seen under other ids."""
+    others: tuple[Others, ...] = ()
+    """Predictions of others that are rows of its table."""
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """What rows are that were not trained here."""
+        return {**KINDS, **{one.name: OTHERS for one in self.others}}
 
     @property
     def trained_as(self) -> str:
@@ -104,19 +96,16 @@ class Cohort:
 
     def image(self, case: SelectedCase) -> npt.NDArray[np.float32]:
         """Return the benchmark's modalities of a case on its stored extent (M, X, Y, Z)."""
-        dataset = self._datasets[case.dataset]
         indices = [self.store.spec.modalities.index(name) for name in self.benchmark.modalities]
-        return dataset.read_crop(case.row, indices, (0, 0, 0), dataset.case_info(case.row).extent)
+        return self._datasets[case.dataset].read_crop(case.row, indices, (0, 0, 0), self.stored(case).extent)
 
     def hidden(self, case: SelectedCase, image: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
         """Return the voxels (X, Y, Z) of a case's face, which no picture may show."""
-        affine = self._datasets[case.dataset].case_info(case.row).affine
-        return face_mask(image, affine, frame_of(self.store.spec))
+        return face_mask(image, self.stored(case).affine, frame_of(self.store.spec))
 
     def label(self, case: SelectedCase) -> npt.NDArray[np.uint8]:
         """Return the stored label of a case on its extent (X, Y, Z)."""
-        dataset = self._datasets[case.dataset]
-        return dataset.read_label(case.row, (0, 0, 0), dataset.case_info(case.row).extent)
+        return self._datasets[case.dataset].read_label(case.row, (0, 0, 0), self.stored(case).extent)
 
     def truth(self, case: SelectedCase) -> Truth:
         """Return the label that a case is scored against, and its voxels' edges in mm: stored, or as in its file."""
@@ -133,9 +122,17 @@ class Cohort:
         native = SourceLabels(self.store) if self.native else None
         return Cohort(self.benchmark, (), pd.DataFrame(), self.store, native=native)
 
+    def stored(self, case: SelectedCase) -> StoredCase:
+        """Return what the store publishes of a case: its digest and where its voxels lie."""
+        return self._datasets[case.dataset].case_info(case.row)
+
+    def dataset(self, case: SelectedCase) -> StoredDataset:
+        """Return the stored dataset of a case."""
+        return self._datasets[case.dataset]
+
     def place(self, case: SelectedCase) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return origin and extent of a case in the template grid."""
-        info = self._datasets[case.dataset].case_info(case.row)
+        info = self.stored(case)
         return info.origin, info.extent
 
 
@@ -197,159 +194,3 @@ def without_seen_by_any(
         for subject, reason in find_leaks(cases, cohort, links, told).items():
             why[subject].append(f"{row}: {reason}")
     return replace(found, leaks={subject: "; ".join(reasons) for subject, reasons in why.items()}, seen_by=SOME)
-
-
-def score_trainings(cohort: Cohort, trainings: Sequence[Finetuning], folder: Path) -> tuple[pd.DataFrame, int]:
-    """Return the long-form scores of finished trainings and how many of them were computed now."""
-    rows = []
-    for training in trainings:
-        own = cohort.of_seed(training.seed)
-        key = RowKey(cohort.benchmark.name, training.row, training.seed)
-        rows.append(_Row(key, own, predictions_digest(training.folder), _scorer(own, training)))
-    return _gather(rows, folder)
-
-
-Scorer = Callable[[RowKey], pd.DataFrame]
-
-
-@dataclass(frozen=True)
-class _Row:
-    """Scores to compute: of whom, on which cohort, from which predictions."""
-
-    key: RowKey
-    cohort: Cohort
-    predictions: str
-    scorer: Scorer
-
-
-def _gather(rows: Sequence[_Row], folder: Path) -> tuple[pd.DataFrame, int]:
-    frames, fresh = [], 0
-    for row in rows:
-        key = row.key
-        path = score_path(folder, key)
-        test, native = row.cohort.of_role("test"), row.cohort.native
-        made_from = digest_of([row.predictions, native.digest(test)]) if native else row.predictions
-        inputs = inputs_digest(key, row.cohort.benchmark, test, made_from)
-        frame, computed = kept_scores(path, inputs, partial(row.scorer, key))
-        frames.append(frame)
-        fresh += computed
-    return (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()), fresh
-
-
-def _scorer(cohort: Cohort, training: Finetuning) -> Scorer:
-    benchmark, test = cohort.benchmark, cohort.of_role("test")
-
-    def score(key: RowKey) -> pd.DataFrame:
-        if benchmark.kind == "classification":
-            return probability_scores(
-                key, benchmark, test, read_probabilities(training.folder, test, benchmark.classes)
-            )
-        return _region_scores(key, cohort, partial(read_regions, training.folder))
-
-    return score
-
-
-def _region_scores(key: RowKey, cohort: Cohort, predict: Predict) -> pd.DataFrame:
-    """Return the scores of a segmentation's test cases; `predict` gives picklable masks on the stored extent."""
-    test, sent = cohort.of_role("test"), cohort.for_workers()
-    workers = scoring_workers(len(test), math.prod(cohort.store.spec.grid))
-    return segmentation_scores(key, cohort.benchmark, test, partial(_on_grid, sent, predict), sent.truth, workers)
-
-
-def _on_grid(cohort: Cohort, predict: Predict, case: SelectedCase) -> npt.NDArray[Any]:
-    return cohort.on_grid(case, predict(case))
-
-
-def score_baselines(cohort: Cohort, folder: Path, seeds: int = 1) -> tuple[pd.DataFrame, int]:
-    """Return the scores of the baselines that fit the benchmark's kind (and of the ceiling, for phantoms).
-
-    They have no seed of their own, so one score does; where targets are shuffled, each of the `seeds` shuffles has one.
-    """
-    shuffles = range(seeds if cohort.benchmark.shuffle_seed is not None else 1)
-    rows = [row for seed in shuffles for row in _baseline_rows(cohort.of_seed(seed), seed)]
-    return _gather(rows, folder)
-
-
-def _baseline_rows(cohort: Cohort, seed: int) -> list[_Row]:
-    if cohort.benchmark.kind == "segmentation":
-        scorers: dict[str, Scorer] = {baselines.TEMPLATE_OVERLAP: lambda key: _template_scores(key, cohort)}
-        made_from = ""
-    else:
-        scorers = {
-            baselines.MAJORITY: lambda key: _majority_scores(key, cohort),
-            baselines.AGE_SEX_VOLUME: lambda key: _logistic_scores(key, cohort, _simple_features(cohort)),
-        }
-        if cohort.latents is not None:
-            scorers[baselines.CEILING] = lambda key: _logistic_scores(key, cohort, _latent_features(cohort))
-        made_from = _features_digest(cohort)
-    train = sorted(f"{case.dataset}/{case.row}/{case.digest}/{case.target}" for case in cohort.of_role("train"))
-    digest = digest_of([train, made_from])
-    return [_Row(RowKey(cohort.benchmark.name, row, seed), cohort, digest, s) for row, s in scorers.items()]
-
-
-def _features_digest(cohort: Cohort) -> str:
-    columns = [name for name in ("age", "sex") if name in cohort.people]
-    tables = [cohort.people[["dataset", "row", *columns]], *([] if cohort.latents is None else [cohort.latents])]
-    # pandas keeps a missing value missing when it makes text of a column, and NaN has no place in JSON.
-    return digest_of([table.astype(str).fillna("nan").to_numpy().tolist() for table in tables])
-
-
-def _majority_scores(key: RowKey, cohort: Cohort) -> pd.DataFrame:
-    test = cohort.of_role("test")
-    targets = [case.target for case in cohort.of_role("train")]
-    return probability_scores(
-        key, cohort.benchmark, test, baselines.majority(targets, cohort.benchmark.classes, len(test))
-    )
-
-
-Features = Callable[[Sequence[SelectedCase]], npt.NDArray[np.float64]]
-
-
-def _logistic_scores(key: RowKey, cohort: Cohort, features: Features) -> pd.DataFrame:
-    train, test = cohort.of_role("train"), cohort.of_role("test")
-    targets = [case.target for case in train]
-    found = baselines.logistic(features(train), targets, features(test), cohort.benchmark.classes, key.row)
-    return probability_scores(key, cohort.benchmark, test, found)
-
-
-def _simple_features(cohort: Cohort) -> Features:
-    people = cohort.people.set_index(["dataset", "row"])
-
-    def features(cases: Sequence[SelectedCase]) -> npt.NDArray[np.float64]:
-        lines = people.loc[[(case.dataset, case.row) for case in cases]].copy()
-        spacing = cohort.store.spec.spacing_mm
-        lines["volume_ml"] = [baselines.foreground_ml(cohort.image(case), spacing) for case in cases]
-        return baselines.age_sex_volume_features(lines)
-
-    return features
-
-
-def _latent_features(cohort: Cohort) -> Features:
-    assert cohort.latents is not None
-    if absent := [name for name in ("dataset", "subject", *LATENTS) if name not in cohort.latents]:
-        raise ValueError(f"latents.parquet lacks the columns {absent}; write the phantom cohort again")
-    table = cohort.latents.drop_duplicates(["dataset", "subject"]).set_index(["dataset", "subject"])
-
-    def features(cases: Sequence[SelectedCase]) -> npt.NDArray[np.float64]:
-        keys = pd.MultiIndex.from_tuples([(case.dataset, case.subject) for case in cases])
-        return table.reindex(keys)[list(LATENTS)].to_numpy(dtype=np.float64)
-
-    return features
-
-
-def _template_scores(key: RowKey, cohort: Cohort) -> pd.DataFrame:
-    benchmark, store = cohort.benchmark, cohort.store
-
-    def placed() -> Iterable[baselines.Placed]:
-        for case in cohort.of_role("train"):
-            yield (
-                region_masks(cohort.label(case), benchmark.regions, benchmark.scheme, case.case),
-                cohort.place(case)[0],
-            )
-
-    prior = baselines.fit_template_prior(placed, store.spec.grid)
-    return _region_scores(key, cohort, partial(_template_masks, cohort.for_workers(), prior))
-
-
-def _template_masks(cohort: Cohort, prior: baselines.TemplatePrior, case: SelectedCase) -> npt.NDArray[np.uint8]:
-    return prior.predict(*cohort.place(case))

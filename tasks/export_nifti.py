@@ -100,6 +100,38 @@ def onto_grid(
     return _resampled(values, info.affine, shape, np.linalg.inv(_to_file(data, info, LABEL)) @ affine, order=0)
 
 
+def from_grid(data: StoredDataset, row: int, values: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Return integers (X, Y, Z) on a grid in the world of a case's files on its stored extent, nearest neighbour.
+
+    affine: voxel of that grid -> RAS+ mm of the files, before any registration. Voxels outside that grid are 0.
+    """
+    info = data.case_info(row)
+    return nearest(values, affine, info.extent, _to_file(data, info, LABEL) @ info.affine)
+
+
+def nearest(values: np.ndarray, source: np.ndarray, shape: Sequence[int], target: np.ndarray) -> np.ndarray:
+    """Return integers (X, Y, Z) on another grid of the same world by nearest neighbour; 0 outside the first one.
+
+    source, target: voxel -> RAS+ mm of the two grids.
+    """
+    return _resampled(values, source, shape, target, order=0)
+
+
+def source_grids(data: StoredDataset, row: int) -> dict[str, tuple[tuple[int, ...], np.ndarray]]:
+    """Return shape and affine (voxel -> RAS+ mm of the file) of each scan that a stored case was made from.
+
+    A map of grey matter is left out: its file lies in MNI space, not in that of the others.
+    """
+    info = data.case_info(row)
+    shapes, affines = data.small("source_shape")[row], data.small("source_affine")[row]
+    found = {}
+    for name, there, sizes, affine in zip(data.spec.modalities, info.present, shapes, affines, strict=True):
+        shape = tuple(int(n) for n in sizes)
+        if there and name != GREY and min(shape) > 0:
+            found[name] = (shape, _to_file(data, info, name) @ affine)
+    return found
+
+
 def _resampled(
     volume: np.ndarray, source: np.ndarray, shape: Sequence[int], target: np.ndarray, order: int
 ) -> np.ndarray:

@@ -21,7 +21,9 @@ Points = list[tuple[int, float]]
 """(step, value) in order."""
 INK = "#1f2933"
 MUTED = "#7b8794"
-COLOURS = {"ours": "#1769aa", "baseline": "#7b8794", "ceiling": "#2e7d32", "published": "#b45309"}
+COLOURS = {
+    "ours": "#1769aa", "baseline": "#7b8794", "ceiling": "#2e7d32", "published": "#b45309", "others": "#7a3e9d",
+}  # fmt: skip
 # Colours that people with red-green blindness can tell apart (Okabe and Ito, 2008).
 REGION_COLOURS: tuple[str, ...] = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73")
 LINE_COLOURS = (COLOURS["ours"], COLOURS["published"], COLOURS["ceiling"], MUTED)
@@ -97,7 +99,9 @@ def _draw_forest(axes: Axes, lines: Sequence[Line], over: str, chance: float | N
         left, right = axes.get_xlim()
         axes.set_xlim(max(left, -0.02), min(right, 1.02))
     axes.set_ylim(-0.6, len(lines) - 0.3)
-    axes.set_yticks(places, [f"{line.row} (published)" if line.kind == "published" else line.row for line in lines])
+    axes.set_yticks(
+        places, [f"{line.row} ({line.kind})" if line.kind in ("published", "others") else line.row for line in lines]
+    )
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color="#e4e7eb", lw=0.8)
     axes.set_axisbelow(True)

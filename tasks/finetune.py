@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from tasks.rows import Row
 
 
+STARTS_APART = 100
+"""Distance of the seeds in tables of scores between two starts of a row; fine-tunings have seeds below it."""
+
+
 @dataclass(frozen=True)
 class Finetuning:
     """One prepared training."""
@@ -28,8 +32,14 @@ class Finetuning:
     benchmark: str
     row: str
     seed: int
+    """Of the fine-tuning, plus STARTS_APART for each start of the row before its own."""
     folder: Path
     config: TrainingConfig
+
+    @property
+    def own_seed(self) -> int:
+        """Of the fine-tuning alone: every start of a row is fine-tuned from the same seeds."""
+        return self.seed % STARTS_APART
 
     @property
     def finished(self) -> bool:
@@ -53,9 +63,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def training_name(benchmark: str, row: str, seed: int) -> str:
-    """Return the folder name of a fine-tuning, e.g. `phantom-tumour-pre-trained-seed0`."""
+    """Return the folder name of a fine-tuning, e.g. `phantom-tumour-pre-trained-seed0`, or `...-seed0-start1` of the
+    second start of a row."""
     flat = re.sub(r"[^A-Za-z0-9._+-]+", "-", row).strip("-")
-    return f"{benchmark}-{flat}-seed{seed}"
+    start, own = divmod(seed, STARTS_APART)
+    return f"{benchmark}-{flat}-seed{own}" + (f"-start{start}" if start else "")
 
 
 def prepare(
@@ -80,10 +92,11 @@ def prepare(
     """
     place = _Place(benchmark, store, trainings, epochs, size, made_from or MadeFrom(), share)
     plans = [
-        _plan(place, row, seed, own)
+        _plan(place, start, seed + STARTS_APART * number, own)
         for seed in range(seeds)
         for own in [targets_of_seed(benchmark, cases, seed)]
         for row in rows
+        for number, start in enumerate(row.starts)
     ]
     # All of them before any folder is set aside: one row's old folder may be what another row is now.
     twins = [None if plan.is_written else _finished_twin(trainings, benchmark.name, plan) for plan in plans]
@@ -208,7 +221,12 @@ def _plan(place: _Place, row: Row, seed: int, cases: Sequence[SelectedCase]) -> 
 def _plan_in(place: _Place, row: Row, seed: int, given: Sequence[SelectedCase], number: int = 1) -> _Plan:
     name = training_name(place.benchmark.name, row.name, seed) + (f"-{number}" if number > 1 else "")
     folder = place.trainings / name
-    values = {"name": name, "seed": seed, "init_from": str(row.start or ""), "made_from": place.made_from}
+    values = {
+        "name": name,
+        "seed": seed % STARTS_APART,
+        "init_from": str(row.start or ""),
+        "made_from": place.made_from,
+    }
     selection = folder / "selection.parquet"
     config = build_config(
         place.benchmark, place.store, selection, place.size, place.epochs, **values, **dict(row.settings)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from pathlib import Path
 import psutil
 
 from infra.settings import private_environment
+from models.full_disk import no_room
 from tasks.follow import MetricsFollower, OnProgress, Vital, log_tail
 
 LOG_NAME = "train.log"
@@ -109,6 +111,24 @@ def training_environment(threads: int, base: Mapping[str, str] | None = None) ->
     return {**KEEP_MEMORY, **environment, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
+def network_environment(rendezvous: Rendezvous | None) -> dict[str, str]:
+    """Return the variables that let ranks talk over the interface that has this node's address.
+
+    gloo and NCCL choose one by themselves otherwise, and gloo takes what the host's name resolves to: loopback on many
+    systems, where no other node is. Nothing without an address, or when no interface has it.
+    """
+    if rendezvous is None or not rendezvous.local_addr:
+        return {}
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(rendezvous.local_addr, None)}
+    except OSError:
+        return {}
+    for name, addresses in psutil.net_if_addrs().items():
+        if found & {address.address for address in addresses}:
+            return {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
+    return {}
+
+
 def launch(
     run_dirs: Sequence[Path],
     world_size: int,
@@ -138,7 +158,7 @@ def launch(
             training_command(folders, world_size, module, rendezvous),
             log_file=log_file,
             cwd=folders[0].parent,
-            environment=training_environment(threads),
+            environment={**network_environment(rendezvous), **training_environment(threads)},
             poll=lambda: follower.poll() or vital.poll(),
             diagnose=vital.diagnose,
             stall_seconds=stall_seconds,
@@ -265,6 +285,8 @@ def own_failure(folders: Sequence[Path]) -> str:
         if path.exists():
             reason = json.loads(path.read_text(encoding="utf-8"))
             return f"{folder.name}: {reason['type']}: {reason['message']}"
+        if no_room(folder):
+            return f"{folder.name}: the disk of {folder} is full; make room, then start again"
     return ""
 
 

@@ -13,8 +13,8 @@ from models.records import Record, digest_of
 from tasks.benchmarks import Benchmark
 from tasks.splits import Subject
 from tasks.statistics import REPLICATES, Floats, draw_subjects, places_of, ranks_of
-from tasks.summary import primary_metric, row_metrics, subjects_of
-from tasks.tables import FurtherTable, heading
+from tasks.summary import OTHERS, primary_metric, row_metrics, subjects_of
+from tasks.tables import FurtherTable, heading, others_name, others_told
 
 NAME = "leaderboard"
 """Of its files beside the tables, and of its artifact."""
@@ -45,6 +45,8 @@ class Leaderboard(FurtherTable):
     lines: tuple[Standing, ...]
     others: tuple[str, ...] = ()
     """Rows that some of the benchmarks lack."""
+    predicted: tuple[str, ...] = ()
+    """Rows that are predictions of others."""
 
     @property
     def header(self) -> list[str]:
@@ -56,7 +58,7 @@ class Leaderboard(FurtherTable):
         """Printed cells."""
         return [
             [
-                x.row,
+                others_name(x.row) if x.row in self.predicted else x.row,
                 f"{x.place:.2f}",
                 f"{x.low:.2f} to {x.high:.2f}",
                 f"{100 * x.first:.0f} %",
@@ -75,14 +77,17 @@ class Leaderboard(FurtherTable):
             "(the same ones where benchmarks share their subjects); first: how often a row is the best.",
             "A place says who is ahead and not by how much: the differences and their tests stand in the tables.",
         ]
-        return [*found, f"Not on every benchmark: {', '.join(self.others)}."] if self.others else found
+        found += [f"Not on every benchmark: {', '.join(self.others)}."] if self.others else []
+        return [*found, *others_told(self.predicted)]
 
     def to_csv(self) -> str:
         """Return a line a row in full precision."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(["row", "mean_place", "low", "high", "first", *self.benchmarks])
-        writer.writerows([x.row, x.place, x.low, x.high, x.first, *x.places] for x in self.lines)
+        writer.writerow(["row", "mean_place", "low", "high", "first", *self.benchmarks, "kind"])
+        for x in self.lines:
+            kind = OTHERS if x.row in self.predicted else ""
+            writer.writerow([x.row, x.place, x.low, x.high, x.first, *x.places, kind])
         return buffer.getvalue()
 
 
@@ -92,9 +97,9 @@ def leaderboard(
     """Return the leaderboard of fixed test sets from long-form scores; None without two rows that share two benchmarks.
 
     Benchmarks without scores or with one test subject do not count, nor do controls and ceilings (`kinds`: row ->
-    `ceiling`). None where no order is defined: a row without the metric in any of the benchmarks. Every benchmark is
-    ranked by its primary metric, of which more is better. Source: mean ranks over tasks with bootstrap samples of the
-    test cases, Wiesenfarth et al., Scientific Reports 11 (2021) 2369 (challengeR).
+    `ceiling`, or `others`, which is marked). None where no order is defined: a row without the metric in any of the
+    benchmarks. Every benchmark is ranked by its primary metric, of which more is better. Source: mean ranks over tasks
+    with bootstrap samples of the test cases, Wiesenfarth et al., Scientific Reports 11 (2021) 2369 (challengeR).
     """
     found = {one: scores[scores["benchmark"] == one.name] for one in benchmarks if not one.control and len(scores)}
     found = {one: part for one, part in found.items() if _count(part) >= PLACE_MIN}
@@ -116,6 +121,7 @@ def leaderboard(
         benchmarks=tuple(_column(one, part) for one, part in found.items()),
         lines=tuple(sorted(lines, key=lambda line: line.place)),
         others=tuple(dict.fromkeys(row for some in named for row in some if row not in rows)),
+        predicted=tuple(dict.fromkeys(row for some in named for row in some if kinds.get(row) == OTHERS)),
     )
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from infra import storage
+from infra import gauges, storage
 from models.store_layout import BUILD, StoreError
 
 RENEW_SECONDS = 15.0
@@ -28,6 +28,15 @@ STALE_SECONDS = 300.0
 
 class LeaseError(StoreError):
     """Another flow writes the store, or took the lease over."""
+
+
+class HeldError(LeaseError):
+    """Somebody who lives holds the lease."""
+
+    def __init__(self, text: str, owner: str) -> None:
+        super().__init__(text)
+        self.owner = owner
+        """What the holder calls itself."""
 
 
 class Lease:
@@ -42,6 +51,7 @@ class Lease:
         self.token = uuid.uuid4().hex
         self.took_over = False
         self._number = 0
+        self._name = str(url).rstrip("/").rsplit("/", 1)[-1]
         self._stop = threading.Event()
         self._lost = ""
         self._thread = threading.Thread(target=self._renew_until_stopped, name="lease", daemon=True)
@@ -54,12 +64,13 @@ class Lease:
         self._number = last + 1
         target = _lease_url(self.url, self._number)
         if not storage.create_exclusive(target, self._body()) and _read(target).get("token") != self.token:
-            raise LeaseError(_held(self.url, _read(target), 0))
+            raise _held(self.url, _read(target), 0)
         if max(_numbers(self.url)) > self._number:
             storage.delete(target)
             raise LeaseError(f"{self.url}: another flow took the lease at the same moment; start again when it is done")
         for number in numbers:
             storage.delete(_lease_url(self.url, number))
+        gauges.renewed(self._name)
         self._thread.start()
         return self
 
@@ -68,6 +79,7 @@ class Lease:
     ) -> None:
         self._stop.set()
         self._thread.join()
+        gauges.released(self._name)
         if not self._lost and self._number == max(_numbers(self.url), default=0):
             storage.write_bytes(_lease_url(self.url, self._number), self._body(released=True))
 
@@ -87,7 +99,7 @@ class Lease:
         age = storage.age_seconds(target)
         if is_dead(held, age):
             return True
-        raise LeaseError(_held(self.url, held, age))
+        raise _held(self.url, held, age)
 
     def _renew_until_stopped(self) -> None:
         while not self._stop.wait(RENEW_SECONDS):
@@ -96,6 +108,7 @@ class Lease:
                     self._lost = f"{self.url}: another flow took the lease over"
                     return
                 storage.write_bytes(_lease_url(self.url, self._number), self._body())
+                gauges.renewed(self._name)
             except OSError:
                 # The store may be away for a moment; `check` decides before anything is published.
                 continue
@@ -143,11 +156,13 @@ def host_id() -> str:
     return f"{socket.gethostname()} {namespace.readlink() if namespace.is_symlink() else ''}".strip()
 
 
-def _held(url: str, held: dict[str, Any], age_seconds: float) -> str:
-    return (
-        f"{url} is being written by {held.get('owner', 'another flow')!r} (pid {held.get('pid')} on "
+def _held(url: str, held: dict[str, Any], age_seconds: float) -> HeldError:
+    owner = str(held.get("owner", "another flow"))
+    return HeldError(
+        f"{url} is being written by {owner!r} (pid {held.get('pid')} on "
         f"{held.get('host')}, renewed {age_seconds:.0f} s ago); wait for it, cancel it, or start again "
-        f"{STALE_SECONDS:.0f} s after it died"
+        f"{STALE_SECONDS:.0f} s after it died",
+        owner,
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tasks.combat import SITE_MIN
 from tasks.crosswalk import crosswalk_digest
 from tasks.methods_text import (
     MethodsText,
@@ -57,9 +58,13 @@ class Compared:
         return [cohort for cohort in self.cohorts if cohort.cases]
 
 
-def probe_methods(compared: Compared) -> MethodsText:
-    """Return the methods of a comparison of frozen encoders by probes."""
-    return _text(compared, lambda cited: [probing_sentences(compared.rows, cited)], compared.rows[0].name)
+def probe_methods(compared: Compared, combat: bool = False) -> MethodsText:
+    """Return the methods of a comparison of frozen encoders by probes; combat: also after ComBat."""
+
+    def method(cited: Citations) -> list[str]:
+        return [probing_sentences(compared.rows, cited), *([combat_sentences(cited)] if combat else [])]
+
+    return _text(compared, method, compared.rows[0].name)
 
 
 def prompt_methods(compared: Compared, settings: PromptSettings) -> MethodsText:
@@ -137,6 +142,16 @@ def probing_sentences(rows: Sequence[EncoderRow], cited: Citations) -> str:
         f"logistic regression (classes) or ridge regression (numbers){cited.cite('scikit-learn')}{more}; strength or "
         "number of neighbours was chosen by inner cross-validation in the training folds, by balanced accuracy or R². "
         "Random weights, stored descriptors, age and sex, and no features were probed likewise, where they apply."
+    )
+
+
+def combat_sentences(cited: Citations) -> str:
+    """Return how features were harmonised over sites for the tables beside."""
+    return (
+        f"In tables of their own, features were also harmonised over sites by ComBat{cited.cite('combat')}, as adapted "
+        f"to imaging{cited.cite('combat_imaging')}: location and scale by parametric empirical Bayes, age and sex kept "
+        "as covariates where they are known and are not the target, parameters fitted on the training folds alone. "
+        f"Subjects of sites with fewer than {SITE_MIN} training subjects were left as they are."
     )
 
 

@@ -22,7 +22,7 @@ from tasks.references import Citations
 from tasks.report import software_versions
 from tasks.rows import Run
 from tasks.splits import IMPORTED, ROLES, Subject, given, read_record
-from tasks.summary import MIXED, PRETRAINED
+from tasks.summary import MIXED, PRETRAINED, UNBOUNDED
 from tasks.tables import METRIC_NAMES
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def methods_text(
         split_sentences(made, tested),
         *runs_sentences(made.runs, cited),
         *(finetuning_sentences(cohort, trainings) for cohort in tested),
+        *(others_sentences(cohort) for cohort in tested),
         scratch_sentences(trainings, cited),
         further_sentences(
             shares,
@@ -179,7 +180,7 @@ def split_sentences(made: Made, cohorts: Sequence[Cohort]) -> str:
         f"Subjects, never single images, were divided into {listed(counts)} (split {made.tables.split!r}, digest "
         f"{made.tables.split_digest[:12]}){_drawn(len(made.split), imported)}; near-duplicate subjects, found by an "
         f"intensity-normalised fingerprint of the images, share a role.{imported_sentences(imported)}"
-        f"{crosswalk_sentence(made.tables)} {leak_sentences(made.runs, cohorts)}"
+        f"{crosswalk_sentence(made.tables)} {' '.join([leak_sentences(made.runs, cohorts), *made.unchecked])}"
     )
 
 
@@ -233,9 +234,21 @@ def crosswalk_sentence(tables: MadeFrom) -> str:
 
 def runs_sentences(runs: Sequence[Run], cited: Citations) -> list[str]:
     """Return where the encoders come from; of several, which row each is."""
+    texts = [pretraining_sentences(run.folder, cited) + _repeated(run) for run in runs]
     if len(runs) == 1:
-        return [pretraining_sentences(runs[0].folder, cited)]
-    return [f"Row {run.name}: {pretraining_sentences(run.folder, cited)}" for run in runs]
+        return texts
+    return [f"Row {run.name}: {text}" for run, text in zip(runs, texts, strict=True)]
+
+
+def _repeated(run: Run) -> str:
+    """Return that a pre-training was repeated, and from which seeds."""
+    if not run.repeats:
+        return ""
+    seeds = [str((read_json(folder / "run.json") or {}).get("seed", "unknown")) for folder in run.repeats]
+    return (
+        f" It was repeated from seed{'s' if len(seeds) > 1 else ''} {listed(seeds)}, and every one of the "
+        f"{len(run.folders)} pre-trainings was fine-tuned; scores are averages over all of them."
+    )
 
 
 def pretraining_sentences(folder: Path, cited: Citations) -> str:
@@ -308,7 +321,7 @@ def finetuning_sentences(cohort: Cohort, trainings: Sequence[Finetuning]) -> str
     subjects = {role: len({(c.dataset, c.subject) for c in cases if c.role == role}) for role in ROLES}
     counts = listed([f"{count} {role}" for role, count in subjects.items()])
     counts += f", of whom {subjects['test'] - len(cohort.leaks)} count" if cohort.leaks else ""
-    seeds = len({one.seed for one in own})
+    seeds = len({one.own_seed for one in own})
     trained = "once" if seeds == 1 else f"{seeds} times from different seeds"
     rows = listed(list(dict.fromkeys(one.row for one in own)))
     what = (
@@ -320,6 +333,19 @@ def finetuning_sentences(cohort: Cohort, trainings: Sequence[Finetuning]) -> str
         f"{benchmark.title} ({what} from {listed(list(benchmark.modalities))}; subjects: {counts}): each row ({rows}) "
         f"was trained {trained} with the same budget, {_schedule(config)}."
         f"{_odd_sentences(own)}"
+    )
+
+
+def others_sentences(cohort: Cohort) -> str:
+    """Return which rows of a benchmark are predictions of others; empty without any."""
+    named = [one.name for one in cohort.others]
+    if not named:
+        return ""
+    rows = f"row {named[0]} has" if len(named) == 1 else f"rows {listed(named)} have"
+    return (
+        f"{cohort.benchmark.title}: the {rows} label maps that others predicted, read from files; how, and on which "
+        "subjects, their networks were trained is not recorded. They were scored and compared as all rows were; maps "
+        "on the grids of source scans were first moved onto the scored grid by nearest neighbour."
     )
 
 
@@ -359,7 +385,9 @@ def statistics_sentences(
     first: str = PRETRAINED,
 ) -> str:
     """Return metrics, intervals and tests; first: the row that the others are compared with."""
-    compared = "the pre-trained one" if first == PRETRAINED else f"the row {first}"
+    firsts = list({one.benchmark: one.row for one in reversed(trainings)}.values()) or [first]
+    compared = f"the row {firsts[0]}" if len(set(firsts)) == 1 else "the first row of their table"
+    compared = "the pre-trained one" if firsts == [PRETRAINED] * len(firsts) else compared
     metrics = dict.fromkeys(metric for benchmark in benchmarks for metric in benchmark.metrics)
     named = [METRIC_NAMES[metric] for metric in metrics]
     rows = len({(one.benchmark, one.row) for one in trainings})
@@ -368,10 +396,20 @@ def statistics_sentences(
     return (
         f"Test predictions were scored by {listed(named)}. Intervals are 95 % BCa bootstrap "
         f"intervals{cited.cite('bca')} over subjects ({replicates} replicates), widened for few "
-        f"subjects{cited.cite('hesterberg')}{seeds}. "
+        f"subjects{cited.cite('hesterberg')}{seeds}. {_unbounded_sentence(list(metrics), cited)}"
         f"Rows were compared with {compared} by paired bootstrap tests over the same draws, corrected with "
         f"Holm's method{cited.cite('holm')} over all rows of a benchmark; {rows} rows were trained in all. Ranks are "
         f"those of bootstrap samples of the test subjects{cited.cite('ranks')}."
+    )
+
+
+def _unbounded_sentence(metrics: Sequence[str], cited: Citations) -> str:
+    """Return how intervals of metrics without an upper bound are made, and a space; nothing without such metrics."""
+    if not (named := [METRIC_NAMES[metric] for metric in metrics if metric in UNBOUNDED]):
+        return ""
+    return (
+        f"Those of {listed(named)}, which have no upper bound, are t intervals over subjects with Hall's correction "
+        f"for skewness{cited.cite('hall')}, at either end the wider of it and of the plain t interval. "
     )
 
 

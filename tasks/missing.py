@@ -8,28 +8,32 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from models.gpu_turn import need_gpus
 from models.records import Record, SelectedCase, digest_of
 from models.scoring import dice
+from tasks.case_map import HERE, CaseMap
+from tasks.evaluation import Cohort
 from tasks.finetune import Finetuning, read_json
-from tasks.predictions import read_regions
-from tasks.scores import RowKey, inputs_digest, kept_scores, region_masks, score_path
+from tasks.scores import RowKey, region_masks
 from tasks.statistics import Floats, Interval, bootstrap_interval, draw_subjects, mean_metric, paired_test
 from tasks.summary import MEAN, Line
 from tasks.tables import FurtherTable, cell
+from tasks.trained_scores import RowToScore, gather_scores, trained_masks
 
 if TYPE_CHECKING:
+    from models.data import CaseDataset
     from models.objectives.base import CaseInfo
     from models.objectives.supervised import Supervised
-    from tasks.evaluation import Cohort
 
 FILLINGS: tuple[str, ...] = ("zero", "template")
 NOTHING = "nothing"
@@ -42,53 +46,102 @@ def applies(cohort: Cohort) -> bool:
 
 
 def score_missing(
-    cohort: Cohort, trainings: Sequence[Finetuning], pretrained: Path, folder: Path
+    cohort: Cohort, trainings: Sequence[Finetuning], pretrained: Path, folder: Path, work: CaseMap = HERE
 ) -> tuple[pd.DataFrame, int]:
     """Return Dice by dropped modality and filling in long form, and how many trainings were scored now.
 
-    The columns are those of the scores and `dropped`, `filling`. Unchanged trainings are read back. Raises ValueError
-    when the pre-training has no learned template of a modality.
+    The columns are those of the scores and `dropped`, `filling`. Unchanged trainings are read back. work: where cases
+    are predicted. Raises ValueError when the pre-training has no learned template of a modality.
     """
-    frames, fresh = [], 0
     bank = _weights(pretrained)
-    for training in trainings:
-        key = RowKey(training.benchmark, training.row, training.seed)
-        weights = digest_of([_weights(training.folder), bank])
-        inputs = inputs_digest(key, cohort.benchmark, cohort.of_role("test"), weights)
-        path = score_path(folder / "missing", key)
-        frame, computed = kept_scores(path, inputs, partial(_score, cohort, training, pretrained))
-        frames.append(frame)
-        fresh += computed
-    return (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()), fresh
+    rows = [
+        RowToScore(
+            RowKey(training.benchmark, training.row, training.seed),
+            cohort,
+            digest_of([_weights(training.folder), bank]),
+            partial(_score, cohort=cohort, folder=training.folder, pretrained=pretrained, work=work),
+        )
+        for training in trainings
+    ]
+    return gather_scores(rows, folder / "missing")
 
 
 def _weights(folder: Path) -> str:
     return str((read_json(folder / "done.json") or {}).get("weights_digest", ""))
 
 
-def _score(cohort: Cohort, training: Finetuning, pretrained: Path) -> pd.DataFrame:
-    from models.data import CaseDataset  # torch and MONAI
-    from models.filling import learned_templates
-    from models.finished import read_training
-    from models.predict import load_objective
+PASS = 20
+"""Voxels whose scores take as long as one voxel through a small network; through a large one it is some hundred."""
 
-    objective, spec = load_objective(training.folder), cohort.store.spec
-    objective.use_templates(learned_templates(read_training(pretrained), cohort.benchmark.modalities, spec))
+
+def _score(key: RowKey, cohort: Cohort, folder: Path, pretrained: Path, work: CaseMap) -> pd.DataFrame:
+    import torch
+
     test = cohort.of_role("test")
-    dataset = CaseDataset(cohort.store.url, test, objective.sampler(), "test")
-    rows: list[dict[str, Any]] = []
-    for index, case in enumerate(dataset.cases):
-        truth = region_masks(cohort.label(case), cohort.benchmark.regions, cohort.benchmark.scheme, case.case)
-        info, reader = dataset.info(index), dataset.reader(index)
-        whole = dice(read_regions(training.folder, case).astype(bool), truth)
-        for filling in FILLINGS:
-            rows += _lines(cohort, training, case, (NOTHING, filling), whole)
-        for modality, absent in without_each(info, objective):
+    drop = DropEach(cohort.for_workers(), tuple(test), key, folder, pretrained)
+    passes = len(FILLINGS) * len(cohort.benchmark.modalities)
+    if torch.cuda.is_available():
+        need_gpus()  # here: workers have nobody to ask
+    # Workers without a GPU of their own would share the one that this process has, or be slower without.
+    place = HERE if torch.cuda.is_available() and not work.own_gpus else work
+    voxels = PASS * passes * math.prod(cohort.store.spec.grid)
+    return pd.DataFrame([line for lines in place(drop, range(len(test)), voxels) for line in lines])
+
+
+@dataclass(frozen=True)
+class DropEach:
+    """Predicts a case without each of its modalities; each process that does so loads networks and store once."""
+
+    cohort: Cohort
+    """As small as a worker needs it."""
+    cases: tuple[SelectedCase, ...]
+    """For testing."""
+    key: RowKey
+    folder: Path
+    """Of the fine-tuning."""
+    pretrained: Path
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("objective", "data")}
+
+    @cached_property
+    def objective(self) -> Supervised:
+        """The fine-tuned network with the templates of the pre-training."""
+        from models.filling import learned_templates  # torch and MONAI
+        from models.finished import read_training
+        from models.predict import load_objective
+
+        objective = load_objective(self.folder)
+        modalities, spec = self.cohort.benchmark.modalities, self.cohort.store.spec
+        objective.use_templates(learned_templates(read_training(self.pretrained), modalities, spec))
+        return objective
+
+    @cached_property
+    def data(self) -> CaseDataset:
+        """All cases, of which one is read at a time."""
+        from models.data import CaseDataset
+
+        return CaseDataset(self.cohort.store.url, self.cases, self.objective.sampler(), "test")
+
+    def __call__(self, index: int) -> list[dict[str, Any]]:
+        """Return the Dice of one case, by its place among them, by dropped modality, filling and region."""
+        benchmark, objective, case = self.cohort.benchmark, self.objective, self.data.cases[index]
+        truth = region_masks(self.cohort.label(case), benchmark.regions, benchmark.scheme, case.case)
+        whole = dice(trained_masks(self.cohort, self.folder, case).astype(bool), truth)
+        rows = [line for filling in FILLINGS for line in self._lines(case, (NOTHING, filling), whole)]
+        for modality, absent in without_each(self.data.info(index), objective):
             for filling in FILLINGS:
                 objective.use_missing(filling)
-                found = objective.predict(absent, reader)["regions"].astype(bool)
-                rows += _lines(cohort, training, case, (modality, filling), dice(found, truth))
-    return pd.DataFrame(rows)
+                found = objective.predict(absent, self.data.reader(index))["regions"].astype(bool)
+                rows += self._lines(case, (modality, filling), dice(found, truth))
+        return rows
+
+    def _lines(self, case: SelectedCase, what: tuple[str, str], values: Sequence[float]) -> list[dict[str, Any]]:
+        common = {"benchmark": self.key.benchmark, "row": self.key.row, "seed": self.key.seed, "dataset": case.dataset}
+        common |= {"case": case.case, "subject": case.subject, "metric": "dice", "target": "", "note": ""}
+        common |= {"dropped": what[0], "filling": what[1]}
+        regions = zip(self.cohort.benchmark.regions, values, strict=True)
+        return [{**common, "region": region.name, "value": value} for region, value in regions]
 
 
 def without_each(info: CaseInfo, objective: Supervised) -> Iterator[tuple[str, CaseInfo]]:
@@ -98,16 +151,6 @@ def without_each(info: CaseInfo, objective: Supervised) -> Iterator[tuple[str, C
         absent = objective.indices[k]
         present = tuple(has and i != absent for i, has in enumerate(info.present))
         yield objective.settings.modalities[k], replace(info, present=present)
-
-
-def _lines(
-    cohort: Cohort, training: Finetuning, case: SelectedCase, what: tuple[str, str], values: Sequence[float]
-) -> list[dict[str, Any]]:
-    common = {"benchmark": training.benchmark, "row": training.row, "seed": training.seed, "dataset": case.dataset}
-    common |= {"case": case.case, "subject": case.subject, "metric": "dice", "target": "", "note": ""}
-    common |= {"dropped": what[0], "filling": what[1]}
-    regions = zip(cohort.benchmark.regions, values, strict=True)
-    return [{**common, "region": region.name, "value": value} for region, value in regions]
 
 
 class MissingLine(Record):

@@ -81,5 +81,6 @@ def export_predictions(
 def _image(config: TrainingConfig, training: Path, case: SelectedCase, native: bool) -> nib.Nifti1Image:
     assert config.objective.kind == "segmentation"
     data = open_store(config.data.store).dataset(case.dataset)
-    label = to_label(read_regions(training, case).astype(bool), config.objective.regions)
+    masks = read_regions(training, case, data.case_info(case.row)).astype(bool)
+    label = to_label(masks, config.objective.regions)
     return label_image(data, case.row, label, native)

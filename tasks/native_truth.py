@@ -18,6 +18,7 @@ from models.records import LABEL, SelectedCase, SourceFile, digest_of
 from models.store import Store, StoredDataset
 from tasks.affines import BadScanError
 from tasks.export_nifti import onto_grid
+from tasks.hidden_paths import is_alias
 from tasks.scores import ScoreError, Truth
 
 if TYPE_CHECKING:
@@ -56,7 +57,12 @@ class SourceLabels:
             ) from None
 
     def check(self, cases: Sequence[SelectedCase]) -> None:
-        """Raise ScoreError when the label file of a case is not named by the store, or is not there any more."""
+        """Raise ScoreError when the label file of a case is not named by the store, hidden, or not there any more."""
+        if cases and is_alias(self.file(cases[0]).path):
+            raise ScoreError(
+                f"{self.store.url} hides the paths of its sources (hide_paths), so the label files cannot be found; "
+                "evaluate without native_scores"
+            )
         lost = [(case, path) for case in cases if not storage.exists(path := self.file(case).path)]
         if lost:
             case, path = lost[0]
@@ -73,6 +79,11 @@ class SourceLabels:
         """Return the label (X, Y, Z) of a case as it is in its file, and the edges of its voxels in mm."""
         volume = self._read(case)
         return np.ascontiguousarray(volume.data.numpy()), tuple(float(v) for v in _edges(volume.affine))
+
+    def grid(self, case: SelectedCase) -> tuple[tuple[int, ...], npt.NDArray[np.float64]]:
+        """Return shape and affine (voxel -> RAS+ mm of the file) of the label file of a case."""
+        volume = self._read(case)
+        return volume.shape, volume.affine
 
     def moved(
         self, case: SelectedCase, dataset: StoredDataset, masks: npt.NDArray[np.generic], regions: Sequence[Region]

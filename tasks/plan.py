@@ -115,7 +115,7 @@ def plan_rows(wanted: Sequence[PlannedCase], known: Sequence[PlannedCase], spec:
             # Subject, split and label scheme may be corrected without touching a voxel.
             kept = case.replace(row=before.row)
             current.append(kept)
-            if before.files != case.files:
+            if before.files != case.written().files:
                 renewed.append(kept)
             continue
         planned = case.replace(row=free[case.dataset])
@@ -163,12 +163,12 @@ def plan_numbers(url: str) -> list[int]:
 def write_plan(url: str, news: Sequence[PlannedCase], spec_digest: str, catalog_digest: str = "") -> int:
     """Append a plan of new rows, and of known ones with other files, and return its number.
 
-    catalog_digest: `rows_digest` of the catalog that the rows came from; empty where there was none. Raises StoreError
-    when another flow wrote that number first.
+    catalog_digest: `rows_digest` of the catalog that the rows came from, or its HMAC where paths are hidden; empty
+    where there was none. Raises StoreError when another flow wrote that number first.
     """
     number = max(plan_numbers(url), default=0) + 1
     origin = {"number": number, "spec_digest": spec_digest, "catalog_digest": catalog_digest}
-    body = {**origin, "cases": [case.model_dump(mode="json") for case in news]}
+    body = {**origin, "cases": [case.written().model_dump(mode="json") for case in news]}
     target = _plan_url(url, number)
     if storage.exists(target):
         raise StoreError(f"{target} exists already: another flow writes this store; start again when it has finished")

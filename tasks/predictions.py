@@ -10,16 +10,32 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.prediction_files import FOLDER, CaseKey, PredictionError, read_lines, read_masks
+from models.prediction_files import (
+    FOLDER,
+    PLACE,
+    TABLE,
+    CaseKey,
+    PredictionError,
+    check_digest,
+    check_place,
+    read_lines,
+    read_masks,
+)
 from models.records import SelectedCase
+from models.store import StoredCase
 from tasks.scores import ScoreError
 
 
-def read_regions(training: Path, case: SelectedCase) -> npt.NDArray[Any]:
-    """Return the predicted masks (R, X, Y, Z) of one case; raises ScoreError naming what is missing or damaged."""
-    (line,) = _lines(training, [case], ["file"])
+def read_regions(training: Path, case: SelectedCase, stored: StoredCase) -> npt.NDArray[Any]:
+    """Return the predicted masks (R, X, Y, Z) of one case on the extent that is stored of it.
+
+    Raises ScoreError naming the file that is missing or damaged, or that was predicted on another grid or from a case
+    of another digest.
+    """
+    (line,) = _lines(training, [case], ["file", *PLACE])
     try:
-        return read_masks(training / FOLDER / str(line["file"]))
+        check_place(training / FOLDER / TABLE, line, stored)
+        return read_masks(training / FOLDER / str(line["file"]), stored.extent)
     except PredictionError as error:
         raise ScoreError(f"case {case.case}: {error}") from error
 
@@ -27,9 +43,17 @@ def read_regions(training: Path, case: SelectedCase) -> npt.NDArray[Any]:
 def read_probabilities(
     training: Path, cases: Sequence[SelectedCase], classes: Sequence[str]
 ) -> npt.NDArray[np.float64]:
-    """Return the probabilities (N, K) of the cases in order; raises ScoreError naming what is missing or damaged."""
+    """Return the probabilities (N, K) of the cases in order.
+
+    Raises ScoreError naming what is missing, damaged, or predicted from a case of another digest.
+    """
     columns = [f"prob_{name}" for name in classes]
-    lines = _lines(training, cases, columns)
+    lines = _lines(training, cases, [*columns, *PLACE])
+    try:
+        for case, line in zip(cases, lines, strict=True):
+            check_digest(training / FOLDER / TABLE, line, case.digest, case.case)
+    except PredictionError as error:
+        raise ScoreError(f"{training.name}: {error}") from error
     return np.array([[line[name] for name in columns] for line in lines], dtype=np.float64)
 
 

@@ -24,6 +24,7 @@ from models.records import (
     SourceFile,
 )
 from models.spec import PreprocessSpec
+from models.stopwatch import step
 from models.store_descriptors import COUNT
 from tasks import integrity, nifti, registration, volumes
 from tasks.affines import BadScanError
@@ -174,6 +175,7 @@ def _with_grey(
     return {**kept, GREY: Source(found.block, t1.grid, t1.flags | found.flags)}, table or found.table
 
 
+@step("decode")
 def read_scan(file: SourceFile, spec: PreprocessSpec, memory_bytes: int) -> Volume:
     """Read one image: intact, finite, not constant, its bias field corrected if asked; raises BadScanError."""
     volume = parse_image(bytes_of(file), name_of(file), memory_bytes)
@@ -181,9 +183,13 @@ def read_scan(file: SourceFile, spec: PreprocessSpec, memory_bytes: int) -> Volu
     if spec.intensity == "keep" and file.modality in spec.modalities:
         volume = integrity.storable(volume)
     # A map of grey matter has no bias field.
-    return registration.without_bias(volume) if spec.bias_correction == "n4" and file.modality != GREY else volume
+    if spec.bias_correction != "n4" or file.modality == GREY:
+        return volume
+    with step("correct"):
+        return registration.without_bias(volume)
 
 
+@step("decode")
 def read_label(file: SourceFile, memory_bytes: int) -> Volume:
     """Read one segmentation: intact, finite, integers of 0..255; an all-zero one is allowed. Raises BadScanError."""
     volume = parse_image(bytes_of(file), name_of(file), memory_bytes)
@@ -210,7 +216,8 @@ def _source(volume: Volume, move: Move | None, device: str) -> Source:
 def _registered(reference: SourceFile, spec: PreprocessSpec, memory_bytes: int) -> Move | None:
     if spec.registration == "none" or reference.modality == GREY:
         return None
-    return registration.register(read_scan(reference, spec, memory_bytes), spec)
+    with step("correct"):
+        return registration.register(read_scan(reference, spec, memory_bytes), spec)
 
 
 def _read_mask(files: dict[str, SourceFile], move: Move | None, memory_bytes: int, device: str) -> Source:
@@ -234,6 +241,7 @@ def _masked(scan: Source, mask: Source) -> Source:
     return replace(scan, block=replace(part, data=kept))
 
 
+@step("scale")
 def _assemble(scans: dict[str, Source], label: Source | None, reference: str, spec: PreprocessSpec) -> PreparedCase:
     target = _target_grid(scans[reference], spec)
     placed = {modality: resample(scan.block, target) for modality, scan in scans.items()}
@@ -256,11 +264,13 @@ def _assemble(scans: dict[str, Source], label: Source | None, reference: str, sp
         bounds = None if spec.intensity == "keep" else ranges[modality]
         _fill(image[spec.modalities.index(modality)], volumes.cut(block, box), box, bounds)
     stored = None if label is None else _placed_label(label.block, target, box)
-    qc = image_quality(image, spec, {m: scan.flags for m, scan in scans.items()}, ranges) | ends
-    if GREY in scans and spec.frame == "template":
-        qc |= grey_quality(image[spec.modalities.index(GREY)], target, box)
-    if label is not None and stored is not None:
-        qc |= label_quality(stored, label.flags)
+    with step("quality"):
+        qc = image_quality(image, spec, {m: scan.flags for m, scan in scans.items()}, ranges) | ends
+        if GREY in scans and spec.frame == "template":
+            qc |= grey_quality(image[spec.modalities.index(GREY)], target, box)
+        if label is not None and stored is not None:
+            qc |= label_quality(stored, label.flags)
+        found = fingerprint(image[spec.modalities.index(reference)], np.asarray(geometry.affine))
     present = tuple(modality in scans for modality in spec.modalities)
     return PreparedCase(
         image=image,
@@ -268,7 +278,7 @@ def _assemble(scans: dict[str, Source], label: Source | None, reference: str, sp
         present=present,
         geometry=geometry,
         qc=qc,
-        fingerprint=fingerprint(image[spec.modalities.index(reference)], np.asarray(geometry.affine)),
+        fingerprint=found,
     )
 
 

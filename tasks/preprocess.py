@@ -14,16 +14,18 @@ import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from infra.log_lines import doing
 from infra.storage import StorageError
 from models.records import PlannedCase, Reason, Receipt
 from models.spec import PreprocessSpec
+from models.stopwatch import measuring, step
 from models.store_connectomes import digest_bytes as connectome_bytes
 from models.store_descriptors import table_bytes
 from models.store_layout import limit_threads
 from models.store_writer import StoreWriter, case_digest, open_writer
 from tasks import nifti, receipts
 from tasks.affines import BadScanError
-from tasks.prepare import prepare_case
+from tasks.prepare import PreparedCase, prepare_case
 
 FAILED_SHOWN = 20
 """Failed cases that one error names; the log has all."""
@@ -54,27 +56,33 @@ def preprocess_case(
     store_writer.write_case(
         planned.dataset, planned.row, prepared.image, prepared.label, prepared.present, prepared.connectome
     )
-    affine = np.asarray(prepared.geometry.affine)
+    with step("digest"):
+        made = _digest(prepared, spec)
+    table = prepared.descriptors
     return Receipt(
-        **planned.model_dump(),
+        **planned.written().model_dump(),
         spec_digest=digest,
         status="stored",
-        digest=case_digest(
-            prepared.image,
-            prepared.label,
-            np.array(prepared.present),
-            affine,
-            prepared.geometry.origin,
-            table_bytes(prepared.descriptors) + connectome_bytes(prepared.connectome, spec.connectome),
-        ),
+        digest=made,
         modalities=tuple(m for m, there in zip(spec.modalities, prepared.present, strict=True) if there),
         has_label=prepared.label is not None,
         extent=prepared.extent,
         qc=prepared.qc,
         fingerprint=prepared.fingerprint,
         geometry=prepared.geometry,
-        descriptors=prepared.descriptors,
+        descriptors=table.replace(sources=()) if table is not None and planned.hides_paths else table,
         seconds=round(time.monotonic() - began, 4),
+    )
+
+
+def _digest(prepared: PreparedCase, spec: PreprocessSpec) -> str:
+    return case_digest(
+        prepared.image,
+        prepared.label,
+        np.array(prepared.present),
+        np.asarray(prepared.geometry.affine),
+        prepared.geometry.origin,
+        table_bytes(prepared.descriptors) + connectome_bytes(prepared.connectome, spec.connectome),
     )
 
 
@@ -101,14 +109,15 @@ def preprocess_batch(
     last: Exception | None = None
     for line in cases:
         planned = PlannedCase.model_validate(line)
-        try:
-            receipt = _finished(planned, writer, token, memory_bytes, device)
-        except Exception as error:  # the others must not pay for a bug or a bad disk
-            if isinstance(error, StorageError) and isinstance(last, StorageError):
-                raise
-            _log.exception("%s/%s (row %d) failed", planned.dataset, planned.case, planned.row)
-            failed[f"{planned.dataset}/{planned.case} (row {planned.row})"] = last = error
-            continue
+        with doing(stage="preprocess", dataset=planned.dataset, case=planned.case):
+            try:
+                receipt = _finished(planned, writer, token, memory_bytes, device)
+            except Exception as error:  # the others must not pay for a bug or a bad disk
+                if isinstance(error, StorageError) and isinstance(last, StorageError):
+                    raise
+                _log.exception("%s/%s (row %d) failed", planned.dataset, planned.case, planned.row)
+                failed[f"{planned.dataset}/{planned.case} (row {planned.row})"] = last = error
+                continue
         last = None
         if receipt is not None:
             lines.append(receipt.model_dump(mode="json", exclude={"fingerprint", "geometry", "files", "descriptors"}))
@@ -137,7 +146,8 @@ def _finished(planned: PlannedCase, writer: StoreWriter, token: str, memory_byte
     if row in receipts.forgotten_rows(url):
         return None
     receipt = _attempt(planned, writer, token, memory_bytes, device)
-    receipts.write_receipt(url, receipt)
+    with step("receipt"):
+        receipts.write_receipt(url, receipt)
     if row in receipts.forgotten_rows(url):
         # It was erased meanwhile, maybe before this was written. A tombstone of later erases after it.
         writer.erase_case(*row)
@@ -148,7 +158,9 @@ def _finished(planned: PlannedCase, writer: StoreWriter, token: str, memory_byte
 
 
 def _attempt(planned: PlannedCase, writer: StoreWriter, token: str, memory_bytes: int, device: str) -> Receipt:
-    if receipts.claim_attempt(writer.url, token, planned):
+    with step("receipt"):
+        claimed = receipts.claim_attempt(writer.url, token, planned)
+    if claimed:
         return preprocess_case(planned, writer.spec, writer, memory_bytes, device)
     return receipts.empty_receipt(
         planned,
@@ -176,21 +188,22 @@ def preprocess_batch_task(
     first: str,
     others: int,
     named: bool,
-) -> dict[str, int]:
-    """Run `preprocess_batch` on a Dask worker and return how many cases have which status.
+) -> dict[str, dict[str, float]]:
+    """Run `preprocess_batch` on a Dask worker; return `cases` by status and the `seconds` of each step (stopwatch).
 
     cases_json: one text, because Prefect and Dask look at every value inside lists and dictionaries when a task is
     submitted. named: whether the state of this task run may name cases and files; without it an error says its kind
     alone, and the worker's log the rest. dataset, first and others name the task run.
     """
     try:
-        lines = preprocess_batch(store_url, json.loads(cases_json), token, memory_bytes, device)
+        with measuring() as seconds:
+            lines = preprocess_batch(store_url, json.loads(cases_json), token, memory_bytes, device)
     except Exception as error:
         if named:
             raise
         _log.exception("a case batch failed")
         raise _unnamed(error) from None
-    return dict(Counter(line["status"] for line in lines))
+    return {"cases": dict(Counter(line["status"] for line in lines)), "seconds": dict(seconds)}
 
 
 def _unnamed(error: Exception) -> Exception:

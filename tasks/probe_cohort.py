@@ -14,7 +14,7 @@ import pandas as pd
 
 from models.records import OLDEST, SelectedCase
 from tasks.benchmarks import Benchmark
-from tasks.crosswalk import crosswalk_links, person_links
+from tasks.crosswalk import Link, crosswalk_links, person_links
 from tasks.folds import ensure_folds, fold_of, folds_digest
 from tasks.leaks import seen_because
 from tasks.overlap import overlap_sentence, shared_sentences
@@ -94,14 +94,18 @@ WITH_SEEN = "-with-seen"
 """End of the name under which a benchmark is scored with the subjects that a pre-training has seen."""
 
 
-def seen_subjects(selections: Iterable[Iterable[SelectedCase]], workspace: Path, store_url: str) -> dict[Subject, str]:
+def seen_subjects(
+    selections: Iterable[Iterable[SelectedCase]], workspace: Path, store_url: str, elsewhere: Iterable[Link] = ()
+) -> dict[Subject, str]:
     """Return the subjects that pre-trainings were trained or validated on, and whoever is one person with one of them,
     each with why.
 
-    By looks or by a crosswalk (tasks.crosswalk), also through others (tasks.splits.lookalikes).
+    By looks or by a crosswalk (tasks.crosswalk), also through others (tasks.splits.lookalikes). elsewhere: pairs that
+    look alike, one of each from another store (tasks.seen_prints).
     """
     every = (case for cases in selections for case in cases)
-    return seen_because(every, person_links(workspace, store_url), crosswalk_links(workspace))
+    links = [*person_links(workspace, store_url), *elsewhere]
+    return seen_because(every, links, crosswalk_links(workspace))
 
 
 def find_probe_cohort(

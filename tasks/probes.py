@@ -10,7 +10,7 @@ Shapes: N cases (one a subject), C features, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +31,8 @@ NEIGHBOURS: tuple[int, ...] = (1, 3, 5, 10, 20, 50)
 """Of k-NN; those that an inner training fold has."""
 Model = Literal["linear", "k-NN"]
 """linear: logistic regression or ridge. k-NN: the nearest training cases, weighted by 1 / distance."""
+Prepare = Callable[[Floats, Ints], Floats]
+"""Features (N, C) and the indices of the training cases -> features of all cases, by what was fitted on those alone."""
 
 
 class ProbeError(ValueError):
@@ -71,31 +73,50 @@ def held_out(fold_N: Ints) -> Iterator[tuple[Ints, Ints]]:
         yield np.flatnonzero(fold_N != fold), np.flatnonzero(fold_N == fold)
 
 
+def unchanged(features_NC: Floats, train: Ints) -> Floats:
+    """Return the features as they are: the probe's own standardisation is all that is fitted."""
+    return features_NC
+
+
 def probe_classes(
-    features_NC: Floats, target_N: Ints, fold_N: Ints, classes: int, who: str, model: Model = "linear"
+    features_NC: Floats,
+    target_N: Ints,
+    fold_N: Ints,
+    classes: int,
+    who: str,
+    model: Model = "linear",
+    prepare: Prepare = unchanged,
 ) -> Floats:
     """Return the probabilities (N, K) of every case by the model of the folds that it is not in.
 
-    C, or k, is the one with the best balanced accuracy of the inner folds. Raises ProbeError where a training feature
-    is infinite, or all are missing.
+    C, or k, is the one with the best balanced accuracy of the inner folds. `prepare` is fitted on the same folds as the
+    model. Raises ProbeError where a training feature is infinite, or all are missing.
     """
     probabilities = np.full((len(target_N), classes), np.nan)
     for train, test in held_out(fold_N):
-        search = _class_search(target_N[train], model)
-        fitted = _fitted(search, features_NC[train], target_N[train], who)
-        probabilities[test] = fitted.predict_proba(features_NC[test])
+        prepared = prepare(features_NC, train)
+        fitted = _fitted(_class_search(target_N[train], model), prepared[train], target_N[train], who)
+        probabilities[test] = fitted.predict_proba(prepared[test])
     return probabilities
 
 
-def probe_numbers(features_NC: Floats, target_N: Floats, fold_N: Ints, who: str, model: Model = "linear") -> Floats:
+def probe_numbers(
+    features_NC: Floats,
+    target_N: Floats,
+    fold_N: Ints,
+    who: str,
+    model: Model = "linear",
+    prepare: Prepare = unchanged,
+) -> Floats:
     """Return the prediction (N,) of every case by the model of the folds that it is not in.
 
-    alpha, or k, is the one with the best R2 of the inner folds. Raises ProbeError as `probe_classes` does.
+    alpha, or k, is the one with the best R2 of the inner folds. `prepare` and errors are as for `probe_classes`.
     """
     predictions = np.full(len(target_N), np.nan)
     for train, test in held_out(fold_N):
-        fitted = _fitted(_number_search(len(train), model), features_NC[train], target_N[train], who)
-        predictions[test] = fitted.predict(features_NC[test])
+        prepared = prepare(features_NC, train)
+        fitted = _fitted(_number_search(len(train), model), prepared[train], target_N[train], who)
+        predictions[test] = fitted.predict(prepared[test])
     return predictions
 
 

@@ -13,10 +13,13 @@ import pandas as pd
 
 from tasks.baselines import CEILING
 from tasks.benchmarks import Benchmark
+from tasks.combat import RULES_VERSION as COMBAT_VERSION
+from tasks.combat import harmonised
 from tasks.embeddings import EncoderSource, case_features
 from tasks.probe_cohort import ProbeCohort
+from tasks.probe_scans import acquisition_of, age_and_sex
 from tasks.probe_summary import NEIGHBOURS
-from tasks.probes import Bools, Floats, Model, probe_classes, probe_numbers
+from tasks.probes import Bools, Floats, Ints, Model, Prepare, probe_classes, probe_numbers, unchanged
 from tasks.row_scores import Seed, score_row
 from tasks.summary import Line
 
@@ -58,6 +61,8 @@ class EncoderRow:
     """Of its trainings."""
     model: Model = "linear"
     """That probes its features."""
+    combat: bool = False
+    """Harmonise its features over sites first (tasks.combat)."""
 
     @property
     def groups(self) -> list[tuple[EncoderSource, ...]]:
@@ -78,6 +83,8 @@ class FeatureRow:
     features: Floats | None
     """(N, C), NaN where missing; None: absent."""
     absent: str = ""
+    combat: bool = False
+    """Harmonise them over sites first (tasks.combat)."""
 
 
 def feature_rows(cohort: ProbeCohort) -> list[FeatureRow]:
@@ -137,9 +144,15 @@ def score_encoders(
     def embedded(members: tuple[EncoderSource, ...]) -> list[Floats]:
         return [_embedded(cohort, one, workspace, progress) for one in members]
 
-    kind = [] if row.model == "linear" else [row.model]
+    kind = [*([] if row.model == "linear" else [row.model]), *(_combat_facts(cohort) if row.combat else [])]
     seeds = [
-        probe_seed([*(one.made_from for one in members), *kind], row.name, partial(embedded, members), model=row.model)
+        probe_seed(
+            [*(one.made_from for one in members), *kind],
+            row.name,
+            partial(embedded, members),
+            model=row.model,
+            combat=row.combat,
+        )
         for members in row.groups
     ]
     return score_row(cohort, row.name, seeds, workspace / SCORES)
@@ -155,8 +168,17 @@ def feature_seeds(cohort: ProbeCohort, row: FeatureRow, seeds: int, scored: Bool
     assert row.features is not None
     values = row.features
     made_from = np.nan_to_num(values, nan=-1e30).round(9).tolist()
+    made_from = [made_from, *_combat_facts(cohort)] if row.combat else made_from
     shuffles = seeds if cohort.benchmark.shuffle_seed is not None else 1
-    return [probe_seed(made_from, row.name, lambda: [values], scored)] * shuffles
+    return [probe_seed(made_from, row.name, lambda: [values], scored, combat=row.combat)] * shuffles
+
+
+def _combat_facts(cohort: ProbeCohort) -> list[object]:
+    """Return what decides how features are harmonised, beside the features and the folds."""
+    acquisition = acquisition_of(cohort)
+    return [
+        "ComBat", COMBAT_VERSION, list(acquisition.sites), np.nan_to_num(acquisition.covariates, nan=-1e30).tolist(),
+    ]  # fmt: skip
 
 
 def probe_seed(
@@ -165,21 +187,34 @@ def probe_seed(
     features: Callable[[], Sequence[Floats]],
     scored: Bools | None = None,
     model: Model = "linear",
+    combat: bool = False,
 ) -> Seed:
     """Return a seed whose predictions are the mean of probes of features (N, C), one for each member."""
 
     def predict(cohort: ProbeCohort) -> Floats:
-        return np.mean([probe_features(values, cohort, row, model) for values in features()], axis=0)
+        prepare = _harmonising(cohort) if combat else unchanged
+        return np.mean([probe_features(values, cohort, row, model, prepare) for values in features()], axis=0)
 
     return Seed(made_from, predict, scored)
 
 
-def probe_features(features_NC: Floats, cohort: ProbeCohort, row: str, model: Model = "linear") -> Floats:
+def _harmonising(cohort: ProbeCohort) -> Prepare:
+    acquisition = acquisition_of(cohort)
+
+    def prepare(features_NC: Floats, train: Ints) -> Floats:
+        return harmonised(features_NC, acquisition, train)
+
+    return prepare
+
+
+def probe_features(
+    features_NC: Floats, cohort: ProbeCohort, row: str, model: Model = "linear", prepare: Prepare = unchanged
+) -> Floats:
     """Return what probes predict: probabilities (N, K), or numbers (N,) of a regression."""
     benchmark, who = cohort.benchmark, f"probe {cohort.benchmark.name!r}, row {row!r}"
     if benchmark.kind == "regression":
-        return probe_numbers(features_NC, cohort.target, cohort.fold, who, model)
-    return probe_classes(features_NC, cohort.target, cohort.fold, len(benchmark.classes), who, model)
+        return probe_numbers(features_NC, cohort.target, cohort.fold, who, model, prepare)
+    return probe_classes(features_NC, cohort.target, cohort.fold, len(benchmark.classes), who, model, prepare)
 
 
 def embed_row(cohort: ProbeCohort, source: EncoderSource, workspace: Path) -> Floats:
@@ -213,12 +248,7 @@ def _descriptors(cohort: ProbeCohort) -> FeatureRow:
 
 def age_sex_row(cohort: ProbeCohort) -> FeatureRow:
     """Return age and sex, whichever are known; the sex is left out where it is the target."""
-    people, columns = cohort.people, {}
-    if "age" in people:
-        columns["age"] = pd.to_numeric(people["age"], errors="coerce").to_numpy(dtype=np.float64)
-    if "sex" in people and cohort.benchmark.target != "sex":
-        columns["sex"] = people["sex"].map({"F": 1.0, "M": 0.0}).to_numpy(dtype=np.float64)
-    known = {name: values for name, values in columns.items() if np.isfinite(values).any()}
+    known = age_and_sex(cohort.people, but=("sex",) if cohort.benchmark.target == "sex" else ())
     if not known:
         return FeatureRow("age+sex", None, "neither is known")
     return FeatureRow("+".join(known), np.column_stack(list(known.values())))

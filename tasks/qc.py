@@ -11,13 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra import storage
-from models.records import GREY, Scan
+from models.records import GREY, Reason, Scan
 from models.spec import PreprocessSpec
 from models.store import Store, StoredCase, StoredDataset, open_store, read_lines
 from models.store_layout import CASES
 from tasks.catalog import read_catalog
 from tasks.catalog_report import left_out_table, short_detail
 from tasks.faces import frame_of
+from tasks.hidden_paths import blamed_name, file_of, hides_paths
 from tasks.mosaic import mosaic
 from tasks.qc_connectomes import matrix_picture, side_by_side
 from tasks.qc_measures import read_measures
@@ -25,6 +26,9 @@ from tasks.qc_outliers import Ranking, rank
 
 MEAN_CASES = 50
 """Of a mean map; each takes some hundredths of a second at 1.5 mm."""
+SEE_CATALOG = "see the catalog"
+"""Detail of a file that the catalog left out, for a store that hides paths."""
+_NO_CASE = (Reason.UNMATCHED, Reason.OUTSIDE_ROOT, Reason.BAD_ID)
 
 
 def qc_cases(store_url: str, per_dataset: int = 3) -> list[tuple[str, int]]:
@@ -125,7 +129,8 @@ def _lobes(spec: PreprocessSpec) -> tuple[np.ndarray, dict[int, str]]:
 def quarantine_table(store: str | pa.Table | None, catalog: str | Sequence[Scan] | None = None) -> list[dict[str, str]]:
     """Return everything that is not used: dataset, case, file, reason, detail.
 
-    What the catalog left out comes first, then the cases that preprocessing quarantined.
+    What the catalog left out comes first, then the cases that preprocessing quarantined. Files of a store that hides
+    paths are called by their modality, and details of the catalog are in the catalog alone.
 
     Args:
         store: URL of a store (one never finalised has published nothing and adds no row), its cases table, or None.
@@ -133,10 +138,22 @@ def quarantine_table(store: str | pa.Table | None, catalog: str | Sequence[Scan]
 
     Raises FileNotFoundError when there is no catalog at the path, StoreError for a store of another schema.
     """
-    rows = left_out_table(read_catalog(catalog) if isinstance(catalog, str) else catalog or ())
+    scans = read_catalog(catalog) if isinstance(catalog, str) else catalog or ()
+    hides = isinstance(store, str) and hides_paths(store)
+    rows = left_out_table(map(_unnamed, scans) if hides else scans)
     if isinstance(store, str):
         store = read_lines(open_store(store).url) if storage.exists(storage.join(store, CASES)) else None
     return rows if store is None else rows + quarantined_rows(store)
+
+
+def _unnamed(scan: Scan) -> Scan:
+    """Return a catalog row that tells no name of a file or folder, of whichever file its detail may speak.
+
+    Of a file that nothing could be made of, case and modality may be pieces of its path as well.
+    """
+    case = "" if scan.reason in _NO_CASE else scan.case
+    modality = "" if scan.reason in (*_NO_CASE, Reason.UNKNOWN_MODALITY) else scan.modality
+    return scan.replace(case=case, modality=modality, path=file_of(modality), detail=SEE_CATALOG)
 
 
 def quarantined_rows(cases: pa.Table) -> list[dict[str, str]]:
@@ -157,7 +174,7 @@ def quarantined_rows(cases: pa.Table) -> list[dict[str, str]]:
 
 def _blamed_file(line: dict[str, Any]) -> str:
     """Return the file that the detail names, or the only file, or how many files the case has."""
-    names = [str(file["path"]).rsplit("/", 1)[-1] for file in json.loads(line["files"] or "[]")]
+    names = [blamed_name(file) for file in json.loads(line["files"] or "[]")]
     named = [name for name in names if name in line["detail"]]
     if named or len(names) == 1:
         return max(named or names, key=len)

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from infra import storage
 from models.records import PlannedCase, Receipt
 from models.store_layout import BUILD
+from tasks.hidden_paths import told
 
 MAX_ATTEMPTS = 2
 """Under one lease: a case that was begun twice and has no receipt killed its worker twice."""
@@ -125,4 +126,10 @@ def forgotten_rows(url: str) -> set[tuple[str, int]]:
 
 def empty_receipt(planned: PlannedCase, spec_digest: str, reason: str, detail: str) -> Receipt:
     """Return the receipt of a quarantined case."""
-    return Receipt(**planned.model_dump(), spec_digest=spec_digest, status="quarantined", reason=reason, detail=detail)
+    return Receipt(
+        **planned.written().model_dump(),
+        spec_digest=spec_digest,
+        status="quarantined",
+        reason=reason,
+        detail=told(detail, planned.files),
+    )

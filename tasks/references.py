@@ -47,6 +47,14 @@ REFERENCES: dict[str, str] = {
         "Isensee F. et al. nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation. "
         "Nature Methods 18 (2021) 203-211."
     ),
+    "combat": (
+        "Johnson W. E., Li C., Rabinovic A. Adjusting batch effects in microarray expression data using empirical "
+        "Bayes methods. Biostatistics 8 (2007) 118-127."
+    ),
+    "combat_imaging": (
+        "Fortin J.-P. et al. Harmonization of cortical thickness measurements across scanners and sites. NeuroImage "
+        "167 (2018) 104-120."
+    ),
     "n4": (
         "Tustison N. J. et al. N4ITK: Improved N3 Bias Correction. IEEE Transactions on Medical Imaging 29 "
         "(2010) 1310-1320."
@@ -57,6 +65,10 @@ REFERENCES: dict[str, str] = {
     ),
     "mni152": (
         "Fonov V. et al. Unbiased average age-appropriate atlases for pediatric studies. NeuroImage 54 (2011) 313-327."
+    ),
+    "hall": (
+        "Hall P. On the Removal of Skewness by Transformation. Journal of the Royal Statistical Society B 54 (1992) "
+        "221-228."
     ),
     "bca": "Efron B., Tibshirani R. J. An Introduction to the Bootstrap. Chapman & Hall, 1993.",
     "hesterberg": (

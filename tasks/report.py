@@ -35,7 +35,7 @@ class Picture:
         return "data:image/png;base64," + base64.b64encode(self.png).decode()
 
 
-FURTHER = ("leaks", "gains", "missing", "labels")
+FURTHER = ("leaks", "combat", "seeds", "gains", "missing", "labels")
 """Kinds of further tables, in the order in which they are shown."""
 
 

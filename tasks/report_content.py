@@ -45,6 +45,8 @@ class Made:
     """Versions of the split and of the phenotypes."""
     runs: tuple[Run, ...]
     """The pre-trainings, in the order of their rows."""
+    unchecked: tuple[str, ...] = ()
+    """Sentences on pre-trainings of which it could not be looked for whom they have seen (tasks.seen_prints)."""
 
 
 def report_content(
@@ -72,7 +74,7 @@ def report_content(
         summary=summary,
         provenance=[*provenance(made, trainings), *time_shares(trainings, made.workspace / "scores")],
         qc=qc_pictures(made),
-        quarantine=quarantine_table(made.store.cases(), _catalog(made)),
+        quarantine=quarantine_table(made.store.url, _catalog(made)),
         trainings=training_sections(made, trainings),
         benchmarks=shown,
         absent=absent,
@@ -124,10 +126,10 @@ def provenance(made: Made, trainings: Sequence[Finetuning] = ()) -> list[tuple[s
         ("phenotypes digest", made.tables.phenotypes_digest or "no phenotypes"),
         *([("crosswalks digest", made.tables.crosswalks_digest)] if made.tables.crosswalks_digest else []),
     ]
-    for run in made.runs:
-        done = read_json(run.folder / "done.json") or {}
+    for folder in (folder for run in made.runs for folder in run.folders):
+        done = read_json(folder / "done.json") or {}
         found += [
-            (f"{run.folder.name}: {words}", str(done[key]))
+            (f"{folder.name}: {words}", str(done[key]))
             for key, words in (
                 ("config_digest", "config digest"),
                 ("selection_digest", "selection digest"),

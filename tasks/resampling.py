@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from models.records import Reason
+from models.stopwatch import step
 from tasks.affines import BadScanError
 from tasks.memory_order import axes_by_stride
 from tasks.volumes import AFFINE_TOLERANCE, Block, Box, Grid, centre_mm, overlap_share, same_grid, voxel_map
@@ -24,6 +25,7 @@ SLAB = 16
 """Output planes that `grid_sample` computes at once: bounds the memory of the sampling points."""
 
 
+@step("resample")
 def resample(block: Block, target: Grid, *, nearest: bool = False) -> Block:
     """Interpolate an image at the voxel centres of a grid, float32; trilinear, or nearest for labels.
 

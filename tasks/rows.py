@@ -31,6 +31,8 @@ RESERVED: tuple[str, ...] = (
 )
 """Names of rows that tables may have without any run; rows from scratch begin with `scratch`."""
 
+FLAT: tuple[str, ...] = ("resnet3d", "vit3d")
+"""Kinds of networks without a decoder: nothing can be segmented with them."""
 SUPERVISED: tuple[str, ...] = ("segmentation", "classification")
 """Kinds of objectives that learn from the labels of a benchmark."""
 
@@ -41,6 +43,18 @@ class Run:
 
     name: str
     folder: Path
+    repeats: tuple[Path, ...] = ()
+    """Folders of the same pre-training from other seeds: one row with the first."""
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Of all its trainings."""
+        return (self.folder, *self.repeats)
+
+    @property
+    def each(self) -> tuple[Run, ...]:
+        """Its trainings one by one."""
+        return tuple(Run(self.name, folder) for folder in self.folders)
 
     @property
     def kind(self) -> str:
@@ -79,11 +93,22 @@ class Row:
     """Folder of the pre-training; None: from scratch."""
     weights: str = ""
     """Digest of the weights that it starts from."""
+    repeats: tuple[tuple[Path, str], ...] = ()
+    """Further starts of the row, with the digests of their weights: the same pre-training from other seeds."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Its network, as a setting of the recipe; empty: the recipe's own."""
     mix: bool = False
     """Learned templates are mixed into the channels; see tasks.finetune.with_template_mix."""
     segments_only: bool = False
+    """Its network has no part that tells classes."""
+    classifies_only: bool = False
+    """Its network has no decoder."""
+
+    @property
+    def starts(self) -> tuple[Row, ...]:
+        """A row of one start for each of its starts."""
+        found = [(self.start, self.weights), *self.repeats]
+        return tuple(replace(self, start=start, weights=weights, repeats=()) for start, weights in found)
 
 
 def training_rows(
@@ -103,8 +128,15 @@ def training_rows(
 
 
 def _trained(run: Run) -> Row:
-    weights, settings = pretrained_digest(run.folder), pretrained_network(run.folder)
-    return Row(run.name, start=run.folder, weights=weights, settings=settings)
+    (start, weights), *repeats = [(folder, pretrained_digest(folder)) for folder in run.folders]
+    return Row(
+        run.name,
+        start=start,
+        weights=weights,
+        repeats=tuple(repeats),
+        settings=pretrained_network(run.folder),
+        classifies_only=run.kind in FLAT,
+    )
 
 
 def _scratch_rows(runs: Sequence[Run]) -> list[Row]:
@@ -117,7 +149,8 @@ def _scratch_rows(runs: Sequence[Run]) -> list[Row]:
         name = f"{SCRATCH} ({run.kind})" if found else SCRATCH
         kinds = [one.kind for one, _ in found if one is not None]
         name = f"{SCRATCH} ({run.kind} of {run.name})" if run.kind in kinds else name
-        found.append((network, Row(name, settings=pretrained_network(run.folder))))
+        flat = run.kind in FLAT
+        found.append((network, Row(name, settings=pretrained_network(run.folder), classifies_only=flat)))
     return [row for _, row in found]
 
 
@@ -145,28 +178,33 @@ def _digest(settings: Mapping[str, Any]) -> str:
 
 
 def rows_for(benchmark: Benchmark, rows: Sequence[Row]) -> list[Row]:
-    """Return the rows that a benchmark trains: one modality has nothing to mix, some networks only segment."""
+    """Return the rows that a benchmark trains: one modality has nothing to mix, some networks only segment, others
+    cannot."""
+    segments = benchmark.kind == "segmentation"
     return [
         row
         for row in rows
         if (not row.mix or len(benchmark.modalities) > 1)
-        and (not row.segments_only or benchmark.kind == "segmentation")
+        and (not row.segments_only or segments)
+        and (not row.classifies_only or not segments)
     ]
 
 
-def left_out_notes(benchmark: Benchmark, networks: Sequence[str]) -> tuple[str, ...]:
-    """Return the sentence of a table about networks that cannot serve its benchmark; nothing without any."""
-    if not networks or benchmark.kind == "segmentation":
-        return ()
+def left_out_notes(benchmark: Benchmark, networks: Sequence[str], runs: Sequence[Run] = ()) -> tuple[str, ...]:
+    """Return the sentence of a table about networks and runs that cannot serve its benchmark; nothing without any."""
+    if benchmark.kind == "segmentation":
+        flat = [run.name for run in runs if run.kind in FLAT]
+        return (f"Left out: {', '.join(flat)}; without a decoder nothing can be segmented.",) if flat else ()
     named = ", ".join(f"{SCRATCH} ({kind})" for kind in networks)
-    return (f"Left out: {named}; these networks have no part that tells classes, they segment.",)
+    return (f"Left out: {named}; these networks have no part that tells classes, they segment.",) if named else ()
 
 
 def import_notes(runs: Sequence[Run]) -> list[str]:
     """Return a sentence for each imported pre-training: nothing here can tell what it has seen."""
     return [
-        f"{run.name} was imported from the file {run.origin['file']}: which subjects it was trained on is not "
+        f"{run.name} was imported from the file {one.origin['file']}: which subjects it was trained on is not "
         "recorded, so it may have seen test subjects."
         for run in runs
-        if run.origin
+        for one in run.each
+        if one.origin
     ]

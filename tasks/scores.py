@@ -26,10 +26,10 @@ from models.config import Region
 from models.records import SelectedCase, digest_of
 from models.scoring import dice
 from tasks.benchmarks import Benchmark
+from tasks.case_map import HERE, CaseMap
 from tasks.label_schemes import scheme_labels
 from tasks.metrics_masks import region_scores
 from tasks.metrics_surface import union_box
-from tasks.processes import in_order, usable_cores
 
 COLUMNS: tuple[str, ...] = (
     "benchmark", "row", "seed", "dataset", "case", "subject", "region", "metric", "value", "target", "note",
@@ -115,15 +115,15 @@ def segmentation_scores(
     cases: Sequence[SelectedCase],
     predict: Predict,
     truth: Callable[[SelectedCase], Truth],
-    workers: int = 1,
+    work: CaseMap = HERE,
+    voxels: int = 0,
 ) -> pd.DataFrame:
     """Return the long-form scores of all cases; `predict` and `truth` read one case each, on one grid.
 
-    workers: processes that score case by case; both functions must be picklable when there are more than one. The
-    scores and their order do not depend on it.
+    work: where it is done, case by case; voxels: of a case, at most. The scores and their order do not depend on it.
     """
     score = partial(_case_rows, key, benchmark, predict, truth)
-    return _frame([row for rows in in_order(score, cases, workers) for row in rows])
+    return _frame([row for rows in work(score, cases, voxels) for row in rows])
 
 
 def _case_rows(
@@ -134,16 +134,6 @@ def _case_rows(
     except ScoreError as error:
         raise ScoreError(f"{_words(key)}, {error}") from error
     return [{**_identity(key, case), "target": "", **entry} for entry in entries]
-
-
-LARGE = 1_000_000_000
-"""Voxels of all test cases from which on several processes score them. Measured: a case of 9 million takes 0.3 s of a
-core, starting a process (torch, MONAI) 5 s."""
-
-
-def scoring_workers(cases: int, voxels: int) -> int:
-    """Return how many processes score so many cases of at most so many voxels each: one a core, or one."""
-    return usable_cores() if cases * voxels >= LARGE else 1
 
 
 def probability_scores(

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from tasks.confusion import with_confusion
 from tasks.curve_figures import reliability_figure, share_figure
-from tasks.evaluation import KINDS, Cohort
+from tasks.evaluation import Cohort
 from tasks.figures import OverlayCase, overlays
 from tasks.finetune import TEMPLATES_AT_MOST, Finetuning, budget
 from tasks.label_efficiency import LabelTable
 from tasks.leaks import leak_note
-from tasks.predictions import read_regions
+from tasks.others import find_files, masks_of, others_notes
 from tasks.report import Picture, TableSection, primary_picture
-from tasks.scores import region_masks
+from tasks.scores import Predict, region_masks
 from tasks.summary import MIXED, PRETRAINED, reliability_curves, summarise
 from tasks.tables import BenchmarkTable, FurtherTable, heading
+from tasks.trained_scores import trained_masks
 
 
 def make_table(
@@ -36,7 +38,7 @@ def make_table(
 
     first: the row that the others are compared with. notes: further sentences under it.
     """
-    lines = summarise(scores, cohort.benchmark, KINDS, replicates=replicates, first=first)
+    lines = summarise(scores, cohort.benchmark, cohort.kinds, replicates=replicates, first=first)
     return BenchmarkTable(
         benchmark=cohort.benchmark,
         lines=tuple(lines),
@@ -49,6 +51,7 @@ def make_table(
             *(NATIVE_NOTES if cohort.native else ()),
             *leak_note(cohort),
             *cohort.overlaps,
+            *others_notes(cohort),
             *notes,
         ),
         first=first,
@@ -104,8 +107,8 @@ def make_section(
         words = "Point: estimate; bar: 95 % interval over subjects; diamonds: published on other splits"
         pictures.append(primary_picture(table, words))
         shown = [training for training in trainings if training.row == table.first]
-        if table.benchmark.kind == "segmentation" and shown and not cohort.native:
-            pictures.append(_overlay_picture(cohort, shown[0], scores))
+        if table.benchmark.kind == "segmentation" and not cohort.native:
+            pictures += _overlay_pictures(cohort, shown[:1], scores)
     if not table.has_scores or table.benchmark.kind != "classification":
         return TableSection(table, pictures)
     curves = reliability_curves(scores, table.benchmark)
@@ -150,8 +153,24 @@ def ranked_cases(scores: pd.DataFrame, row: str, seed: int) -> list[tuple[str, s
     return [(str(line.dataset), str(line.case), float(line.value)) for line in means.itertuples()]  # type: ignore[arg-type]
 
 
-def _overlay_picture(cohort: Cohort, training: Finetuning, scores: pd.DataFrame) -> Picture:
-    ranked = ranked_cases(scores, training.row, training.seed)
+def _overlay_pictures(cohort: Cohort, trainings: Sequence[Finetuning], scores: pd.DataFrame) -> list[Picture]:
+    """Return the overlays of some trainings and of all predictions of others."""
+    pictures = []
+    for one in trainings:
+        read = partial(trained_masks, cohort, one.folder)
+        pictures.append(_overlay_picture(cohort, one.row, one.seed, read, scores))
+    for other in cohort.others:
+        paths = {(case.dataset, case.case): path for case, path in find_files(other, cohort)}
+        pictures.append(
+            _overlay_picture(cohort, other.name, 0, partial(masks_of, cohort, paths), scores, f", {other.name}")
+        )
+    return pictures
+
+
+def _overlay_picture(
+    cohort: Cohort, row: str, seed: int, read: Predict, scores: pd.DataFrame, named: str = ""
+) -> Picture:
+    ranked = ranked_cases(scores, row, seed)
     places = dict.fromkeys([0, len(ranked) // 2, len(ranked) - 1])
     words = dict(zip([0, len(ranked) // 2, len(ranked) - 1], ("best", "median", "worst"), strict=True))
     by_name = {(case.dataset, case.case): case for case in cohort.of_role("test")}
@@ -168,10 +187,11 @@ def _overlay_picture(cohort: Cohort, training: Finetuning, scores: pd.DataFrame)
                 f"{words[place]}: {name}\nmean Dice {value:.2f}",
                 np.where(cohort.hidden(case, image), 0, image[order[0]]),
                 target,
-                read_regions(training.folder, case).astype(bool),
+                read(case).astype(bool),
             )
         )
     names = [region.name for region in benchmark.regions]
-    title = f"{benchmark.title}, {training.row}, seed {training.seed}"
+    whose = "predictions of others" if named else f"seed {seed}"
+    title = f"{benchmark.title}, {row}, {whose}"
     caption = "Test cases of best, median and worst mean Dice: the axial slice with most target voxels"
-    return Picture(overlays(shown, names, title), f"overlays of {benchmark.title}", caption)
+    return Picture(overlays(shown, names, title), f"overlays of {benchmark.title}{named}", caption)

@@ -1,35 +1,88 @@
-"""Which run can serve which benchmark: asked of all of them before anything is trained."""
+"""Which run can serve which benchmark: asked of all of them before anything is trained.
+
+A run that cannot serve one of several benchmarks is left out of that table, which says why. One that can serve none of
+them, and a benchmark that no run can serve, are refused.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.config_scratch import SCRATCH_NETWORKS
 from tasks.benchmarks import Benchmark, has_data
-from tasks.rows import Run
+from tasks.finetune import read_json
+from tasks.rows import FLAT, Run
 
 if TYPE_CHECKING:
     from models.store import Store
-
-FLAT = ("resnet3d", "vit3d")
-"""Kinds of networks without a decoder: nothing can be segmented with them."""
 
 
 class RunError(ValueError):
     """Runs that cannot be compared as asked: unknown, unfinished, or of no use for a benchmark."""
 
 
-def check_runs(runs: Sequence[Run], benchmarks: Sequence[Benchmark], store: Store) -> None:
-    """Raise RunError naming every run that is not there or cannot serve a benchmark, and why."""
-    found: list[str] = []
-    for run in runs:
-        if problem := _absent(run):
-            found.append(f"run {run.name!r}: {problem}")
-            continue
-        reasons = ((benchmark.name, why_not(run, benchmark, store)) for benchmark in benchmarks)
-        found += [f"run {run.name!r} cannot serve benchmark {name!r}: {why}" for name, why in reasons if why]
-    raise_for(found)
+@dataclass(frozen=True)
+class Serving:
+    """Which of some runs serve which of some benchmarks."""
+
+    runs: tuple[Run, ...]
+    reasons: Mapping[tuple[str, str], str]
+    """(run, benchmark) -> why the run cannot serve it; of the others there is no entry."""
+
+    def of(self, benchmarks: Sequence[str]) -> list[Run]:
+        """Return the runs that serve all of some benchmarks, in their order."""
+        return [run for run in self.runs if not any((run.name, name) in self.reasons for name in benchmarks)]
+
+    def left_out(self, benchmarks: Sequence[str]) -> list[str]:
+        """Return a sentence for each run that serves none of some benchmarks; places of stores are not told."""
+        found = []
+        for run in self.runs:
+            why = [self.reasons.get((run.name, name), "") for name in benchmarks]
+            if benchmarks and all(why):
+                words = re.sub(r"the store \S+", "the store", "; ".join(dict.fromkeys(why)))
+                found.append(f"{run.name} is left out: {words}.")
+        return found
+
+
+def check_runs(
+    runs: Sequence[Run], benchmarks: Sequence[Benchmark], store: Store, stores: Mapping[str, Store] | None = None
+) -> Serving:
+    """Return who serves what.
+
+    stores: those of other protocols than fine-tuning, by protocol, where they are not `store`. Raises RunError naming
+    every run that is not there, or serves no benchmark, every benchmark that no run serves, and every run that serves
+    some but not all of the probes or of the prompting tasks, each with why: a table of frozen encoders has all rows.
+    """
+    problems = {run: _problem(run) for run in runs}
+    there = [run for run in runs if not problems[run]]
+    reasons = {
+        (run.name, one.name): why
+        for run in there
+        for one in benchmarks
+        if (why := why_not(run, one, (stores or {}).get(one.protocol, store)))
+    }
+    wrong = (
+        f"run {run!r} cannot serve benchmark {name!r}: {why}"
+        for (run, name), why in reasons.items()
+        if _is_wrong(run, name, there, benchmarks, reasons)
+    )
+    raise_for([*(f"run {run.name!r}: {problem}" for run, problem in problems.items() if problem), *wrong])
+    return Serving(tuple(runs), reasons)
+
+
+def _is_wrong(
+    run: str, name: str, runs: Sequence[Run], benchmarks: Sequence[Benchmark], reasons: Mapping[tuple[str, str], str]
+) -> bool:
+    """Say whether a run that cannot serve a benchmark is refused, and not left out of its table."""
+    if all((run, one.name) in reasons for one in benchmarks) or all((one.name, name) in reasons for one in runs):
+        return True
+    protocol = next(one.protocol for one in benchmarks if one.name == name)
+    same = [one.name for one in benchmarks if one.protocol == protocol]
+    return protocol != "fine-tune" and any((run, other) not in reasons for other in same)
 
 
 def check_templates(runs: Sequence[Run], mix: bool, missing: bool) -> None:
@@ -52,6 +105,12 @@ def raise_for(problems: Iterable[str]) -> None:
         raise RunError("\n".join(lines))
 
 
+def _problem(run: Run) -> str:
+    """Return why a run cannot be used at all; empty when it can."""
+    found = [*map(_absent, run.each)]
+    return next(filter(None, found), "") or next(filter(None, (_unlike(run, one) for one in run.repeats)), "")
+
+
 def _absent(run: Run) -> str:
     folder = run.folder
     if not folder.is_dir():
@@ -64,6 +123,25 @@ def _absent(run: Run) -> str:
     if not (folder / "done.json").exists():
         return f"training {folder.name!r} is not finished: {folder / 'done.json'} is missing; run pretrain to its end"
     return ""
+
+
+SAME: tuple[str, ...] = ("recipe", "preset", "network", "objective", "optimiser", "epochs")
+"""Parts of a config in which the repeats of a pre-training agree."""
+
+
+def _unlike(run: Run, repeat: Path) -> str:
+    """Return in what a repeat is no repetition of the first training of its row; empty where it is one."""
+    from models.checkpoint import first_difference  # torch
+
+    configs = [read_json(folder / "run.json") or {} for folder in (run.folder, repeat)]
+    one, other = ({name: config.get(name) for name in SAME} for config in configs)
+    different = first_difference(one, other)
+    if not different:
+        return ""
+    return (
+        f"{run.folder.name} and {repeat.name} are no repetitions of one pre-training: {different}; make them rows of "
+        "their own"
+    )
 
 
 def why_not(run: Run, benchmark: Benchmark, store: Store) -> str:

@@ -78,7 +78,7 @@ def line_of(receipt: Receipt) -> dict[str, Any]:
 
 
 def _files_text(case: PlannedCase | Receipt) -> str:
-    return json.dumps([file.model_dump(mode="json") for file in case.files], sort_keys=True)
+    return json.dumps([file.written().model_dump(mode="json") for file in case.files], sort_keys=True)
 
 
 def bare_line(dataset: str, row: int, status: str, case: str = "") -> dict[str, Any]:

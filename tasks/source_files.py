@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from infra import storage
 from models.records import Reason, SourceFile
+from models.stopwatch import step
 from tasks.affines import BadScanError
 
 
+@step("read")
 def bytes_of(file: SourceFile) -> bytes:
     """Return the bytes of a source file, local or on S3.
 

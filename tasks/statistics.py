@@ -16,13 +16,19 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from tasks.skewness import skewed_ends
+
 Floats = npt.NDArray[np.float64]
 MetricFunction = Callable[[Floats], Floats]
 """Weights (B, S) of the subjects -> the metric of each replicate (B,), seeds averaged; NaN where undefined."""
 
 INTERVAL_METHOD = "95 % BCa bootstrap over subjects, widened for few of them, seeds averaged inside each replicate"
+UNBOUNDED_METHOD = "t intervals with Hall's correction for skewness, at either end the wider of it and of the plain one"
+"""Of means of values without an upper bound."""
 P_METHOD = " (difference by its bootstrap error, t with n - 1 degrees of freedom, at least 2^(1 - n))"
 """What a sentence about p adds."""
+RULES_VERSION = 2
+"""Raised when a rule of intervals, tests or ranks changes, so that kept tables are written again."""
 REPLICATES = 2000
 UNDEFINED_SHARE_MAX = 0.05
 LEVEL = 0.05
@@ -91,13 +97,17 @@ def bootstrap_interval(
     alpha: float = 0.05,
     at_bounds: int = 0,
     replicates: Floats | None = None,
+    unbounded: bool = False,
 ) -> Interval:
-    """Return the estimate and the bootstrap interval of a metric over subjects.
+    """Return the estimate and the interval of a metric over subjects.
 
-    Bias-corrected and accelerated (`bca_tails`), with `expanded_alpha`; studies/coverage.py measures how often it holds
-    the truth. Rules: with one subject there is no interval. Replicates in which the metric is undefined (a class was
-    not drawn) are left out; if they are more than 5 %, there is no interval. No spread at all would claim certainty: at
-    exactly 0 or 1 the exact binomial (Clopper-Pearson) bound for `at_bounds` subjects is given instead (conservative:
+    Bias-corrected and accelerated bootstrap (`bca_tails`), with `expanded_alpha`; of a mean of values that are
+    `unbounded`, such as distances, `tasks.skewness.skewed_ends` instead. studies/coverage.py measures how often both
+    hold the truth.
+
+    Rules: with one subject there is no interval. Replicates in which the metric is undefined (a class was not drawn)
+    are left out; if they are more than 5 %, there is no interval. No spread at all would claim certainty: at exactly 0
+    or 1 the exact binomial (Clopper-Pearson) bound for `at_bounds` subjects is given instead (conservative:
     pass the size of the smallest class); elsewhere, or with `at_bounds` 0, there is no interval. `replicates` (B,) is
     metric(weights), where the caller has it already.
     """
@@ -112,10 +122,13 @@ def bootstrap_interval(
     if finite.size < (1 - UNDEFINED_SHARE_MAX) * replicates.size:
         share = 100 * (1 - finite.size / replicates.size)
         return Interval(estimate, np.nan, np.nan, n, f"undefined in {share:.0f} % of the replicates: no interval")
-    if np.ptp(finite) < 1e-12:
-        return _without_spread(estimate, n, alpha, at_bounds)
     left_out = metric(np.ones((n, n)) - np.eye(n))
-    low, high = np.quantile(finite, bca_tails(estimate, finite, left_out, expanded_alpha(n, alpha) / 2))
+    if np.ptp(finite) < 1e-12 or (unbounded and np.ptp(left_out[np.isfinite(left_out)]) < 1e-12):
+        return _without_spread(estimate, n, alpha, at_bounds)
+    if unbounded:
+        low, high = skewed_ends(estimate, left_out, np.isfinite(metric(np.eye(n))), alpha)
+    else:
+        low, high = np.quantile(finite, bca_tails(estimate, finite, left_out, expanded_alpha(n, alpha) / 2))
     return Interval(estimate, float(low), float(high), n, error=float(finite.std(ddof=1)))
 
 
@@ -135,9 +148,13 @@ def _without_spread(estimate: float, n: int, alpha: float, at_bounds: int) -> In
 
 
 def paired_test(
-    first: MetricFunction, second: MetricFunction, weights: Floats, replicates: Floats | None = None
+    first: MetricFunction,
+    second: MetricFunction,
+    weights: Floats,
+    replicates: Floats | None = None,
+    unbounded: bool = False,
 ) -> tuple[Interval, float]:
-    """Return the difference first - second with its interval and its two-sided paired bootstrap p.
+    """Return the difference first - second with its interval (`bootstrap_interval`) and its two-sided paired p.
 
     Both metrics see the same draws; p is `paired_p` of the difference and its bootstrap standard error. p is NaN when
     the difference has no interval; two rows that are equal in every replicate have p = 1. `replicates` (B,) is
@@ -148,13 +165,13 @@ def paired_test(
         return first(w) - second(w)
 
     replicates = difference(weights) if replicates is None else replicates
-    interval = bootstrap_interval(difference, weights, replicates=replicates)
+    interval = bootstrap_interval(difference, weights, replicates=replicates, unbounded=unbounded)
     replicates = replicates[np.isfinite(replicates)] if interval.n > 1 else np.array([])
     if replicates.size and np.allclose(replicates, 0) and interval.estimate == 0:
         return interval, 1.0
     if not np.isfinite(interval.low):
         return interval, float("nan")
-    note = "; ".join(text for text in (interval.note, few_subjects(interval.n)) if text)
+    note = "; ".join(text for text in (interval.note, few_subjects(interval.n, bootstrap=not unbounded)) if text)
     return replace(interval, note=note), paired_p(interval.estimate, interval.error, interval.n)
 
 
@@ -177,17 +194,21 @@ def smallest_p(n: int) -> float:
     return float(2.0 ** (1 - n))
 
 
-def few_subjects(n: int) -> str:
+def few_subjects(n: int, bootstrap: bool = True) -> str:
     """Return what n subjects, 2 or more, cannot show, where no p can reach LEVEL; otherwise nothing.
 
-    A bootstrap interval of a mean ends within the values of the subjects: it misses the median of the distribution,
-    and so the mean of a symmetric one, whenever all of them lie on one side of it, with probability 2^(1 - n).
+    bootstrap: whether the intervals are. A bootstrap interval of a mean ends within the values of the subjects: it
+    misses the median of the distribution, and so the mean of a symmetric one, whenever all of them lie on one side of
+    it, with probability 2^(1 - n).
     """
     if n < 2 or (least := smallest_p(n)) < LEVEL:
         return ""
+    told = f"{n} subjects are too few: no p can be below {least:.2g}"
+    if not bootstrap:
+        return told
     return (
-        f"{n} subjects are too few: no p can be below {least:.2g}, and a 95 % interval, which cannot reach beyond the "
-        f"subjects' own values, holds a mean in at most {100 * (1 - least):.0f} %"
+        f"{told}, and a 95 % bootstrap interval, which cannot reach beyond the subjects' own values, holds a mean in "
+        f"at most {100 * (1 - least):.0f} %"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -33,10 +33,14 @@ PRETRAINED = "pre-trained"
 SCRATCH = "scratch"
 MIXED = "pre-trained+mix"
 """Pre-trained, with learned templates mixed into the channels."""
+OTHERS = "others"
+"""Kind of rows that somebody else predicted (tasks.others)."""
 MEAN = "mean"
 """Region name of the mean over regions."""
 BIASED = {"ece": "no interval: few cases make it too large, and drawing from them again still larger"}
 """Metrics without an interval, and why."""
+UNBOUNDED = frozenset({"hd95", "hd95_pooled", "volume_error_ml", "volume_error", "false_lesions"})
+"""Means of values from 0 without an upper bound: few subjects hide their tail (tasks.skewness)."""
 
 
 class Line(Record):
@@ -47,7 +51,7 @@ class Line(Record):
     metric: str
     region: str = ""
     kind: str = "ours"
-    """`ours`, `baseline`, `ceiling`, `published`, `absent` (without a number; `note` says why) or `no data`."""
+    """`ours`, `baseline`, `ceiling`, `others`, `published`, `absent` (no number; `note` says why) or `no data`."""
     estimate: float | None = None
     low: float | None = None
     high: float | None = None
@@ -56,6 +60,7 @@ class Line(Record):
     n: int = 0
     """Subjects."""
     seeds: int = 0
+    """Trainings; 0 where they are not known."""
     undefined: int = 0
     """Cases (over all seeds) whose score is undefined because a mask is empty."""
     difference: float | None = None
@@ -89,8 +94,8 @@ def summarise(
 ) -> list[Line]:
     """Return the lines of one benchmark: every row, metric and region, with the published rows at the end.
 
-    `scores` are the long-form scores of this benchmark; `kinds` maps a row to `baseline` or `ceiling` (others: `ours`);
-    `first` is the row that all others are compared with.
+    `scores` are the long-form scores of this benchmark; `kinds` maps a row to `baseline`, `ceiling` or `others` (the
+    rest: `ours`); `first` is the row that all the rest are compared with.
     Without scores the result is one `no data` line and the published ones. Raises ScoreError when rows were scored on
     different subjects, or when a score that must be finite is not.
     """
@@ -267,9 +272,7 @@ def _lines_of_column(
         if metric in BIASED:
             interval = Interval(estimate_of(function.together, n), np.nan, np.nan, n, BIASED[metric])
         else:
-            interval = bootstrap_interval(
-                function.together, weights, at_bounds=function.at_bounds, replicates=drawn[row]
-            )
+            interval = _interval(metric, function, weights, drawn[row])
         alone = [estimate_of(one, n) for one in function.each]
         values = {
             "estimate": interval.estimate, "low": interval.low, "high": interval.high,
@@ -277,17 +280,28 @@ def _lines_of_column(
         }  # fmt: skip
         kind = kinds.get(row, "ours")
         if ours is not None and row != first and kind != "ceiling" and metric not in BIASED:
-            gap, p = paired_test(ours.together, function.together, weights, drawn[first] - drawn[row])
+            gap, p = paired_test(
+                ours.together, function.together, weights, drawn[first] - drawn[row], metric in UNBOUNDED
+            )
             values |= {"difference": gap.estimate, "difference_low": gap.low, "difference_high": gap.high, "p": p}
             values["effect"] = gap.standardised
         finite = {name: value for name, value in values.items() if np.isfinite(value)}
         lines.append(
             Line(
                 benchmark=benchmark.name, row=row, metric=metric, region=region, kind=kind,
-                n=interval.n, seeds=len(alone), basis=benchmark.basis, note=interval.note, **finite,
+                n=interval.n, seeds=0 if kind == OTHERS else len(alone), basis=benchmark.basis, note=interval.note,
+                **finite,
             )
         )  # fmt: skip
     return lines
+
+
+def _interval(metric: str, function: _Functions, weights: Floats, drawn: Floats) -> Interval:
+    unbounded = metric in UNBOUNDED
+    found = bootstrap_interval(
+        function.together, weights, at_bounds=function.at_bounds, replicates=drawn, unbounded=unbounded
+    )
+    return replace(found, low=float(np.maximum(found.low, 0))) if unbounded else found
 
 
 def corrected(lines: Sequence[Line]) -> list[Line]:

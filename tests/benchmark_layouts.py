@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from tasks.phantom.config import PhantomConfig
-from tasks.phantom.layout import bids_place, datalist_place
+from tasks.phantom.layout import TISSUE, bids_place, datalist_place
 
 SUBJECTS = 6
 """Of each dataset; every other one is of the second class."""
@@ -79,6 +79,13 @@ def phantoms(lesion: str, k: int) -> Names:
         yield place.mask(lesion if k % 2 else "tumour")
 
 
+def tissue(k: int) -> Names:
+    """Name the files of a subject of the BIDS tree, whose labels are of tissue."""
+    config, place = PhantomConfig(), bids_place(PhantomConfig(), k)
+    yield from (place.scan(modality) for modality in config.modalities)
+    yield place.mask(TISSUE)
+
+
 LAYOUTS: dict[str, tuple[Callable[[int], Names], frozenset[str]]] = {
     "brats2023-ped": (lambda k: brats2023("PED", k), frozenset({"t1", "t1c", "t2", "flair", "label"})),
     "brats2023-met": (lambda k: brats2023("MET", k), frozenset({"t1", "t1c", "t2", "flair", "label"})),
@@ -96,6 +103,7 @@ LAYOUTS: dict[str, tuple[Callable[[int], Names], frozenset[str]]] = {
     "phantom-schwannoma": (
         lambda k: phantoms("schwannoma", k), frozenset({"t1", "t1c", "t2", "flair", "dwi", "adc", "label"})
     ),
+    "phantom-tissue": (tissue, frozenset({"t1", "t1c", "t2", "flair", "label"})),
     "phantom-grade": (lambda k: phantoms("stroke", k), frozenset({"t1", "t1c", "t2", "flair", "label"})),
 }  # fmt: skip
 """Benchmark -> names of the files of subject k, and the modalities that a catalog must find."""

@@ -26,7 +26,7 @@ SHARED = ("8786", "8787", "8788", "8080", "4200", "5432", "8333")
 """Ports inside the containers; no two services have the same."""
 OF_SEAWEEDFS = ("master", "volume", "filer")
 """Its other ports, which no other container sees."""
-SETTINGS = {"DASK_WORKER_MEMORY": "1500MiB"}
+SETTINGS = {"DASK_WORKER_MEMORY": "1500MiB", "BRAINLOOM_GPU_POOL": "brainloom-gpu"}
 """Of the .env file."""
 HEALTHY_S = 600.0
 """A server on a busy host takes minutes."""
@@ -66,10 +66,13 @@ class Composed:
 
     def __init__(self, folder: Path, secrets: dict[str, str]) -> None:
         self.folder = folder
-        found = [str(port) for port in free_ports(len(SHARED) + len(OF_SEAWEEDFS))]
+        *found, of_gpus = (str(port) for port in free_ports(len(SHARED) + len(OF_SEAWEEDFS) + 1))
         self.ports = dict(zip((*SHARED, *OF_SEAWEEDFS), found, strict=True))
         text = native_text((ROOT / "docker-compose.yml").read_text(), folder, self.ports)
         self.services: dict[str, Any] = interpolated(yaml.safe_load(text)["services"])
+        # Both workers are asked for their health at one port, each in a container of its own.
+        worker = yaml.safe_dump(self.services["gpu-worker"]).replace(self.ports["8080"], of_gpus)
+        self.services["gpu-worker"] = yaml.safe_load(worker)
         for name in ("srv/state", "secrets", "s3", "logs", "home"):
             (folder / name).mkdir(parents=True)
         for name, value in secrets.items():
@@ -135,11 +138,14 @@ class Composed:
         return self.log(service).read_text(errors="replace")[-4000:] if self.log(service).exists() else ""
 
     def stop(self) -> None:
-        """End all services, the last started first."""
-        for process in reversed(self.running.values()):
-            process.terminate()
-            try:
-                process.wait(45)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        """End all services, the workers first: without a server they would look for it before they end."""
+        for workers in (True, False):
+            group = [process for name, process in self.running.items() if name.endswith("worker") == workers]
+            for process in group:
+                process.terminate()
+            for process in group:
+                try:
+                    process.wait(45)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()

@@ -16,7 +16,9 @@ import pytest
 # pytest puts `tests/` first on sys.path, where the folders `infra`, `flows`, ... would pass for the packages.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from infra.server import ServerInfo, connect, stop_server, without_prefect
+from prefect_connection import connected
+
+from infra.server import ServerInfo, stop_server, without_prefect
 from infra.settings import Settings, private_environment
 
 if TYPE_CHECKING:
@@ -27,7 +29,12 @@ KEPT = ("BRAINLOOM_EXPECT_NO_SKIPS", "BRAINLOOM_SCREENSHOTS")
 """Variables of ours that are meant for the tests."""
 DEMO_FILES = ("test_end_to_end.py", "test_browser.py")
 """Fast tests that use `tiny_demo`."""
-ALLOWED_SKIPS = ("needs a CUDA device", "needs the extra slurm", "needs the extra kubernetes")
+ALLOWED_SKIPS = (
+    "needs a CUDA device",
+    "needs the extra slurm",
+    "needs the extra kubernetes",
+    "needs network namespaces",
+)
 """Starts of skip reasons that do not fail a run with BRAINLOOM_EXPECT_NO_SKIPS=1."""
 
 
@@ -73,18 +80,11 @@ def _is_foreign_free(name: str) -> bool:
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerInfo]:
     """Return one real Prefect server for the whole session; this process is connected to it."""
     settings = Settings(state_dir=tmp_path_factory.mktemp("prefect"))
-    before = dict(os.environ)
     try:
-        yield connect(settings)
-        _send_remaining_logs()
+        with connected(settings) as info:
+            yield info
     finally:
         stop_server(settings)
-        os.environ.clear()
-        os.environ.update(before)
-        if "prefect" in sys.modules:
-            from prefect.context import refresh_global_settings_context
-
-            refresh_global_settings_context()
 
 
 @pytest.fixture(scope="session")
@@ -97,14 +97,6 @@ def tiny_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoRun]:
         yield run_demo(folder / "ws", folder / "state")
     finally:
         stop_server(Settings(state_dir=folder / "state"))
-
-
-def _send_remaining_logs() -> None:
-    """Let Prefect send the logs of the flow runs while there is a server that takes them."""
-    if "prefect" in sys.modules:
-        from prefect.logging.handlers import APILogWorker
-
-        APILogWorker.drain_all(timeout=10)
 
 
 @pytest.fixture(scope="session")

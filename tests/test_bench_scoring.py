@@ -22,9 +22,9 @@ def test_shares_are_those_of_both() -> None:
     assert (measured.share(1), measured.share(2)) == (0.1, 0.25)
     text = scoring.report(measured)
     assert "| predicting, 2 threads | 90.0 | 22.50 |" in text
-    assert "Share of scoring: 10.0% (1 process), 25.0% (2 processes); bounded by inference with the 1 that an" in text
+    assert "Share of scoring: 10.0% (1 worker), 25.0% (2 workers); bounded by inference with the 1 that an" in text
     assert "takes: met; 4 cases stand for 40" in text
-    assert "Processor seconds of both, one process: 99.0 and 1.0 s, 1.0%." in text
+    assert "Processor seconds of both, one worker: 99.0 and 1.0 s, 1.0%." in text
 
 
 @pytest.mark.full

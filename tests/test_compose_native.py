@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import yaml
 from composed import OF_SEAWEEDFS, Composed
-from postgres_server import PostgresServer, program
 
+from bench.postgres import PostgresServer, program
 from infra.api import request_json
 
 pytestmark = [
@@ -42,22 +42,24 @@ def keys() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def composed(keys: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
-    """Return all services of the default profile, running and healthy."""
+    """Return all services, running and healthy; that of the profile `gpu` without a GPU."""
     services = Composed(tmp_path_factory.mktemp("composed"), keys)
     database = PostgresServer(int(services.ports["5432"]), keys["postgres_password"])
     try:
         database.start()
         services.start("s3", _ports_of_seaweedfs(services.ports))
         services.start("scheduler")
-        _wait_for(services, database)
+        database.wait()
+        database.make_database()
         services.start("server")
         for name in ("s3", "server", "scheduler"):
             services.wait_healthy(name)
         services.start("bootstrap")
         assert services.running["bootstrap"].wait(TIMEOUT_S) == 0, services.tail("bootstrap")
-        for name in ("dask-worker", "worker"):
+        workers = ("dask-worker", "worker", "gpu-worker")
+        for name in workers:
             services.start(name)
-        for name in ("dask-worker", "worker"):
+        for name in workers:
             services.wait_healthy(name)
         yield services
     finally:
@@ -71,16 +73,6 @@ def _ports_of_seaweedfs(ports: dict[str, str]) -> str:
     options = [f"-{name}.port.grpc={port + 10000}" for name, port in names.items()]
     options += [f"-{name}.port={ports[name]}" for name in OF_SEAWEEDFS]
     return " ".join(["", *options, "-volume.max=20 -s3.port.iceberg=0 -s3.port.lance=0"])
-
-
-def _wait_for(services: Composed, database: PostgresServer) -> None:
-    """Wait until PostgreSQL answers, by the tool of its health check, and make the database."""
-    ready = [program("pg_isready"), "-h", "127.0.0.1", "-p", str(database.port), "-t", "1"]
-    for _ in range(120):
-        if subprocess.run(ready, capture_output=True, check=False).returncode == 0:
-            database.make_database()
-            return
-    raise AssertionError(database.log.read_text())
 
 
 def brainloom(services: Composed, *words: str) -> subprocess.CompletedProcess[str]:
@@ -101,7 +93,8 @@ def deployed(services: Composed, verb: str, deployment: str, params: dict[str, A
     config = services.folder / f"{verb}.yaml"
     config.write_text(yaml.safe_dump(params))
     done = brainloom(services, verb, "-c", str(config), "--deployment", deployment)
-    assert done.returncode == 0, done.stderr + services.tail("worker") + services.tail("dask-worker")
+    logs = [services.tail(name) for name in ("worker", "gpu-worker", "dask-worker")]
+    assert done.returncode == 0, "\n".join([done.stderr, *logs])
 
 
 def test_bootstrap_makes_bucket_pools_deployments_and_automations(
@@ -116,7 +109,7 @@ def test_bootstrap_makes_bucket_pools_deployments_and_automations(
     monkeypatch.setenv("BRAINLOOM_API_URL", composed.api_url)
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", keys["api_auth"])
     pools = {pool["name"]: pool["status"] for pool in request_json(f"{composed.api_url}/work_pools/filter", {})}
-    assert pools["brainloom-cpu"] == "READY"
+    assert (pools["brainloom-cpu"], pools["brainloom-gpu"]) == ("READY", "READY")
     assert request_json(f"{composed.api_url}/automations/filter", {})
 
 
@@ -133,8 +126,11 @@ def test_the_tiny_demo_runs_through_the_deployments_and_a_store_on_s3_has_its_di
 
     workspace = composed.folder / "srv" / "demo"
     tiny = PRESETS["tiny"](workspace)
-    deployed(composed, "benchmark", "benchmark/benchmark", tiny.model_dump(mode="json"))
+    chain = tiny.model_copy(update={"deployed": True})
+    deployed(composed, "benchmark", "benchmark/chain", chain.model_dump(mode="json"))
     assert list((workspace / "tables").glob("*.md"))
+    pools = pools_of_links(composed, keys, monkeypatch)
+    assert pools == {"catalog": "cpu", "preprocess": "cpu", "pretrain": "gpu", "evaluate": "gpu", "benchmark": "cpu"}
     again = {
         "catalog": str(workspace / "catalog.parquet"),
         "store": "s3://brainloom/demo.zarr",
@@ -150,6 +146,16 @@ def test_the_tiny_demo_runs_through_the_deployments_and_a_store_on_s3_has_its_di
     assert digests[1] is not None
     assert digests[0].group(1) == digests[1].group(1)
     assert_no_secret(composed, keys, monkeypatch)
+
+
+def pools_of_links(composed: Composed, keys: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Return in which pool the flow run of each deployment ran, by the deployment's entrypoint."""
+    monkeypatch.setenv("BRAINLOOM_API_URL", composed.api_url)
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", keys["api_auth"])
+    asked = {"deployment_id": {"is_null_": False}, "state": {"type": {"any_": ["COMPLETED"]}}}
+    runs = request_json(f"{composed.api_url}/flow_runs/filter", {"flow_runs": asked})
+    flows = {flow["id"]: flow["name"] for flow in request_json(f"{composed.api_url}/flows/filter", {})}
+    return {flows[run["flow_id"]]: run["work_pool_name"].removeprefix("brainloom-") for run in runs}
 
 
 def assert_no_secret(composed: Composed, keys: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

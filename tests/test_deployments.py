@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
@@ -11,20 +10,25 @@ import sys
 import time
 import urllib.error
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import yaml
+from api_states import start_deployment
 from demo_runs import environment, run
+from deployed import processes_of
 from nifti_files import write_case
 from store_builds import ingest, three_subjects
+from waiting import until
 
 from flows.ingest import IngestParams
 from flows.pretrain import PretrainParams
 from infra.server import ServerInfo, child_environment, request_json, server_status
 from infra.settings import Settings
+from models.heartbeat import read_beats
 from models.store import open_store
 from tasks.verify import verify
 
@@ -67,7 +71,10 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         done = run("up", state_dir=folder / "state", **SETTINGS)
         assert done.returncode == 0, done.stdout + done.stderr
         assert re.findall(r"^deployment: (\S+)$", done.stdout, re.MULTILINE) == [
-            *(f"{name}/{name}" for name in ("benchmark", "catalog", "evaluate")),
+            "benchmark/benchmark",
+            "benchmark/chain",
+            "catalog/catalog",
+            "evaluate/evaluate",
             "ingest/nightly-ingest",
             "preprocess/preprocess",
             *("pretrain/pretrain", "pretrain/pretrain-anatcl", "pretrain/pretrain-cinp"),
@@ -249,7 +256,7 @@ def test_a_nightly_ingest_with_news_trains_in_the_other_pool_after_approval(
     """The chain over two pools and two workers: catalog and preprocess on one, the training on the other."""
     folder = state.parent / "night"
     params = ingest_params(folder, bids_tree(tmp_path, 8))
-    nightly_run = create(server, "ingest/nightly-ingest", params)
+    nightly_run = start_deployment(server.api_url, "ingest/nightly-ingest", params)
     ended(server, nightly_run, "Completed", state / "server/worker.log")
     deadline = time.monotonic() + WAIT_S
     while not (waiting := [run for run in runs_of(server, "propose-pretraining") if night(run, folder)]):
@@ -273,51 +280,74 @@ def test_a_nightly_ingest_with_news_trains_in_the_other_pool_after_approval(
     assert (state / "ingest/trainings/night-1/done.json").is_file()
 
     # With nothing new, nothing is proposed.
-    ended(server, create(server, "ingest/nightly-ingest", params), "Completed", state / "server/worker.log")
+    ended(
+        server,
+        start_deployment(server.api_url, "ingest/nightly-ingest", params),
+        "Completed",
+        state / "server/worker.log",
+    )
     assert len([run for run in runs_of(server, "propose-pretraining") if night(run, folder)]) == 1
 
 
-def create(server: ServerInfo, deployment: str, params: dict[str, Any]) -> str:
-    found = request_json(f"{server.api_url}/deployments/name/{deployment}")
-    body = {"state": {"type": "SCHEDULED"}, "parameters": {"params": params}}
-    return str(request_json(f"{server.api_url}/deployments/{found['id']}/create_flow_run", body)["id"])
+@pytest.mark.full
+def test_a_cancelled_chain_cancels_the_link_that_runs_in_the_other_pool(
+    state: Path, server: ServerInfo, tmp_path: Path
+) -> None:
+    workspace, root = state.parent / "chain", bids_tree(tmp_path, 8)
+    sources = [{"kind": "bids", "dataset": "toy", "root": str(root)}]
+    params = {"workspace": str(workspace), "sources": sources, "spec": "demo", "workers": 1, "epochs": 5000}
+    chain = start_deployment(server.api_url, "benchmark/chain", {**params, "deployed": True})
+    logs = state / "server/worker.log", state / "server/worker-brainloom-gpu.log"
+    folder = workspace / "trainings/brainmvp_tiny"
+    beats = until(lambda: read_beats(folder), lambda: "\n".join(log.read_text()[-3000:] for log in logs), WAIT_S, 0.5)
+    (link,) = [run for run in runs_of(server, "pretrain") if run["parameters"]["params"]["epochs"] == 5000]
+    assert link["work_pool_name"] == "brainloom-gpu"
+    request_json(f"{server.api_url}/flow_runs/{chain}/set_state", {"state": {"type": "CANCELLING"}})
+    ended(server, chain, "Cancelled", logs[0])
+    ended(server, link["id"], "Cancelled", logs[1])
+    _, alive = psutil.wait_procs([psutil.Process(b["pid"]) for b in beats if psutil.pid_exists(b["pid"])], timeout=60)
+    assert not alive
 
 
 def await_no_process_of(flow_run: str) -> None:
     """Wait until the worker has reaped the processes of a flow run; then it gives their place back."""
     deadline = time.monotonic() + WAIT_S
-    for pid in processes_of(flow_run):
-        while psutil.pid_exists(pid):
-            assert time.monotonic() < deadline, f"process {pid} of flow run {flow_run} does not end"
+    for process in processes_of(flow_run):
+        while psutil.pid_exists(process.pid):
+            assert time.monotonic() < deadline, f"process {process.pid} of flow run {flow_run} does not end"
             time.sleep(0.5)
-
-
-def processes_of(flow_run: str) -> list[int]:
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("PREFECT__FLOW_RUN_ID") == flow_run:
-                found.append(process.pid)
-    return found
 
 
 def night(run: dict[str, Any], folder: Path) -> bool:
     return str((run["parameters"].get("news") or {}).get("store", "")).startswith(str(folder))
 
 
+def await_workers(server: ServerInfo) -> None:
+    """Wait until the server has heard of a worker in each pool."""
+    for pool in ("brainloom-cpu", "brainloom-gpu"):
+        asked = partial(request_json, f"{server.api_url}/work_pools/{pool}/workers/filter", {})
+        until(asked, f"a worker in {pool}", poll_s=0.5)
+
+
 @pytest.mark.full
 def test_the_doctor_finds_nothing_until_something_is_broken(state: Path, server: ServerInfo) -> None:
+    await_workers(server)
     sound = run("doctor", "--store", str(state.parent / "probe"), state_dir=state, **SETTINGS)
     assert sound.returncode == 0, sound.stdout
     assert "ok workers: 1 alive in brainloom-gpu: brainloom-gpu-worker" in sound.stdout
+    assert "ok forms: those on the server are those of this version" in sound.stdout
     assert sound.stdout.endswith("no problem found\n")
 
     found = request_json(f"{server.api_url}/deployments/name/verify/verify")
     request_json(f"{server.api_url}/deployments/{found['id']}", {"tags": ["mine"]}, method="PATCH")
     request_json(f"{server.api_url}/work_pools/brainloom-gpu", {"is_paused": True}, method="PATCH")
+    older = {"name": "verify", "flow_id": found["flow_id"], "parameter_openapi_schema": {"properties": {}}}
+    request_json(f"{server.api_url}/deployments/", older)
     broken = run("doctor", state_dir=state, **SETTINGS)
     assert broken.returncode == 1
-    assert "verify is registered otherwise than in prefect.yaml: tags\n    mend: brainloom deploy\n" in broken.stdout
+    mend = "\n    mend: brainloom deploy"
+    assert re.search(rf"verify is registered otherwise than in prefect.yaml: .*tags.*{mend}", broken.stdout)
+    assert f"the forms of verify on the server are not those of this version{mend}" in broken.stdout
     assert "the work pool brainloom-gpu is paused\n    mend: prefect work-pool resume brainloom-gpu" in broken.stdout
     request_json(f"{server.api_url}/work_pools/brainloom-gpu", {"is_paused": False}, method="PATCH")
     assert run("deploy", state_dir=state, **SETTINGS).returncode == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,27 @@ def test_every_field_has_title_description_and_its_bounds_in_words(name: str) ->
         if f"{bound:.10g}" not in field["description"].replace(",", "")
     }
     assert silent == {}
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_no_word_of_a_description_is_taken_for_html(name: str) -> None:
+    """The form renders Markdown: of `<workspace>/splits` without backticks only `/splits` is seen."""
+    told = {where: field.get("description", "") for where, field in fields(schema_of(name))}
+    eaten = {where: text for where, text in told.items() if re.search(r"<\w", re.sub(r"`[^`]*`", "", text))}
+    assert eaten == {}
+
+
+def test_what_may_be_left_empty_says_so_in_words_and_a_source_begins_as_an_example() -> None:
+    schema = schema_of("catalog")["definitions"]["CatalogParams"]["properties"]["sources"]["items"]
+    assert schema["default"] == {"kind": "bids", "dataset": "ixi", "root": "./sources/ixi"}
+    for name in DEPLOYMENTS:
+        forms = {model: one for model, one in schema_of(name)["definitions"].items() if model.endswith("Params")}
+        for model, form in forms.items():
+            unions = {field: one["anyOf"] for field, one in form.get("properties", {}).items() if "anyOf" in one}
+            unsaid = [
+                field for field, kinds in unions.items() if any("$ref" not in k and "title" not in k for k in kinds)
+            ]
+            assert unsaid == [], model
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)

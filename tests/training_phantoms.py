@@ -12,6 +12,7 @@ from models.records import CaseGeometry, Receipt, SelectedCase
 from models.selection import write_selection
 from models.spec import PreprocessSpec
 from models.store import case_digest, create_or_open
+from tasks.fingerprint import EDGE
 
 SPEC = PreprocessSpec(
     name="blobs",
@@ -83,6 +84,15 @@ def write_blobs(url: str, cases: int = 8, spec: PreprocessSpec = SPEC) -> list[S
     writer.write_small(DATASET, receipts, {row: f"case-{row}" for row in range(cases)})
     writer.publish(pa.Table.from_pylist(lines), "0")
     return selection
+
+
+def draw_prints(people: int, cells: int = 300) -> np.ndarray:
+    """Return fingerprints (people, EDGE^3) with tissue in some cells: what people share, and what is each one's own."""
+    rng = np.random.default_rng(people)
+    shared = 3 * rng.standard_normal((people, 1)) @ rng.standard_normal((1, cells))
+    prints = np.zeros((people, EDGE**3))
+    prints[:, :cells] = shared + rng.standard_normal((people, cells))
+    return prints.round(3)
 
 
 def small_config(folder: Path, store: str, **changes: object) -> TrainingConfig:

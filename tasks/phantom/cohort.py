@@ -18,7 +18,7 @@ from tasks.phantom import tables
 from tasks.phantom.config import PhantomConfig
 from tasks.phantom.faults import LABEL, Fault, list_faults
 from tasks.phantom.folder import Progress, claim_folder, write_all, write_changed, write_new
-from tasks.phantom.layout import CohortPaths, Place, bids_place, cohort_paths, datalist_place
+from tasks.phantom.layout import TISSUE, CohortPaths, Place, bids_place, cohort_paths, datalist_place
 from tasks.phantom.subject import Subject, draw_subject_traits, make_subject
 
 
@@ -85,6 +85,8 @@ def encode(subject: Subject, fault: Fault | None = None) -> Iterator[tuple[str, 
         broken = fault is not None and fault.modality == LABEL
         data = fault.breaking(subject.mask) if fault and broken else subject.mask.to_bytes()
         yield subject.place.mask(subject.traits.lesion), data
+    if subject.tissue is not None:
+        yield subject.place.mask(TISSUE), subject.tissue.to_bytes()
 
 
 def marker_of(subject: Subject, job: Job, absent: list[str]) -> dict[str, Any]:
@@ -98,6 +100,7 @@ def marker_of(subject: Subject, job: Job, absent: list[str]) -> dict[str, Any]:
         "absent": absent,
         "images": [place.scan(modality) for modality in subject.scans],
         "label": place.mask(subject.traits.lesion) if subject.mask is not None else "",
+        "tissue": place.mask(TISSUE) if subject.tissue is not None else "",
         "traits": subject.traits.model_dump(),
         "latents": subject.latents,
         "lesion": [shape.model_dump(mode="json") for shape in subject.shapes],
@@ -119,7 +122,8 @@ def _is_written(root: Path, place: Place) -> bool:
         marker = read_marker(root, place)
     except FileNotFoundError:
         return False
-    files = {*marker["images"], *([marker["label"]] if marker["label"] else [])}
+    labels = (marker["label"], marker.get("tissue", ""))  # cohorts of before have no labels of tissue
+    files = {*marker["images"], *filter(None, labels)}
     return all((root / path).exists() for path in files.difference(marker["absent"]))
 
 

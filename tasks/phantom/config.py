@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from models.records import MODALITIES, Record
+from models.records import MODALITIES, Record, field_title
 
 Orientation = Literal["RAS", "LPS", "oblique"]
 Kind = Literal["tumour", "stroke", "schwannoma"]
@@ -17,7 +17,7 @@ SITES: tuple[str, ...] = ("A", "B", "C")
 class LesionShares(Record):
     """Share of the subjects with each kind of lesion; the rest has none."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(use_attribute_docstrings=True, field_title_generator=field_title)
 
     tumour: float = Field(0.6, ge=0, le=1)
     """Share with a tumour, from 0 to 1; all shares sum to 1 or less."""
@@ -40,7 +40,7 @@ NO_LESIONS = LesionShares(tumour=0, stroke=0, schwannoma=0)
 class PhantomConfig(Record):
     """Size, seed and acquisition of a cohort. Effect sizes are not here on purpose: see `tasks.phantom.effects`."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(title="phantom cohort", use_attribute_docstrings=True, field_title_generator=field_title)
 
     seed: int = Field(0, ge=0)
     """The cohort is a function of this number, 0 or more."""

@@ -29,6 +29,8 @@ BIDS_NAMES: dict[str, str] = {
     "dwi": "dwi/{}_dwi",
     "adc": "dwi/{}_desc-adc_dwi",
 }
+TISSUE = "tissues"
+"""Kind of mask that holds the tissues of the whole brain, not a lesion. (BIDS readers pass over `desc-tissue`.)"""
 DATALIST_FILE = "dataset.json"
 VALIDATION_EVERY = 7
 """Every 7th subject of the datalist data set is in its list `validation`."""
@@ -68,11 +70,11 @@ class Place:
         return f"{self._case_folder}/{self.subject}{separator}{TOKENS[self.group][modality]}.nii.gz"
 
     def mask(self, kind: str) -> str:
-        """Path of a lesion's mask.
+        """Path of a lesion's mask, or of the labels of tissue (kind TISSUE), which only the BIDS tree has.
 
-        Tumours are the labels of both data sets. Masks of the other lesions have labels of their own (1), so they lie
-        where a reader of the tumour labels does not look: `sourcedata/` of the BIDS tree, and beside the scans but
-        outside the list.
+        Tumours are the labels of both data sets. Masks of the other lesions have labels of their own (1), and tissue
+        has, so they lie where a reader of the tumour labels does not look: `sourcedata/` of the BIDS tree, and beside
+        the scans but outside the list.
         """
         if self.group != "bids":
             return f"{self._case_folder}/{self.subject}_{'seg' if kind == 'tumour' else kind}.nii.gz"

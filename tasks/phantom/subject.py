@@ -70,6 +70,8 @@ class Subject:
     scans: dict[str, Volume]
     """By canonical modality."""
     mask: Volume | None
+    tissue: Volume | None
+    """Labels of CSF (1), grey (2) and white matter (3), of the BIDS tree."""
     shapes: tuple[Shape, ...]
     """Regions of the lesion in subject space."""
     latents: dict[str, float]
@@ -106,6 +108,7 @@ def make_subject(config: PhantomConfig, place: Place, traits: Traits, complete: 
         warp=warp,
         scans={name: _scan(config, place, name, view, scanner) for name, view in views.items()},
         mask=_mask(labels, main, place, traits) if shapes else None,
+        tissue=tissue_labels(main, labels) if bids else None,
         shapes=shapes,
         latents=measure(main, labels, traits, atlas),
     )
@@ -159,6 +162,17 @@ def measure(view: Sampled, labels: Array, traits: Traits, atlas: Atlas) -> dict[
         **{f"label_{value}_ml": int(counts[value]) * ml for value in (1, 2, 3)},
         "jacobian_min": view.jacobian_min,
     }
+
+
+def tissue_labels(view: Sampled, lesion: Array) -> Volume:
+    """Return 1 CSF, 2 grey and 3 white matter (scheme mrbrains13) by the largest share of each voxel; 0 elsewhere.
+
+    lesion: (n,) labels of the lesion inside the brain; its voxels belong to no tissue.
+    """
+    shares = np.stack([view.tissue.csf, view.tissue.grey, view.tissue.white])
+    stored = np.zeros(view.grid.shape, np.uint8)
+    stored.ravel()[view.inside] = np.where(lesion > 0, 0, shares.argmax(axis=0) + 1)
+    return Volume(stored, view.grid.affine)
 
 
 def _rng(config: PhantomConfig, place: Place, *stream: int) -> np.random.Generator:

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 from training_phantoms import make_training, write_blobs
-from training_processes import done, killer, losses, ranks
+from training_processes import assert_close_on_fewer_ranks, done, killer, losses, ranks
 
 from infra.settings import private_environment
 from models.checkpoint import list_checkpoints, load_checkpoint
@@ -84,8 +84,7 @@ def make_tiny(folder: Path, url: str, cases: list[SelectedCase]) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("rank", ["0", "1", "agent"])
-@pytest.mark.parametrize("step", [1, 3, 8, 13])
+@pytest.mark.parametrize(("rank", "step"), [("0", 1), ("1", 3), ("agent", 8), ("0", 13), ("1", 8), ("agent", 1)])
 def test_any_process_may_be_killed_at_any_step(
     blobs: Blobs, undisturbed: Path, tmp_path: Path, rank: str, step: int
 ) -> None:
@@ -144,10 +143,4 @@ def test_a_resume_with_another_number_of_ranks_stays_close_and_is_told(
     with pytest.raises(TrainingFailed):
         launch([folder], 2, killer("0", step=9), restarts=0)
     launch([folder], 1)
-    assert done(folder)["world_sizes"] == [2, 1]
-    assert "2 then 1: the number changed on resume" in (folder / "model_card.md").read_text()
-    ours, theirs = dict(losses(folder)), dict(losses(undisturbed))
-    assert ours.keys() == theirs.keys()
-    # Another rank has other batch statistics and other negatives; the reconstruction stays within a tenth.
-    for step in ours:
-        assert ours[step]["loss_reconstruction"] == pytest.approx(theirs[step]["loss_reconstruction"], rel=0.1)
+    assert_close_on_fewer_ranks(folder, undisturbed)

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import yaml
 from training_phantoms import make_training, write_blobs
-from training_processes import done, losses, ranks
+from training_processes import done, losses, ranks, start_node
 
 from infra.api import request_json
 from infra.deploy import deploy
@@ -32,14 +32,6 @@ from tasks.launch import launch
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
 Blobs = tuple[str, list[SelectedCase]]
-NODE = (
-    "import sys\n"
-    "from pathlib import Path\n"
-    "from tasks.launch import Rendezvous, launch\n"
-    "folder, endpoint, node = sys.argv[1:]\n"
-    "meeting = Rendezvous(endpoint, nodes=2, node=int(node), local_addr='127.0.0.1')\n"
-    "launch([Path(folder)], 2, restarts=0, rendezvous=meeting)\n"
-)
 TIMEOUT_S = 150
 TORCHRUN = "-m torch.distributed.run --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint"
 """As docs/training.md says, for the second node of a test."""
@@ -64,12 +56,12 @@ def start_nodes(folder: Path, by_hand: bool = False) -> list[subprocess.Popen[by
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
-    environment = {**os.environ, **private_environment()}
-    launched = [["-c", NODE, str(folder), endpoint, str(node)] for node in range(2)]
+    first = start_node(folder, endpoint, 0)
+    if not by_hand:
+        return [first, start_node(folder, endpoint, 1)]
     plain = [*TORCHRUN.split(), endpoint, "--rdzv-id", "brainloom", "--local-addr", "127.0.0.1", "-m", "models.train"]
-    if by_hand:
-        launched[1] = [*plain, "--config", str(folder / "run.json")]
-    return [subprocess.Popen([sys.executable, *arguments], env=environment) for arguments in launched]
+    command = [sys.executable, *plain, "--config", str(folder / "run.json")]
+    return [first, subprocess.Popen(command, env={**os.environ, **private_environment()})]
 
 
 def test_two_nodes_give_the_bits_of_one(blobs: Blobs, on_one_node: Path, tmp_path: Path) -> None:

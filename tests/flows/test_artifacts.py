@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from uuid import UUID, uuid4
 
 import numpy as np
 import pytest
@@ -27,8 +28,9 @@ def published(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, str]]:
     """Collect what would be published, as if a flow ran."""
     found: list[tuple[object, str]] = []
 
-    def record(content: object, key: str, description: str | None) -> None:
+    def record(content: object, key: str, description: str | None) -> UUID:
         found.append((content, key))
+        return uuid4()
 
     monkeypatch.setattr(artifacts, "in_run", lambda: True)
     monkeypatch.setattr(artifacts, "create_markdown_artifact", record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,33 +15,50 @@ from brainloom.cli_benchmark import benchmark_options
 from brainloom.cli_demo import Preset
 from flows import benchmark as module
 from flows import benchmark_runs
-from flows.benchmark import benchmark
+from flows.benchmark import PlaceError, benchmark
 from flows.benchmark_params import PRESETS, BenchmarkParams, by_protocol, demo_params, tiny_params
 from flows.evaluate_params import EvaluateParams
 from models.spec import SPECS
 from tasks.benchmark_summary import ALL
 from tasks.benchmarks import BENCHMARKS
 from tasks.prompt_tasks import PROMPT_TASKS
+from tasks.rows import Run
+from tasks.scores import ScoreError
+from tasks.serving import RunError, Serving
 from tasks.sources.bids import BidsSource
 
 
 @pytest.fixture
 def links(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
-    """Play the links; returns what was started with which parameters."""
-    started: list[tuple[str, Any]] = []
-    answers: dict[str, Any] = {
-        "preprocess": {"digest": "d1"},
-        "pretrain": {"training": "mvp", "folder": "/w/trainings/mvp", "weights_digest": "d2", "metrics": {"psnr": 1.0}},
-        "evaluate": {"tables": {"phantom-tumour": "d3"}, "report": "/w/report/index.html"},
-    }
+    """Play the links, which leave what they made in the workspace; returns what was started with which parameters."""
+    return played(monkeypatch)[0]
 
-    def start(flow: Any, params: Any) -> Any:
+
+def played(monkeypatch: pytest.MonkeyPatch) -> tuple[list[tuple[str, Any]], list[str | None]]:
+    """Return what was started with which parameters, and by which deployments."""
+    started: list[tuple[str, Any]] = []
+    deployments: list[str | None] = []
+
+    def start(flow: Any, deployment: str | None = None, *, params: Any) -> None:
         started.append((flow.name, params))
-        return answers.get(flow.name)
+        deployments.append(deployment)
+        if flow.name == "pretrain":
+            leave(Path(params.workspace, "trainings", params.recipe, "done.json"), DONE)
+        if flow.name == "evaluate":
+            leave(Path(params.workspace, "report", "evaluation.json"), {"digests": {"phantom-tumour": "d3"}})
 
     monkeypatch.setattr(module, "start", start)
+    monkeypatch.setattr(module, "store_digest", lambda url: "d1")
     monkeypatch.setattr(module, "_write_split", lambda *given: started.append(("split", given[2:])))
-    return started
+    return started, deployments
+
+
+DONE = {"weights_digest": "d2", "metrics": {"psnr": 1.0}}
+
+
+def leave(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
 
 
 def test_the_links_run_in_order_and_hand_on_the_workspace(links: list[tuple[str, Any]], tmp_path: Path) -> None:
@@ -54,18 +72,49 @@ def test_the_links_run_in_order_and_hand_on_the_workspace(links: list[tuple[str,
     assert given["preprocess"].store == str(tmp_path / "store.zarr")
     assert (given["pretrain"].workspace, given["pretrain"].epochs) == (str(tmp_path), 4)
     assert given["split"] == ("default", (0.5, 0.15, 0.35))
-    assert (given["evaluate"].pretrained, given["evaluate"].seeds, given["evaluate"].lanes) == ("mvp", 1, 2)
+    assert (given["evaluate"].pretrained, given["evaluate"].seeds, given["evaluate"].lanes) == ("brainmvp_tiny", 1, 2)
     assert not given["evaluate"].template_mix
     assert not given["evaluate"].missing_modalities
     assert result == {
         "store": str(tmp_path / "store.zarr"),
         "store_digest": "d1",
-        "weights": "/w/trainings/mvp/weights.safetensors",
+        "weights": str(tmp_path / "trainings/brainmvp_tiny/weights.safetensors"),
         "weights_digest": "d2",
         "reconstruction": {"psnr": 1.0},
         "tables": [str(tmp_path / "tables" / "phantom-tumour.md")],
-        "report": "/w/report/index.html",
+        "report": str(tmp_path / "report/index.html"),
     }
+
+
+def test_a_deployed_chain_starts_the_deployments_of_its_links_and_returns_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _, deployments = played(monkeypatch)
+    here = benchmark.fn(tiny_params(tmp_path))
+    assert deployments == [None] * 5
+    deployments.clear()
+    assert benchmark.fn(tiny_params(tmp_path).model_copy(update={"deployed": True})) == here
+    # Phantoms have no deployment: they are written where the chain runs.
+    assert deployments == [None, *(f"{name}/{name}" for name in ("catalog", "preprocess", "pretrain", "evaluate"))]
+
+
+@pytest.mark.parametrize(
+    ("queue", "places", "words"),
+    [
+        ("trainings", "4", "holds the only place of the queue 'trainings'.*start the deployment benchmark/chain"),
+        ("default", "1", r"one flow run at a time \(BRAINLOOM_FLOW_RUNS=1\).*start the worker with 2 or more"),
+    ],
+)
+def test_a_chain_that_would_wait_for_itself_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, queue: str, places: str, words: str
+) -> None:
+    started, _ = played(monkeypatch)
+    run = SimpleNamespace(deployment_id="some", work_queue_name=queue)
+    monkeypatch.setattr(module, "FlowRunContext", SimpleNamespace(get=lambda: SimpleNamespace(flow_run=run)))
+    monkeypatch.setenv("BRAINLOOM_FLOW_RUNS", places)
+    with pytest.raises(PlaceError, match=words):
+        benchmark.fn(tiny_params(tmp_path).model_copy(update={"deployed": True}))
+    assert started == []
 
 
 def test_with_runs_nothing_is_made_and_every_protocol_has_its_flow(
@@ -80,22 +129,35 @@ def test_with_runs_nothing_is_made_and_every_protocol_has_its_flow(
     published: list[str] = []
     monkeypatch.setattr(benchmark_runs, "start", start)
     monkeypatch.setattr(benchmark_runs, "open_store", lambda url: url)
-    monkeypatch.setattr(benchmark_runs, "check_runs", lambda *given: checked.append(given))
+
+    def check(runs: list[Run], *more: Any) -> Serving:
+        checked.append((runs, *more))
+        return Serving(tuple(runs), {("other", next(iter(PROMPT_TASKS))): "it has no encoder of connectomes"})
+
+    monkeypatch.setattr(benchmark_runs, "check_runs", check)
     monkeypatch.setattr(benchmark_runs, "publish_markdown", lambda key, *_: published.append(key))
     monkeypatch.setattr("tasks.benchmark_summary._primary_lines", lambda *_: ())
     names = ["phantom-tumour", "openbhb-age", "adni", next(iter(PROMPT_TASKS))]
-    runs = [{"training": "cinp", "name": "CINP"}, {"training": "other"}]
+    runs = [{"training": "cinp", "name": "CINP", "repeats": ["cinp-seed1"]}, {"training": "other"}]
     given = {"workspace": str(tmp_path), "runs": runs, "benchmarks": names, "seeds": 2, "split": "paper"}
-    more = {"replicates": 300, "folds": 7, "knn": True, "with_seen": False}
+    more = {"replicates": 300, "folds": 7, "knn": True, "combat": True, "with_seen": False, "probe_store": "gm.zarr"}
     params = BenchmarkParams.model_validate({**given, **more})
     found = benchmark.fn(params)
     assert list(asked) == ["probe", "prompt", "evaluate"]
     assert [run.name for run in checked[0][0]] == ["CINP", "other"]
     assert asked["evaluate"].benchmarks == ["phantom-tumour", "adni"]
     assert (asked["evaluate"].seeds, asked["evaluate"].first) == (2, "CINP")
-    assert [(row.name, row.trainings) for row in asked["probe"].rows] == [("CINP", ["cinp"]), ("other", ["other"])]
+    assert [(row.name, row.trainings) for row in asked["probe"].rows] == [
+        ("CINP", ["cinp", "cinp-seed1"]),
+        ("other", ["other"]),
+    ]
+    assert [run.repeats for run in checked[0][0]] == [(tmp_path / "trainings" / "cinp-seed1",), ()]
+    assert [row.name for row in asked["prompt"].rows] == ["CINP"]
+    assert (asked["probe"].store, asked["prompt"].store) == ("gm.zarr", "")
+    assert checked[0][3]["probe"] == str(Path("gm.zarr").resolve())
     assert asked["prompt"].benchmarks == names[3:]
     assert (asked["evaluate"].split, asked["evaluate"].replicates, asked["probe"].knn) == ("paper", 300, True)
+    assert asked["probe"].combat
     assert [(asked[name].folds, asked[name].with_seen) for name in ("probe", "prompt")] == [(7, False)] * 2
     assert found["scored"] == 6
     assert found["reports"] == {"probe": "probe", "prompt": "prompt", "fine-tune": "evaluate"}
@@ -103,7 +165,55 @@ def test_with_runs_nothing_is_made_and_every_protocol_has_its_flow(
     assert published == ["benchmark-summary"]
     page = Path(found["page"]).read_text()
     assert 'href="../probes/index.html#openbhb-age"' in page
-    assert "No data in the store: OpenBHB age." in Path(found["summary"]).read_text()
+    text = Path(found["summary"]).read_text()
+    assert "No data in the store: OpenBHB age." in text
+    assert "- other is left out: it has no encoder of connectomes." in text
+    assert text.count("is left out") == 1
+
+
+def test_templates_that_no_run_has_are_refused_before_anything_is_computed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(benchmark_runs, "start", lambda *_, **__: pytest.fail("something was started"))
+    monkeypatch.setattr(benchmark_runs, "open_store", lambda url: url)
+    monkeypatch.setattr(benchmark_runs, "check_runs", lambda runs, *_: Serving(tuple(runs), {}))
+    (tmp_path / "trainings" / "mae").mkdir(parents=True)
+    (tmp_path / "trainings" / "mae" / "run.json").write_text('{"objective": {"kind": "mae"}}')
+    asked = {"workspace": str(tmp_path), "runs": [{"training": "mae"}], "benchmarks": ["openbhb-age", "phantom-tumour"]}
+    with pytest.raises(RunError, match="template_mix needs the template bank of the first run, and 'mae' was not pre"):
+        benchmark.fn(BenchmarkParams.model_validate({**asked, "template_mix": True}))
+    with pytest.raises(
+        RunError, match="missing_modalities compares zeros with learned templates, and none of the runs"
+    ):
+        benchmark.fn(BenchmarkParams.model_validate({**asked, "missing_modalities": True}))
+
+
+@pytest.mark.parametrize("runs", [[], [{"training": "mae"}]], ids=["chain", "runs"])
+def test_folders_of_predictions_are_looked_for_before_anything_is_computed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runs: list[dict[str, str]]
+) -> None:
+    started, _ = played(monkeypatch)
+    monkeypatch.setattr(benchmark_runs, "open_store", lambda *_: pytest.fail("the store was opened"))
+    row = {"name": "nnU-Net", "benchmark": "phantom-tumour", "folder": str(tmp_path / "mistyped")}
+    asked = {"workspace": str(tmp_path), "runs": runs, "benchmarks": ["phantom-tumour"], "predictions": [row]}
+    with pytest.raises(ScoreError, match=r"'nnU-Net' for phantom-tumour: .*mistyped is no folder on this host"):
+        benchmark.fn(BenchmarkParams.model_validate(asked))
+    assert started == []
+
+
+def test_a_deployed_chain_looks_into_its_workspace_and_hands_on_absolute_folders(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started, _ = played(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    row = {"name": "nnU-Net", "benchmark": "phantom-tumour", "folder": "../on-another-host"}
+    asked = {**tiny_params(Path()).model_dump(), "deployed": True}
+    benchmark.fn(BenchmarkParams.model_validate({**asked, "predictions": [row]}))
+    assert [one.folder for one in dict(started)["evaluate"].predictions] == [str(tmp_path.parent / "on-another-host")]
+    started.clear()
+    with pytest.raises(ScoreError, match="mistyped is no folder on this host"):
+        benchmark.fn(BenchmarkParams.model_validate({**asked, "predictions": [{**row, "folder": "mistyped"}]}))
+    assert started == []
 
 
 def test_benchmarks_by_protocol() -> None:
@@ -187,7 +297,7 @@ def test_parameters_make_a_form() -> None:
         ({"seed": 3}, "Extra inputs are not permitted"),
         ({"seeds": 0}, "greater than or equal to 1"),
         ({"benchmarks": []}, "at least 1 item"),
-        ({"recipe": "nnunet"}, "'brainmvp_unet_tiny' or 'brainmvp_unet'"),
+        ({"recipe": "nnunet"}, "'simclr_crops_unet_tiny' or 'simclr_crops_unet'"),
         ({"max_quarantined_share": 2}, "less than or equal to 1"),
         ({"workspace": ""}, "at least 1 character"),
         ({"benchmarks": ["nope"]}, "unknown benchmark 'nope'; known: phantom-tumour"),
@@ -196,6 +306,7 @@ def test_parameters_make_a_form() -> None:
         ({"runs": [{"training": "../a"}]}, "String should match pattern"),
         ({"runs": [{"training": "a"}, {"training": "b", "name": "A"}]}, "two rows are called like 'a'"),
         ({"runs": [{"training": "a"}, {"training": "a", "name": "b"}]}, "training 'a' is named in two rows"),
+        ({"runs": [{"training": "a", "repeats": ["a"]}]}, "'a' is named in two rows, or twice in one; every training"),
         ({"runs": [{"training": "a", "name": "Majority"}]}, "is the name of a row that every table has"),
         ({"runs": [{"training": "a", "name": "pre-trained"}]}, "is the name of a row that every table has"),
         ({"runs": [{"training": "a", "name": "scratch (x)"}]}, "starts as the names of rows from scratch do"),
@@ -216,6 +327,10 @@ def test_parameters_make_a_form() -> None:
         ({"runs": [{"training": "a"}], "phantom": {}}, "with `runs` nothing is ingested or pre-trained; leave `phan"),
         ({"networks": ["unet"]}, "'swin_unetr' or 'dynunet'"),
         ({"networks": ["dynunet", "dynunet"]}, "network 'dynunet' is named twice"),
+        (
+            {"recipe": "mae_tiny", "template_mix": True},
+            "template_mix and missing_modalities need learned templates, and mae_tiny learns none; choose a BrainMVP",
+        ),
     ],
 )
 def test_wrong_parameters_are_refused(bad: dict[str, Any], text: str) -> None:
@@ -231,10 +346,10 @@ def test_the_example_of_the_documentation_is_valid() -> None:
 
 
 def test_options_of_the_command_line() -> None:
-    given = benchmark_options(Path("w"), ["BrainMVP, a=b=mvp", "other"], ["adni"], None, 2, None)
+    given = benchmark_options(Path("w"), ["BrainMVP, a=b=mvp+mvp-1+mvp-2", "other"], ["adni"], None, 2, None)
     assert given == {
         "workspace": "w",
-        "runs": [{"training": "mvp", "name": "BrainMVP, a=b"}, {"training": "other"}],
+        "runs": [{"training": "mvp", "name": "BrainMVP, a=b", "repeats": ["mvp-1", "mvp-2"]}, {"training": "other"}],
         "benchmarks": ["adni"],
         "seeds": 2,
     }

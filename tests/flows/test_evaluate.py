@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import yaml
 from evaluation_workspaces import CASES, DIAGNOSIS, ROLES, TUMOUR, write_pretraining, write_workspace
 from pydantic import ValidationError
-from training_phantoms import DATASET, EXTENT
+from training_phantoms import DATASET, EXTENT, draw_prints
 
+from flows.case_workers import CaseWorkers
 from flows.evaluate import evaluate, fine_tune, score
 from flows.evaluate_params import EvaluateParams, run_name
 from infra.server import ServerInfo
+from infra.settings import Settings
 from models.config import TrainingConfig
+from models.prediction_files import place_of
 from models.records import SelectedCase, SourceFile
 from models.selection import read_selection, write_selection
-from models.store import open_store
+from models.store import open_store, open_writer
 from tasks.benchmarks import BENCHMARKS
+from tasks.case_map import CaseMap
 from tasks.evaluation import Cohort
 from tasks.finetune import Finetuning
 from tasks.native_truth import SourceLabels
 from tasks.scores import ScoreError, region_masks
+from tasks.seen_prints import FILE, keep_fingerprints
 from tasks.splits import read_split
 
 
@@ -51,6 +59,7 @@ def play(folders: list[Path], world_size: int, on_progress: Any) -> None:
             if case.role != "test":
                 continue
             line: dict[str, Any] = {"dataset": case.dataset, "case": case.case, "file": f"{case.case}.npz"}
+            line |= place_of(data.case_info(case.row))
             noise = 0.01 if config.init_from else 0.05
             if config.objective.kind == "segmentation":
                 label = data.read_label(case.row, (0, 0, 0), EXTENT)
@@ -130,6 +139,25 @@ def test_tables_report_and_resume(
     assert second["tables"] == first["tables"]
     assert Path(second["report"]).read_text() == page
     assert len(registered["table"]) == 6, "artifacts are published again"
+
+
+@pytest.mark.full
+def test_scores_do_not_depend_on_where_they_are_computed(
+    workspace: Path, registered: dict[str, list[str]], without_server: None, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(BENCHMARKS, TUMOUR.name, TUMOUR.replace(metrics=("dice", "hd95"), lesions=None))
+    asked = params(workspace, benchmarks=["blobs-tumour"], seeds=1)
+    found = []
+    for workers in (0, 1, 2):
+        shutil.rmtree(workspace / "scores", ignore_errors=True)
+        there = Settings(workers=max(workers, 1), state_dir=tmp_path)
+        work = CaseWorkers(there, large=0) if workers else CaseWorkers(there)
+        with monkeypatch.context() as patched:
+            patched.setattr("flows.evaluate.CaseWorkers", lambda _, work=work: work)
+            assert evaluate.fn(asked)["scored"] == 3
+        found.append((workspace / "scores.parquet").read_bytes())
+    assert found[1:] == found[:1] * 2
 
 
 @pytest.mark.parametrize("lost", ["adni.csv", "blobs-diagnosis.confusion.csv", "leaderboard.md"])
@@ -218,11 +246,53 @@ def seen_elsewhere(workspace: Path) -> Iterator[None]:
     (workspace / "crosswalks" / "ids.csv").unlink()
 
 
-def test_a_crosswalk_tells_who_was_seen_under_another_id(
-    workspace: Path, registered: dict[str, list[str]], seen_elsewhere: None, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def copied(workspace: Path) -> Iterator[None]:
+    """A pre-training of another store that has seen a test subject under another id, and kept its fingerprint."""
+    url, tiny = str(workspace / "store.zarr"), workspace / "trainings" / "tiny"
+    table = open_store(url).cases()
+    prints = draw_prints(CASES)
+    column = table.schema.get_field_index("fingerprint")
+    open_writer(url).publish(table.set_column(column, "fingerprint", pa.array(prints.tolist())), "0")
+    there = pa.table({"dataset": ["there"], "subject": ["x"], "case": ["x"], "row": [0], "digest": ["x"]})
+    there = there.append_column("status", pa.array(["stored"])).append_column("modalities", pa.array([["t1"]]))
+    one = there.append_column("fingerprint", pa.array([prints[14].tolist()]))
+    before, other = read_selection(tiny / "selection.parquet"), {"case": "x", "subject": "x", "digest": "x"}
+    seen = SelectedCase(dataset="there", row=0, role="train", **other)
+    keep_fingerprints(tiny, SimpleNamespace(cases=lambda: one, spec=open_store(url).spec), [seen])  # type: ignore[arg-type]
+    write_selection(tiny / "selection.parquet", [*before, seen])
+    yield
+    write_selection(tiny / "selection.parquet", before)
+    (tiny / FILE).unlink(missing_ok=True)
+
+
+def test_who_was_seen_in_another_store_is_found_by_looks(
+    workspace: Path, registered: dict[str, list[str]], copied: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for task in (fine_tune, score):
         monkeypatch.setattr(f"flows.evaluate.{task.fn.__name__}", task.fn)  # without a server
+    evaluate.fn(params(workspace, seeds=1, benchmarks=["blobs-diagnosis"]))
+    named = (workspace / "tables" / "blobs-diagnosis.leaks.csv").read_text()
+    assert named.splitlines()[1:] == ["blobs,sub-14,looks like there/x"]
+    assert "copies under other ids" not in (workspace / "tables" / "blobs-diagnosis.md").read_text()
+    (workspace / "trainings" / "tiny" / FILE).unlink()
+    evaluate.fn(params(workspace, seeds=1, benchmarks=["blobs-diagnosis"]))
+    table = (workspace / "tables" / "blobs-diagnosis.md").read_text()
+    assert "- pre-trained: 1 of 11 subjects that it was trained on are not in this store, and no fingerprints" in table
+    assert "copies under other ids would not be noticed." in (workspace / "report" / "methods.md").read_text()
+    assert not (workspace / "tables" / "blobs-diagnosis.leaks.csv").exists()
+
+
+@pytest.fixture
+def without_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For calls of `evaluate.fn`."""
+    for task in (fine_tune, score):
+        monkeypatch.setattr(f"flows.evaluate.{task.fn.__name__}", task.fn)
+
+
+def test_a_crosswalk_tells_who_was_seen_under_another_id(
+    workspace: Path, registered: dict[str, list[str]], seen_elsewhere: None, without_server: None
+) -> None:
     found = evaluate.fn(params(workspace, seeds=1, benchmarks=["blobs-diagnosis"]))
     table = (workspace / "tables" / "blobs-diagnosis.md").read_text()
     assert "1 of 10 test subjects were in the pre-training, by id, by looks or by crosswalk: left out of every" in table
@@ -290,7 +360,9 @@ def test_a_third_row_with_template_mix_and_a_table_without_single_modalities(
 ) -> None:
     asked: list[str] = []
 
-    def scored(cohort: Cohort, trainings: list[Finetuning], pretrained: Path, folder: Path) -> tuple[pd.DataFrame, int]:
+    def scored(
+        cohort: Cohort, trainings: list[Finetuning], pretrained: Path, folder: Path, work: CaseMap
+    ) -> tuple[pd.DataFrame, int]:
         asked.append(f"{cohort.benchmark.name} of {pretrained.name}")
         lines = [
             {"row": one.row, "seed": one.seed, "dropped": "t1", "filling": filling, "region": "WT"}
@@ -423,6 +495,72 @@ def test_native_scores_are_a_table_of_their_own(
     assert "also scored on the grids of their label files" in (workspace / "report" / "methods.md").read_text()
     evaluate(params(workspace, **only))
     assert not list((workspace / "tables").glob("blobs-tumour-native.*"))
+
+
+@pytest.mark.parametrize("where", ["pool", "slurm"])
+def test_every_lane_may_be_a_flow_run_or_a_job(
+    workspace: Path, registered: dict[str, list[str]], without_server: None, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    lanes: list[list[str]] = []
+
+    def started(folders: list[Path], world_size: int, on_progress: Any, **more: Any) -> None:
+        settings = more.get("settings")
+        assert more.get("nodes", settings and settings.nodes) == 1
+        lanes.append([folder.name for folder in folders])
+        play(folders, world_size, on_progress)
+
+    def scored(*_: Any) -> None:
+        raise InterruptedError("trained, and that is enough here")
+
+    monkeypatch.setenv("BRAINLOOM_LAUNCH", "pool")  # of pre-trainings, as the nodes
+    monkeypatch.setenv("BRAINLOOM_NODES", "4")
+    monkeypatch.setenv("BRAINLOOM_SLURM_TIME", "1:00:00")
+    monkeypatch.setattr("flows.launching.launch_in_pool", started)
+    monkeypatch.setattr("flows.launching.launch_slurm", started)
+    monkeypatch.setattr("flows.evaluate._score_all", scored)
+    new = {"epochs": 8 if where == "pool" else 9}  # trained by no other test
+    with pytest.raises(InterruptedError, match="trained"):
+        evaluate.fn(params(workspace, benchmarks=["blobs-diagnosis"], seeds=1, launch=where, **new))
+    assert sorted(lanes) == [["blobs-diagnosis-pre-trained-seed0"], ["blobs-diagnosis-scratch-seed0"]]
+
+
+def test_predictions_of_others_are_rows_like_the_others(
+    workspace: Path, registered: dict[str, list[str]], without_server: None, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(BENCHMARKS, TUMOUR.name, TUMOUR.replace(metrics=("dice",), lesions=None))
+    data, rng = open_store(str(workspace / "store.zarr")).dataset(DATASET), np.random.default_rng(0)
+    for row in range(10, 20):
+        label = data.read_label(row, (0, 0, 0), EXTENT)
+        worse = np.where(rng.random(label.shape) < 0.02, 2, label).astype(np.uint8)
+        info = data.case_info(row)
+        nib.save(nib.Nifti1Image(worse, info.affine), tmp_path / f"{info.subject}.nii.gz")
+    theirs = {"name": "nnU-Net", "benchmark": "blobs-tumour", "folder": str(tmp_path)}
+    asked = params(workspace, benchmarks=["blobs-tumour"], seeds=1, predictions=[theirs])
+    ranked: dict[str, str] = {}
+    monkeypatch.setattr("flows.evaluate_report.leaderboard", lambda _s, _b, kinds, *_: ranked.update(kinds))
+    found = evaluate.fn(asked)
+    table = (workspace / "tables" / "blobs-tumour.md").read_text()
+    (line,) = [line for line in table.splitlines() if line.startswith("| nnU-Net (predictions of others) | 10 | – |")]
+    assert float(line.split(" | ")[-1].strip(" |")) < 0.05, "tested against the first row"
+    assert "- Predictions of others: nnU-Net. Label maps read from files: how, on whom and how long" in table
+    assert ranked["nnU-Net"] == "others", "the leaderboard marks them"
+    lines = pd.read_csv(workspace / "tables" / "blobs-tumour.csv").query("row == 'nnU-Net'")
+    assert set(lines["kind"]) == {"others"}
+    assert (lines["n"] == 10).all()
+    assert lines.query("metric == 'dice' and region == 'mean'")["rank"].notna().all()
+    page = Path(found["report"]).read_text()
+    assert "overlays of Phantom tumour, nnU-Net" in page
+    methods = (workspace / "report" / "methods.md").read_text()
+    assert "Phantom tumour: the row nnU-Net has label maps that others predicted, read from files; how" in methods
+    again = evaluate.fn(asked)
+    assert (again["trained"], again["scored"], again["tables"]) == (0, 0, found["tables"])
+    nib.save(nib.Nifti1Image(np.zeros(EXTENT, np.uint8), info.affine), tmp_path / f"{info.subject}.nii.gz")
+    assert evaluate.fn(asked)["scored"] == 1
+    (tmp_path / f"{info.subject}.nii.gz").unlink()
+    monkeypatch.setattr("flows.evaluate.launch", lambda *_: pytest.fail("trained before the files were looked at"))
+    with pytest.raises(ScoreError, match=rf"predictions 'nnU-Net' for .*no label map for 1 of 10 .* {info.case} of"):
+        evaluate.fn(asked.model_copy(update={"epochs": 7}))
 
 
 def test_the_example_of_the_documentation_is_valid() -> None:

@@ -3,6 +3,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from distributed.client import FutureCancelledError
 from nifti_files import SMALL, write_dataset
 from pydantic import ValidationError
 from store_builds import catalog_of
@@ -10,9 +11,11 @@ from store_builds import catalog_of
 from flows import artifacts, preprocess_params
 from flows import preprocess as module
 from flows.batches import BatchRunner, split_batches
+from flows.dask_pages import report_url
 from flows.preprocess import PreprocessError, PreprocessParams, preprocess, run_name
 from flows.preprocess_params import usable_scans
 from infra import storage
+from infra.clusters import ClusterLostError, worker_seen
 from models.spec import SPECS
 from models.store import StoreError, create_or_open, open_store, store_digest
 from tasks import dry_run, duplicates
@@ -21,6 +24,7 @@ from tasks.lease import Lease
 from tasks.plan import cases_from_scans
 from tasks.preprocess import CasesFailedError, preprocess_batch_task
 from tasks.qc_report import report_urls
+from tasks.timings import timings_url
 from tasks.verify import verify
 
 
@@ -47,9 +51,15 @@ def workspace(tmp_path, monkeypatch, store_url):
 
 def test_store_qc_and_nothing_to_do(workspace, prefect_server, monkeypatch):
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.sorting import ArtifactSort
 
-    params = PreprocessParams(**workspace)
+    params = PreprocessParams(**workspace, performance_report=True)
     first = preprocess(params)
+    timings = storage.read_json(timings_url(workspace["store"]))
+    assert (timings["cases"], timings["workers"]) == (4, 1)
+    assert {"read", "decode", "encode", "write"} <= set(timings["seconds"])
+    page = storage.read_bytes(report_url(workspace["store"])).decode()
+    assert [name for name in ("s0_t1", "s1_t1", "s2_t1", "s3_t1", "size_bytes") if name in page] == []
     assert {key: first[key] for key in ("cases", "stored", "quarantined", "preprocessed")} == {
         "cases": 4,
         "stored": 3,
@@ -66,6 +76,10 @@ def test_store_qc_and_nothing_to_do(workspace, prefect_server, monkeypatch):
     monkeypatch.setattr(module, "DaskTaskRunner", None)
     second = preprocess(params)
     assert (second["preprocessed"], second["digest"]) == (0, first["digest"])
+    with get_client(sync_client=True) as client:
+        newest = client.read_artifacts(sort=ArtifactSort.CREATED_DESC, limit=5)
+    assert [one.key for one in newest[:2]] == ["unchanged", "progress-preprocess"]
+    assert {one.key for one in newest[2:]} == {"qc", "quarantine", "duplicates"}
 
     with Lease(workspace["store"], "nightly ingest"), pytest.raises(StoreError, match="written by 'nightly ingest'"):
         preprocess(params)
@@ -238,13 +252,22 @@ def test_what_cannot_start_is_refused(tmp_path, monkeypatch):
 
 def test_a_cluster_without_workers_fails_instead_of_waiting():
     client = SimpleNamespace(ncores=dict)
-    batches = BatchRunner(SimpleNamespace(client=client), "s", "token", 0)
     now = time.monotonic()
-    assert batches._worker_seen(now) == now
-    with pytest.raises(RuntimeError, match=r"no Dask worker for \d+ s; finished cases stay"):
-        batches._worker_seen(now - 301)
+    assert worker_seen(client, now, "finished cases stay") == now
+    with pytest.raises(ClusterLostError, match=r"no Dask worker for \d+ s; finished cases stay"):
+        worker_seen(client, now - 301, "finished cases stay")
     client.ncores = lambda: {"tcp://127.0.0.1:1": 1}
-    assert batches._worker_seen(now - 301) >= now
+    assert worker_seen(client, now - 301, "finished cases stay") >= now
+
+
+def test_a_scheduler_that_is_not_back_ends_the_flow():
+    client = SimpleNamespace(status="running")
+    batches = BatchRunner(SimpleNamespace(client=client), "s", "token", 0)
+    lost = FutureCancelledError("key", "scheduler-connection-lost")
+    batches._await_scheduler(lost)
+    client.status = "closed"
+    with pytest.raises(ClusterLostError, match=r"the Dask scheduler was lost; finished cases stay\. See why"):
+        batches._await_scheduler(lost)
 
 
 def test_batches_keep_workers_busy_and_task_runs_few(tmp_path):

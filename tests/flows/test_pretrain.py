@@ -19,6 +19,7 @@ from infra.server import ServerInfo
 from models.metrics import append_metrics
 from models.selection import read_selection
 from tasks.pretraining import TrainingExistsError, metrics_rows
+from tasks.seen_prints import FILE, read_fingerprints
 from tasks.splits import read_split, write_split
 
 
@@ -42,6 +43,8 @@ def test_test_subjects_are_not_in_the_selection(workspace: Path) -> None:
     assert [case.subject for case in prepared.selection if case.role == "val"] == ["sub-5"]
     assert not {case.role for case in prepared.selection} - {"train", "val"}
     assert read_selection(prepared.folder / "selection.parquet") == prepared.selection
+    assert read_fingerprints(prepared.folder)["subject"].to_pylist() == [], "those of this store are too short"
+    assert (prepared.folder / FILE).exists()
     assert prepared.config.world_size == 2
     assert Path(prepared.config.data.store).is_absolute()
     assert prepared.total_steps == 2

@@ -13,7 +13,7 @@ from probe_phantoms import AD, AGE, CASES, write_encoder, write_workspace
 from pydantic import ValidationError
 from training_phantoms import DATASET
 
-from flows.probe import ProbeParams, probe, run_name, score
+from flows.probe import ProbeParams, probe, read_comparison, run_name, score
 from infra.server import ServerInfo
 from models.records import SelectedCase
 from models.selection import write_selection
@@ -150,6 +150,40 @@ def test_nearest_neighbours_probe_the_same_features(
     assert "| random encoder, k-NN | 23 | 2 |" in table
     with pytest.raises(ValidationError, match="'AnatCL, k-NN' is the name of a row that every table has"):
         params(workspace, knn=True, rows=[*ROWS, {"name": "AnatCL, k-NN", "trainings": ["one"]}])
+
+
+def test_combat_is_shown_beside_and_changes_no_other_number(
+    workspace: Path, unwatched: None, registered: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {"benchmarks": ["blobs-age"], "with_seen": False, "random_seeds": 1, "rows": ROWS[1:]}
+    folder = workspace / "probes"
+    found = probe.fn(params(workspace, combat=True, **asked))
+    kept = (folder / "scores.parquet").read_bytes()
+    after = pd.read_parquet(folder / "combat.parquet")
+    assert set(after["row"]) == {
+        "contrast, ComBat", "random encoder, ComBat", "raw descriptors (approximate), ComBat",
+    }  # fmt: skip
+    age, site = ((folder / "tables" / f"{name}.combat.md").read_text() for name in ("blobs-age", "site"))
+    assert "| contrast | 24 | MAE (years) |" in age
+    assert "Sites: 3. Kept in the features: sex, where known" in age, "an age to be predicted is no covariate"
+    assert "Left as they are: 1 of 24 test subjects, whose site" in age
+    assert "| contrast | 23 | balanced accuracy |" in site
+    assert "Kept in the features: age and sex" in site
+    assert "the less of the sites is left; chance is 0.500" in site
+    assert age in registered["benchmark-blobs-age"]
+    assert "ComBat" not in (folder / "tables" / "blobs-age.md").read_text()
+    assert "after ComBat" in Path(found["report"]).read_text()
+    assert "harmonised over sites by ComBat [" in (folder / "methods.md").read_text()
+    plain = probe.fn(params(workspace, **asked))
+    assert (plain["scored"], plain["tables"]) == (0, found["tables"])
+    assert (folder / "scores.parquet").read_bytes() == kept
+    assert not (folder / "combat.parquet").exists(), "what was written before and is not asked for now goes"
+    assert not (folder / "tables" / "blobs-age.combat.md").exists()
+    monkeypatch.setattr("tasks.probe_scans._sites", lambda people: ["blobs/A"] * len(people))
+    (alone,) = read_comparison(params(workspace, combat=True, site_report=False, **asked)).cohorts
+    assert alone.notes[-1] == "No table after ComBat: it needs two sites, known here is blobs/A."
+    with pytest.raises(ValidationError, match="'contrast, ComBat' is the name of a row that every table has"):
+        params(workspace, combat=True, rows=[*ROWS, {"name": "contrast, ComBat", "trainings": ["one"]}])
 
 
 @pytest.mark.full

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from flows.retention import RetentionParams
 from infra.automations import FAILURES, PROPOSER
 from infra.deploy import (
     GPU_POOL,
@@ -101,9 +102,12 @@ def test_ingest_verify_and_retention_have_schedules_and_nothing_else() -> None:
     assert scheduled == {"nightly-ingest": "0 2 * * *", "verify": "0 4 * * 0", "retention": "0 6 * * 0"}
 
 
-def test_the_scheduled_retention_only_lists() -> None:
-    params = next(one for one in ours() if one["name"] == "retention")["parameters"]["params"]
-    assert params["dry_run"] is True
+def test_the_scheduled_retention_bounds_the_history_and_touches_no_file() -> None:
+    given = next(one for one in ours() if one["name"] == "retention")["parameters"]["params"]
+    params = RetentionParams.model_validate(given)
+    assert (params.dry_run, params.flow_run_days, params.keep_last) == (False, 90, 20)
+    assert (params.workspaces, params.stage_dirs) == ([], [])
+    assert RetentionParams().dry_run, "who starts it in a shell gets a list first"
 
 
 def test_the_version_is_the_installed_one() -> None:

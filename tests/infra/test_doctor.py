@@ -13,6 +13,7 @@ import pytest
 
 from infra import doctor, doctor_server, storage
 from infra.findings import Finding
+from infra.form_schemas import FormError, form_schemas
 from infra.settings import Settings
 
 GIB = 2**30
@@ -243,6 +244,7 @@ def deployed() -> tuple[dict[str, Any], dict[str, Any]]:
         ({"entrypoint": "flows.old.old"}, "weekly is registered otherwise than in prefect.yaml: entrypoint -> "),
         ({"schedules": []}, "prefect.yaml: schedules -> brainloom deploy"),
         ({"work_pool_name": "gpu", "parameters": {"params": {}}}, "prefect.yaml: work pool, parameters -> "),
+        ({"global_concurrency_limit": {"limit": 4}}, "prefect.yaml: limit -> brainloom deploy"),
         ({"paused": True}, "weekly is paused -> its switch in the UI, or: curl -X POST http"),
         (None, "weekly is not registered -> brainloom deploy"),
     ],
@@ -257,6 +259,29 @@ def test_deployments_against_prefect_yaml(
     told = problems(doctor_server.check_deployments(url, {"deployments": [wanted]}))
     assert len(told) == bool(words)
     assert words in "".join(told)
+
+
+def test_a_form_that_is_not_of_this_version(server: tuple[str, Answers], monkeypatch: pytest.MonkeyPatch) -> None:
+    url, answers = server
+    wanted, found = deployed()
+    content = {"deployments": [wanted]}
+    answers["deployments/filter"] = [{**found, "parameter_openapi_schema": {"required": ["params"]}}]
+    answers["flows/filter"] = [{"id": "1", "name": "verify"}]
+    monkeypatch.setattr(doctor_server, "form_schemas", lambda _: {"flows.verify.verify": {"required": ["params"]}})
+    assert problems(doctor_server.check_forms(url, content)) == []
+    monkeypatch.setattr(doctor_server, "form_schemas", lambda _: {"flows.verify.verify": {"required": []}})
+    assert problems(doctor_server.check_forms(url, content)) == [
+        "the forms of weekly on the server are not those of this version -> brainloom deploy"
+    ]
+
+
+@pytest.mark.full
+def test_the_form_of_a_flow_is_made_apart_and_a_flow_that_is_not_there_is_said() -> None:
+    schema = form_schemas(["flows.verify.verify"])["flows.verify.verify"]
+    assert schema["required"] == ["params"]
+    assert "VerifyParams" in schema["definitions"]
+    with pytest.raises(FormError, match="the flows cannot be imported here: ModuleNotFoundError: No module named 'flo"):
+        form_schemas(["flowers.verify.verify"])
 
 
 def test_automations_that_are_missing_changed_or_off(server: tuple[str, Answers]) -> None:

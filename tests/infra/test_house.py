@@ -34,7 +34,8 @@ def test_expected_failure():
 
 @pytest.mark.parametrize("strict", ["", "1"])
 def test_an_unexpected_skip_fails_when_none_is_expected(tmp_path: Path, strict: str) -> None:
-    (tmp_path / "conftest.py").write_text((ROOT / "tests/conftest.py").read_text())
+    for name in ("conftest.py", "prefect_connection.py"):
+        (tmp_path / name).write_text((ROOT / "tests" / name).read_text())
     (tmp_path / "test_skipping.py").write_text(SKIPPING)
     (tmp_path / "test_module.py").write_text('import pytest\npytest.skip("whole module", allow_module_level=True)\n')
     done = subprocess.run(

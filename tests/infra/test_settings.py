@@ -53,6 +53,23 @@ def test_bad_settings_say_the_rule(field: str, value: object, text: str) -> None
         Settings.model_validate({field: value})
 
 
+@pytest.mark.parametrize("field", ["PATH_KEY", "API_AUTH"])
+def test_no_error_repeats_a_secret(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"BRAINLOOM_{field}", "planted")
+    with pytest.raises(ValidationError, match="the value is not repeated here") as refused:
+        Settings()
+    assert "planted" not in str(refused.value)
+
+
+def test_spaces_at_the_ends_of_a_secret_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRAINLOOM_PATH_KEY", " sixteen letters and more\n")
+    found = Settings().path_key
+    assert found is not None
+    assert found.get_secret_value() == "sixteen letters and more"
+    monkeypatch.setenv("BRAINLOOM_PATH_KEY", " " * 17)
+    assert Settings().path_key is None
+
+
 def test_contradictions_name_what_to_set() -> None:
     remote = {"cluster": "kubernetes", "worker_memory": "1GiB"}
     with pytest.raises(ValidationError, match="cluster 'kubernetes' needs an image: set BRAINLOOM_KUBERNETES_IMAGE"):

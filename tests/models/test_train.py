@@ -69,12 +69,13 @@ def test_lost_predictions_of_a_finished_training_are_made_again_from_its_weights
     run_training(folder / "run.json", WORLD, StopFlag())
     shutil.rmtree(folder / "checkpoints")  # as retention leaves it
     (masks,) = (folder / "predictions").glob("*.npz")
-    predicted, written = read_masks(masks), (folder / "done.json").stat().st_mtime_ns
+    extent = read_lines(folder, ["extent"])[blobs[1][-1].dataset, masks.stem]["extent"]
+    predicted, written = read_masks(masks, extent), (folder / "done.json").stat().st_mtime_ns
     for lost in (masks, folder / "predictions" / "predictions.parquet"):
         lost.write_bytes(b"cut")
         run_training(folder / "run.json", WORLD, StopFlag())
         assert "predicting again" in caplog.text
-        np.testing.assert_array_equal(read_masks(masks), predicted)
+        np.testing.assert_array_equal(read_masks(masks, extent), predicted)
         assert len(read_lines(folder, ["file"])) == 1
     assert (folder / "done.json").stat().st_mtime_ns == written, "nothing was trained"
 

@@ -63,6 +63,17 @@ def test_the_page_says_where_everything_lies(workspace: Path) -> None:
     assert '<td>0.600* <span class="interval">[0.500, 0.700]</span></td>' in page
 
 
+def test_predictions_of_others_are_marked(workspace: Path) -> None:
+    lines = [line("phantom-tumour", "A", 0.8), line("phantom-tumour", "nnU-Net", 0.9, kind="others")]
+    primary = tuple(one.replace(metric="dice", region="mean") for one in lines)
+    table = BenchmarkTable(benchmark=find_any("phantom-tumour"), lines=primary)
+    (workspace / "tables" / "phantom-tumour.csv").write_text(to_csv(table))
+    part = read_part(workspace, "fine-tune", ["phantom-tumour", "phantom-control"])
+    assert [cells[0] for cells in part.body] == ["A", "nnU-Net (predictions of others)", "majority"]
+    assert part.body[1][1] == "0.900 [0.800, 1.000]"
+    assert part.statements[-1].startswith("Predictions of others: nnU-Net. How and on whom their networks were trained")
+
+
 def test_without_any_data(workspace: Path) -> None:
     part = read_part(workspace, "fine-tune", ["adni"])
     assert part.body == [["no data", "–"]]

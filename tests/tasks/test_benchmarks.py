@@ -30,7 +30,7 @@ def test_label_schemes_of_brats_differ_by_year() -> None:
 def test_all_downstream_tasks_of_brainmvp_are_registered() -> None:
     names = {"brats2023-ped", "brats2023-met", "isles22", "mrbrains13", "vsseg", "upenn-gbm"}
     names |= {"brats2018", "adni", "adhd-200", "abide-i"}
-    twins = {"phantom-stroke", "phantom-schwannoma", "phantom-grade"}
+    twins = {"phantom-stroke", "phantom-schwannoma", "phantom-tissue", "phantom-grade"}
     assert names | twins | set(PHANTOM_BENCHMARKS) == set(BENCHMARKS)
     assert not twins & set(PHANTOM_BENCHMARKS)  # the demo's time is limited
     assert all(BENCHMARKS[name].published for name in names)

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -170,7 +171,8 @@ def finish(training: Finetuning) -> None:
     (training.folder / "done.json").write_text(json.dumps({"config_digest": digest}))
     (training.folder / "predictions").mkdir(exist_ok=True)
     test = [case for case in read_selection(training.folder / "selection.parquet") if case.role == "test"]
-    lines = [{"dataset": case.dataset, "case": case.case, "prob_control": 0.5, "prob_patient": 0.5} for case in test]
+    place = {"extent": [4, 4, 4], "affine": np.eye(4).ravel(), "prob_control": 0.5, "prob_patient": 0.5}
+    lines = [{"dataset": case.dataset, "case": case.case, "digest": case.digest, **place} for case in test]
     pd.DataFrame(lines).to_parquet(training.folder / "predictions" / "predictions.parquet")
 
 

@@ -15,6 +15,7 @@ from tasks import forget_files
 from tasks.folds import read_folds
 from tasks.forget_files import erase, is_workspace, reach
 from tasks.forget_reach import Person
+from tasks.seen_prints import FILE
 from tasks.splits import read_split, write_recorded, write_split
 
 WHO = Person("toy", "person-b", ("person-b_2",), ("digest-b",))
@@ -52,6 +53,7 @@ def ws(tmp_path: Path) -> Path:
     for name in ("one", "two", "three", "person-b_2"):
         write(late / f"predictions/{name}.npz")
     write(ws / "trainings/pre/pictures/reconstruction.png")
+    table(ws / f"trainings/pre/{FILE}", dataset=["toy"] * 3, subject=subjects, fingerprint=[[1], [2], [3]])
     write(ws / "trainings/pre/train.log", "reads person-a_2\nreads person-b_2\nreads person-b22\n")
     write_split(
         pd.DataFrame({"dataset": "toy", "subject": subjects, "split": ["train", "test", "train"]}),
@@ -94,7 +96,8 @@ def test_everything_is_found_and_nothing_is_changed(ws: Path) -> None:
     assert names(ws, found, "lines") == {
         "catalog.parquet", "phenotypes.parquet", "scores.parquet", "probes/scores.parquet", "embeddings/e.parquet",
         "versions/pairs.parquet", "crosswalks/wide.csv", "crosswalks/long.tsv", "tables/cases.csv",
-        "trainings/pre/train.log", "trainings/late/predictions/predictions.parquet", "splits/default.parquet",
+        f"trainings/pre/{FILE}", "trainings/pre/train.log", "trainings/late/predictions/predictions.parquet",
+        "splits/default.parquet",
         "splits/f.folds.parquet", *(str(p.relative_to(ws)) for p in (ws / "splits/versions").glob("*.parquet")),
     }  # fmt: skip
     assert names(ws, found, "names") == {
@@ -125,6 +128,7 @@ def check_erased(ws: Path) -> None:
     assert sorted(p.name for p in (ws / "trainings/late/predictions").iterdir()) == [
         "one.npz", "predictions.parquet", "three.npz",
     ]  # fmt: skip
+    assert pd.read_parquet(ws / f"trainings/pre/{FILE}")["subject"].tolist() == ["person-a", "person-c"]
     assert read_split(ws / "splits/default.parquet")[0]["subject"].tolist() == ["person-a", "person-c"]
     assert json.loads((ws / "splits/default.json").read_text())["subjects"] == {"train": 2, "val": 0, "test": 0}
     assert read_folds(ws / "splits/f.folds.parquet")[1]["subjects"] == {"0": 1, "1": 1}

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -20,6 +21,7 @@ from tasks.launch import (
     Rendezvous,
     TrainingFailed,
     launch,
+    network_environment,
     run_tied,
     training_command,
     training_environment,
@@ -61,6 +63,14 @@ def test_nodes_meet_at_a_rendezvous_and_share_the_ranks(tmp_path: Path) -> None:
     assert "--standalone" not in text
     with pytest.raises(ValueError, match="3 ranks cannot be dealt to 2 nodes; the nodes must divide the ranks"):
         training_command([tmp_path / "a"], 3, rendezvous=meeting)
+
+
+def test_ranks_talk_over_the_interface_that_has_the_address_of_their_node() -> None:
+    here = Rendezvous("10.0.0.5:29400", nodes=2, node=0, local_addr="127.0.0.1")
+    assert network_environment(here) == {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    for nowhere in ("", "192.0.2.1", "no such name"):  # an address for documents, which no host has
+        assert network_environment(replace(here, local_addr=nowhere)) == {}
+    assert network_environment(None) == {}
 
 
 def test_the_environment_is_private_isolated_and_has_no_rank() -> None:

@@ -60,6 +60,17 @@ def test_the_bootstrap_says_how_often_the_order_turns(board: Leaderboard) -> Non
     assert a.first + b.first == pytest.approx(1)
 
 
+def test_predictions_of_others_are_marked(board: Leaderboard) -> None:
+    assert "of others" not in board.to_markdown()
+    found = leaderboard(scores_of(LEVELS), [STROKE, SCHWANNOMA], {"A": "others"}, 50)
+    assert found is not None
+    assert [line[0] for line in found.body] == ["A (predictions of others)", "B", "C"]
+    assert found.statements[-1].startswith(
+        "Predictions of others: A. How and on whom their networks were trained is not known here: test subjects may be "
+    )
+    assert [line.split(",")[-1] for line in found.to_csv().splitlines()] == ["kind", "others", "", ""]
+
+
 def test_without_two_rows_on_two_benchmarks_there_is_none() -> None:
     scores = scores_of(LEVELS)
     assert leaderboard(scores, [STROKE], {}, 50) is None

@@ -115,8 +115,11 @@ def test_a_split_is_stratified_where_it_was_drawn(tmp_path: Path, given: int | N
     source = {"file": "paper.csv", "sha256": "abc", "subjects": 1, "datasets": ["d"], "rest": rest, GIVEN: given}
     write_split(split, tmp_path / "splits" / "s.parquet", {} if given is None else {IMPORTED: [source]})
     tables = SimpleNamespace(split="s", split_digest="0123456789abcdef", crosswalks_digest="")
-    made: Any = SimpleNamespace(workspace=tmp_path, split=split, tables=tables, runs=())
-    assert words in split_sentences(made, [])
+    unknown = ("a: not compared.",)
+    made: Any = SimpleNamespace(workspace=tmp_path, split=split, tables=tables, runs=(), unchecked=unknown)
+    text = split_sentences(made, [])
+    assert words in text
+    assert text.endswith(" a: not compared.")
 
 
 def test_what_was_done_besides_is_told() -> None:
@@ -135,3 +138,12 @@ def test_one_seed_has_no_spread(seeds: int) -> None:
     trainings = [Finetuning(benchmark.name, "pre-trained", k, Path(), config) for k in range(seeds)]
     text = statistics_sentences([benchmark], trainings, 200, Citations())
     assert ("their spread is given beside" in text) == (seeds == 2)
+    assert "Hall" not in text
+
+
+def test_intervals_of_what_has_no_upper_bound_are_told() -> None:
+    cited = Citations()
+    text = statistics_sentences([BENCHMARKS["phantom-tumour"]], [], 200, cited)
+    assert "Those of HD95, pooled HD95, volume error, relative volume error and false lesions, which have no" in text
+    assert "are t intervals over subjects with Hall's correction for skewness [" in text
+    assert any(one.startswith("Hall P. On the Removal of Skewness") for one in cited.references)

@@ -11,6 +11,8 @@ import pytest
 import torch
 from training_phantoms import DATASET, SPEC, make_training, write_blobs
 
+from flows.case_workers import CaseWorkers
+from infra.settings import Settings
 from models.config import DataConfig, NetworkConfig, SegmentationConfig
 from models.distributed import World
 from models.objectives.base import CaseInfo
@@ -74,6 +76,18 @@ def test_every_present_modality_is_dropped_once_with_each_filling(
     again, fresh = score_missing(cohort, [training], pretrained, tmp_path)
     assert fresh == 0
     pd.testing.assert_frame_equal(again[frame.columns], frame)
+
+
+@pytest.mark.full
+def test_workers_predict_what_this_process_predicts(trained: tuple[Cohort, Finetuning, Path], tmp_path: Path) -> None:
+    cohort, training, pretrained = trained
+    here, _ = score_missing(cohort, [training], pretrained, tmp_path / "here")
+    with CaseWorkers(Settings(workers=2, state_dir=tmp_path), large=0) as work:
+        told: list[str] = []
+        work.show = told.append
+        there, fresh = score_missing(cohort, [training], pretrained, tmp_path / "there", work)
+    assert (fresh, told[-1]) == (1, "2 of 2 cases on 2 workers")
+    pd.testing.assert_frame_equal(there, here)
 
 
 def test_fillings_reach_the_network(trained: tuple[Cohort, Finetuning, Path]) -> None:

@@ -17,12 +17,14 @@ from brainloom.cli import app
 from models.config import Region
 from models.export import NotFinishedError
 from models.objectives.segmentation import to_regions
+from models.prediction_files import damage, place_of
 from models.recipes import RECIPES
 from models.records import SelectedCase
 from models.selection import write_selection
 from models.store import open_store
 from tasks.label_schemes import LABEL_SCHEMES
 from tasks.native import export_predictions, own_labels, to_label
+from tasks.scores import ScoreError
 
 SHAPE, ZOOMS = (30, 26, 12), (0.9, 1.1, 2.5)
 """An anisotropic scan, turned by 12 degrees."""
@@ -88,7 +90,11 @@ def _finished(folder: Path, url: str, cases: list[SelectedCase]) -> Path:
         _, label = open_store(url).dataset("toy").read_case(case.row)
         assert label is not None
         np.savez_compressed(folder / "predictions" / f"{case.case}.npz", regions=to_regions(label, regions))
-    table = [{"dataset": case.dataset, "case": case.case, "file": f"{case.case}.npz"} for case in cases]
+    stored = open_store(url).dataset("toy")
+    table = [
+        {"dataset": case.dataset, "case": case.case, "file": f"{case.case}.npz"} | place_of(stored.case_info(case.row))
+        for case in cases
+    ]
     pd.DataFrame(table).to_parquet(folder / "predictions" / "predictions.parquet")
     (folder / "run.json").write_text(config.model_dump_json())
     (folder / "done.json").write_text("{}")
@@ -153,5 +159,46 @@ def test_what_cannot_be_written_is_refused(training: Path, tmp_path: Path) -> No
 
 def test_predictions_of_another_extent_are_refused(training: Path, tmp_path: Path) -> None:
     np.savez_compressed(training / "predictions" / "a.npz", regions=np.zeros((3, 4, 4, 4), np.uint8))
-    with pytest.raises(ValueError, match=r"toy/a: the label has shape \(4, 4, 4\), the stored case \("):
+    with pytest.raises(
+        ScoreError,
+        match=r"case a: .*a\.npz has masks of shape \(3, 4, 4, 4\), its case has \(.*\) voxels \(regions, x, y, z are "
+        r"needed\); delete it and run evaluate again",
+    ):
         export_predictions(training, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [
+        ("affine", r"case b: .*predictions\.parquet: b was predicted on another grid, of .* voxels with the affine "
+         r"\[\[.*; the store has it on .* with the affine .*; delete it and run evaluate again"),
+        ("digest", r"case b: .*predictions\.parquet: b was predicted as digest other, asked is the case with digest "
+         r"[0-9a-f]{12}: another one, or preprocessed anew; delete it and run evaluate again"),
+    ],
+)  # fmt: skip
+def test_predictions_of_another_grid_or_case_with_as_many_voxels_are_refused_and_made_again(
+    training: Path, tmp_path: Path, column: str, text: str
+) -> None:
+    path = training / "predictions" / "predictions.parquet"
+    table = pd.read_parquet(path)
+    moved = np.array(table[column][1]) + 3.0 if column == "affine" else "other"
+    table[column] = pd.Series([table[column][0], moved])
+    table.to_parquet(path)
+    export_predictions(training, tmp_path / "out", cases=["toy/a"])
+    with pytest.raises(ScoreError, match=text):
+        export_predictions(training, tmp_path / "out", cases=["toy/b"])
+
+
+@pytest.mark.parametrize("column", ["digest", "affine"])
+def test_predictions_from_before_they_named_their_case_are_made_again(training: Path, column: str) -> None:
+    config = RECIPES["segmentation_tiny"]("s", str(training / "selection.parquet"), predict=True)
+    assert not damage(training, config)
+    path = training / "predictions" / "predictions.parquet"
+    table = pd.read_parquet(path)
+    table.drop(columns=column).to_parquet(path)
+    assert f"predictions.parquet lacks the columns ['{column}']; delete it and run evaluate" in damage(training, config)
+    table.assign(digest="x").to_parquet(path)
+    assert "a was predicted as digest x, asked is the case with digest" in damage(training, config)
+    table.to_parquet(path)
+    np.savez_compressed(training / "predictions" / "b.npz", regions=np.zeros((3, 4, 4, 4), np.uint8))
+    assert "b.npz has masks of shape (3, 4, 4, 4), its case has" in damage(training, config)

@@ -7,8 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from nifti_files import SMALL, oblique, write_nifti
-from store_builds import ingest, scans_of
+from native_stores import SHAPE, ZOOMS, write_native_store
 
 from models.records import SelectedCase
 from models.store import open_store
@@ -17,29 +16,14 @@ from tasks.evaluation import Cohort, native_cohort
 from tasks.native_truth import SourceLabels
 from tasks.scores import RowKey, ScoreError, segmentation_scores
 
-SHAPE, ZOOMS = (24, 22, 10), (0.9, 1.1, 2.5)
-"""An anisotropic scan, turned by 12 degrees."""
 TUMOUR = BENCHMARKS["phantom-tumour"].replace(datasets=("toy",), modalities=("t1",))
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """Return a store of one case and the label file that it was made from."""
-    folder = tmp_path_factory.mktemp("native")
-    affine = oblique(SHAPE, ZOOMS)
-    voxels = np.stack(np.meshgrid(*(np.arange(n) for n in SHAPE), indexing="ij"), axis=-1)
-    world = nib.affines.apply_affine(affine, voxels)
-    head = np.linalg.norm(world, axis=-1) < 11
-    away = np.linalg.norm(world - (2, -1, 1), axis=-1)
-    label = np.select([away < 3, away < 5, away < 7], [1, 3, 2], 0).astype(np.uint8) * head
-    image = (30 - np.linalg.norm(world, axis=-1)).astype(np.float32) * head
-    files = {
-        "t1": write_nifti(folder / "t1.nii.gz", image, affine),
-        "label": write_nifti(folder / "seg.nii.gz", label, affine),
-    }
-    url = str(folder / "s.zarr")
-    ingest(url, scans_of(files, "a"), spec=SMALL.replace(grid=(48, 48, 40)))
-    return url, folder / "seg.nii.gz"
+    url, files = write_native_store(tmp_path_factory.mktemp("native"), "a")
+    return url, files["a"]
 
 
 def case_of(url: str, **changes: object) -> SelectedCase:

@@ -144,8 +144,12 @@ def test_tumour_masks_and_no_others_are_where_labels_are_looked_for(cohort: Path
     table = pd.read_csv(cohort / "phantom-bids/participants.tsv", sep="\t").set_index("participant_id")
     masks = sorted((cohort / "phantom-bids/derivatives").rglob("*_dseg.nii.gz"))
     assert [path.parts[-3] for path in masks] == sorted(table.index[table.lesion == "tumour"])
-    for path in (cohort / "phantom-bids/sourcedata").rglob("*_dseg.nii.gz"):
-        assert set(np.unique(np.asarray(nib.load(path).dataobj))) == {0, 1}
+    others = sorted((cohort / "phantom-bids/sourcedata").rglob("*_dseg.nii.gz"))
+    tissues = [path for path in others if path.parts[-4] == "masks-tissues"]
+    assert [path.parts[-3] for path in tissues] == sorted(table.index), "of everybody"
+    for path in others:
+        values = {0, 1, 2, 3} if path in tissues else {0, 1}
+        assert set(np.unique(np.asarray(nib.load(path).dataobj))) == values
 
 
 def test_masks_lie_on_the_grid_of_the_reference_scan(cohort: Path) -> None:

@@ -110,6 +110,21 @@ def test_mask_equals_the_formula_of_the_lesion(kind: str) -> None:
     assert (found > 0).sum() > 5
 
 
+def test_tissue_is_labelled_by_the_largest_share_outside_of_lesions() -> None:
+    made = subject(number=2, lesion="tumour")
+    assert made.tissue is not None
+    assert made.mask is not None
+    labels, t1 = np.asarray(read(made.tissue).dataobj), read(made.scans["t1"])
+    np.testing.assert_array_equal(read(made.tissue).affine, t1.affine)
+    np.testing.assert_array_equal(labels > 0, (t1.get_fdata() > 0) & (np.asarray(read(made.mask).dataobj) == 0))
+    means = [t1.get_fdata()[labels == value].mean() for value in (1, 2, 3)]
+    assert means == sorted(means), "T1: dark CSF, bright white matter"
+    ml = abs(np.linalg.det(t1.affine[:3, :3])) / 1000
+    for value, name in ((2, "grey_ml"), (3, "white_ml")):
+        assert (labels == value).sum() * ml == pytest.approx(made.latents[name], rel=0.35)
+    assert subject(number=0, group="brats").tissue is None
+
+
 def test_tumour_labels_follow_the_scheme_of_the_data_set() -> None:
     bids = subject(number=1, lesion="tumour")
     brats = subject(number=0, group="brats", lesion="tumour")

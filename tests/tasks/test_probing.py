@@ -52,6 +52,7 @@ def make_cohort(benchmark: Any = AD, found: Descriptors | None = None) -> ProbeC
         for k, target in enumerate(targets)
     )
     people = pd.DataFrame({"age": age, "sex": np.where(np.arange(N) % 3 == 0, "F", "M"), "modalities": [["gm"]] * N})
+    people = people.assign(dataset="blobs", site=["AB"[k // 2 % 2] for k in range(N)])
     latents = pd.DataFrame({"subject": [case.subject for case in cases], "age": age, "thinning": CLASS * 1.0})
     return ProbeCohort(benchmark, cast("Any", store), cases, np.arange(N) % 5, "folds", people, latents)
 

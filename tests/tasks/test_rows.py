@@ -29,10 +29,12 @@ MakeRun = Callable[..., Run]
 
 @pytest.fixture
 def run(tmp_path: Path) -> MakeRun:
-    def make(name: str, recipe: str = "brainmvp_tiny", finished: bool = True, **done: Any) -> Run:
+    def make(
+        name: str, recipe: str = "brainmvp_tiny", finished: bool = True, epochs: int | None = None, **done: Any
+    ) -> Run:
         folder = tmp_path / "trainings" / name
         folder.mkdir(parents=True)
-        config = RECIPES[recipe]("s.zarr", "x.parquet", name=name)
+        config = RECIPES[recipe]("s.zarr", "x.parquet", name=name, **({"epochs": epochs} if epochs else {}))
         (folder / "run.json").write_text(config.model_dump_json())
         if finished:
             (folder / "done.json").write_text(json.dumps({"weights_digest": name, **done}))
@@ -65,13 +67,13 @@ def test_networks_that_only_segment_are_left_out_of_a_classification_with_a_word
     assert left_out_notes(TUMOUR, ["dynunet"]) == left_out_notes(DIAGNOSIS, []) == ()
 
 
-def prepared(runs: list[Run], networks: tuple[str, ...] = ()) -> list[Finetuning]:
+def prepared(runs: list[Run], networks: tuple[str, ...] = (), seeds: int = 1) -> list[Finetuning]:
     cases = [
         SelectedCase(dataset="d", row=k, case=str(k), subject=str(k), digest="x", role="train" if k else "test")
         for k in range(3)
     ]
     rows = rows_for(TUMOUR, training_rows(runs, networks))
-    return prepare(TUMOUR, cases, "s.zarr", runs[0].folder.parent, rows, seeds=1, epochs=2)
+    return prepare(TUMOUR, cases, "s.zarr", runs[0].folder.parent, rows, seeds, epochs=2)
 
 
 def test_all_rows_have_one_budget_and_networks_of_their_own(run: MakeRun) -> None:
@@ -138,17 +140,56 @@ def test_all_that_is_wrong_with_runs_is_said_at_once(run: MakeRun) -> None:
     with pytest.raises(RunError) as found:
         check_runs(runs, [TUMOUR, DIAGNOSIS], STORE)
     lines = str(found.value).splitlines()
-    assert lines[0] == (
+    assert lines[0].startswith("run 'BEGUN': training 'begun' is not finished: ")
+    assert lines[1].startswith("run 'GONE': there is no training 'gone' in ")
+    assert lines[1].endswith("finished pre-trainings: flat")
+    assert lines[2] == (
         "run 'FLAT' cannot serve benchmark 'phantom-tumour': its network 'resnet3d' has no decoder, so nothing can be "
         "segmented with it"
-    )
-    assert lines[1].startswith("run 'BEGUN': training 'begun' is not finished: ")
-    assert lines[2].endswith("its network 'swin_unetr' is trained from scratch only; name it under `networks`")
-    assert lines[3].startswith("run 'SWIN' cannot serve benchmark 'phantom-diagnosis'")
-    assert lines[4].startswith("run 'GONE': there is no training 'gone' in ")
-    assert lines[4].endswith("finished pre-trainings: flat")
+    ), "nobody else can"
+    assert lines[3].endswith("its network 'swin_unetr' is trained from scratch only; name it under `networks`")
+    assert lines[4].startswith("run 'SWIN' cannot serve benchmark 'phantom-diagnosis'")
     assert len(lines) == 5
     check_runs(runs[:1], [DIAGNOSIS], STORE)
+
+
+def test_a_run_is_left_out_of_what_it_cannot_serve_with_a_word(run: MakeRun) -> None:
+    runs = [run("flat", "anatcl_tiny"), run("mvp")]
+    serving = check_runs(runs, [TUMOUR, DIAGNOSIS], STORE)
+    assert [one.name for one in serving.of(["phantom-tumour"])] == ["MVP"]
+    assert [one.name for one in serving.of(["phantom-diagnosis"])] == ["FLAT", "MVP"]
+    assert serving.left_out(["phantom-tumour", "phantom-diagnosis"]) == []
+    assert serving.left_out(["phantom-tumour"]) == [
+        "FLAT is left out: its network 'resnet3d' has no decoder, so nothing can be segmented with it."
+    ]
+    rows = training_rows(runs)
+    assert [row.name for row in rows_for(TUMOUR, rows)] == ["MVP", "scratch (uniformer)"]
+    assert [row.name for row in rows_for(DIAGNOSIS, rows)] == ["FLAT", "MVP", "scratch", "scratch (uniformer)"]
+    assert left_out_notes(TUMOUR, [], runs) == ("Left out: FLAT; without a decoder nothing can be segmented.",)
+    assert left_out_notes(DIAGNOSIS, [], runs) == ()
+
+
+def test_repeats_of_a_pretraining_are_starts_of_one_row(run: MakeRun) -> None:
+    first, second, third = run("a"), run("b"), run("c")
+    whole = Run("A", first.folder, (second.folder, third.folder))
+    found = [one for one in prepared([whole], seeds=2) if one.row == "A"]
+    assert [one.seed for one in found] == [0, 100, 200, 1, 101, 201]
+    assert [one.own_seed for one in found] == [one.config.seed for one in found] == [0, 0, 0, 1, 1, 1]
+    assert [Path(one.config.init_from).name for one in found[:3]] == ["a", "b", "c"]
+    assert [one.folder.name for one in found[3:5]] == ["phantom-tumour-A-seed1", "phantom-tumour-A-seed1-start1"]
+    alone = prepared([first], seeds=2)
+    assert {one.folder for one in alone if one.row == "A"} == {one.folder for one in found if one.seed < 100}
+    assert [one.seed for one in prepared([whole], seeds=1) if one.row == "scratch"] == [0]
+    check_runs([whole], [DIAGNOSIS], STORE)
+
+
+def test_what_is_no_repeat_is_refused(run: MakeRun) -> None:
+    first, other, begun = run("a"), run("b", epochs=7), run("c", finished=False)
+    words = r"run 'A': a and b are no repetitions of one pre-training: epochs: .* -> 7; make them rows of their own"
+    with pytest.raises(RunError, match=words):
+        check_runs([Run("A", first.folder, (other.folder,))], [DIAGNOSIS], STORE)
+    with pytest.raises(RunError, match="run 'A': training 'c' is not finished: "):
+        check_runs([Run("A", first.folder, (begun.folder,))], [DIAGNOSIS], STORE)
 
 
 def test_a_training_on_labels_is_no_pretraining(run: MakeRun) -> None:

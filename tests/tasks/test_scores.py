@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from models.prediction_files import place_of
 from models.records import SelectedCase
 from models.scoring import dice
+from models.store import StoredCase
 from tasks.benchmarks import BENCHMARKS
 from tasks.predictions import predictions_digest, read_probabilities, read_regions
 from tasks.scores import (
@@ -23,7 +25,6 @@ from tasks.scores import (
     region_masks,
     score_case,
     scoring_seconds,
-    scoring_workers,
     segmentation_scores,
 )
 
@@ -119,22 +120,6 @@ def read_prediction(case: SelectedCase) -> np.ndarray:
     return np.stack([cube(4, 8 + case.row)] * 3)
 
 
-def read_truth(case: SelectedCase) -> tuple[np.ndarray, tuple[float, float, float]]:
-    return cube(4, 8).astype(np.uint8) * 3, MM
-
-
-@pytest.mark.full
-def test_processes_score_what_one_process_scores() -> None:
-    cases = [case(k) for k in range(3)]
-    alone, both = (segmentation_scores(KEY, TUMOUR, cases, read_prediction, read_truth, workers) for workers in (1, 2))
-    pd.testing.assert_frame_equal(alone, both)
-
-
-def test_few_voxels_are_scored_by_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.scores.usable_cores", lambda: 4)
-    assert [scoring_workers(12, voxels) for voxels in (8_928_000, 89_280_000)] == [1, 4]
-
-
 def test_kept_scores_say_how_long_they_took(tmp_path: Path) -> None:
     label = cube(4, 8).astype(np.uint8) * 3
     path = tmp_path / "a.parquet"
@@ -175,21 +160,35 @@ def test_predicted_numbers_keep_case_and_target() -> None:
         prediction_scores(key, [case(1, "40.5")], np.array([np.nan]))
 
 
+def stored(edge: int) -> StoredCase:
+    present, extent = (True,) * 4, (edge, edge, edge)
+    return StoredCase(
+        "phantom-bids", 1, "sub-1", "sub-1", "", present, extent, (0, 0, 0), np.eye(4), "d", True, "brats2023"
+    )  # fmt: skip
+
+
+def table_line(edge: int) -> dict[str, object]:
+    return {"dataset": "phantom-bids", "case": "sub-1", "file": "sub-1.npz", **place_of(stored(edge))}
+
+
 def test_predictions_are_read_and_missing_ones_named(tmp_path: Path) -> None:
     folder = tmp_path / "predictions"
     folder.mkdir()
     np.savez(folder / "sub-1.npz", regions=np.ones((3, 2, 2, 2), np.uint8))
-    table = {"dataset": ["phantom-bids"], "case": ["sub-1"], "file": ["sub-1.npz"], "prob_control": [0.25]}
-    pd.DataFrame({**table, "prob_patient": [0.75]}).to_parquet(folder / "predictions.parquet")
-    assert read_regions(tmp_path, case(1)).shape == (3, 2, 2, 2)
+    line = table_line(2) | {"prob_control": 0.25, "prob_patient": 0.75}
+    pd.DataFrame([line]).to_parquet(folder / "predictions.parquet")
+    assert read_regions(tmp_path, case(1), stored(2)).shape == (3, 2, 2, 2)
     with pytest.raises(ScoreError, match=r"no prediction for 1 test cases, first \('phantom-bids', 'sub-2'\)"):
-        read_regions(tmp_path, case(2))
+        read_regions(tmp_path, case(2), stored(2))
     assert read_probabilities(tmp_path, [case(1)], DIAGNOSIS.classes).tolist() == [[0.25, 0.75]]
+    other = case(1).replace(digest="another")
+    with pytest.raises(ScoreError, match=r"sub-1 was predicted as digest d, asked is the case with digest another: an"):
+        read_probabilities(tmp_path, [other], DIAGNOSIS.classes)
     with pytest.raises(ScoreError, match=r"lacks the columns \['prob_MCI'\]; delete it and run evaluate again"):
         read_probabilities(tmp_path, [case(1)], ("control", "MCI"))
     (folder / "sub-1.npz").unlink()
     with pytest.raises(ScoreError, match=r"case sub-1: .*sub-1.npz is missing; run evaluate again: it is predicted"):
-        read_regions(tmp_path, case(1))
+        read_regions(tmp_path, case(1), stored(2))
     with pytest.raises(ScoreError, match=r"predictions.parquet is missing; run evaluate again: it is predicted again"):
         read_probabilities(tmp_path / "other", [case(1)], DIAGNOSIS.classes)
 
@@ -198,20 +197,20 @@ def test_damaged_predictions_are_named_with_what_to_do(tmp_path: Path) -> None:
     folder = tmp_path / "t" / "predictions"
     folder.mkdir(parents=True)
     np.savez(folder / "sub-1.npz", regions=np.ones((3, 4, 4, 4), np.uint8))
-    lines = pd.DataFrame({"dataset": ["phantom-bids"], "case": ["sub-1"], "file": ["sub-1.npz"]})
+    lines = pd.DataFrame([table_line(4)])
     lines.to_parquet(folder / "predictions.parquet")
     whole = (folder / "sub-1.npz").read_bytes()
     remedy = r"delete it and run evaluate again: what is missing is predicted again"
     for content in (whole[:-40], whole.replace(bytes([1, 1, 1]), bytes([1, 2, 1]))):
         (folder / "sub-1.npz").write_bytes(content)
         with pytest.raises(ScoreError, match=rf"case sub-1: .*sub-1\.npz cannot be read .*; {remedy}"):
-            read_regions(tmp_path / "t", case(1))
+            read_regions(tmp_path / "t", case(1), stored(4))
     np.savez(folder / "sub-1.npz", masks=np.ones(3))
     with pytest.raises(ScoreError, match=rf"sub-1\.npz has no array 'regions'; {remedy}"):
-        read_regions(tmp_path / "t", case(1))
+        read_regions(tmp_path / "t", case(1), stored(4))
     pd.concat([lines, lines]).to_parquet(folder / "predictions.parquet")
     with pytest.raises(ScoreError, match=rf"t: .* has two lines of case sub-1 of phantom-bids; {remedy}"):
-        read_regions(tmp_path / "t", case(1))
+        read_regions(tmp_path / "t", case(1), stored(4))
     (folder / "predictions.parquet").write_bytes(b"no table")
     with pytest.raises(ScoreError, match=rf"t: .*predictions\.parquet cannot be read \(.*\); {remedy}"):
         read_probabilities(tmp_path / "t", [case(1)], DIAGNOSIS.classes)
