@@ -15,9 +15,10 @@ from infra.settings import Settings
 def connected(settings: Settings) -> Iterator[ServerInfo]:
     """Start the server of some settings unless it runs, and point this process at it until the end."""
     before = dict(os.environ)
+    _let_go()
     try:
         yield connect(settings)
-        _send_remaining_logs()
+        _let_go()
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -27,9 +28,14 @@ def connected(settings: Settings) -> Iterator[ServerInfo]:
             refresh_global_settings_context()
 
 
-def _send_remaining_logs() -> None:
-    """Let Prefect send the logs of the flow runs while there is a server that takes them."""
+def _let_go() -> None:
+    """Let Prefect send its logs and events while there is a server that takes them, and end their senders.
+
+    A process has one sender of each, which stays with the first server: states of task runs are events.
+    """
     if "prefect" in sys.modules:
+        from prefect.events.worker import EventsWorker
         from prefect.logging.handlers import APILogWorker
 
         APILogWorker.drain_all(timeout=10)
+        EventsWorker.drain_all(timeout=10)

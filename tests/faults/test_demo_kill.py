@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from demo_runs import DemoRun, run_demo, start_demo
+from processes import words_of
 
 from infra.server import server_status, stop_server
 from infra.settings import Settings
@@ -109,7 +110,7 @@ def assert_nothing_writes(workspace: Path) -> None:
     """Whoever was started in the moment of the killing must end by itself."""
     strays = [process for process in psutil.process_iter(["cmdline"]) if is_of(process, workspace)]
     _, alive = psutil.wait_procs(strays, timeout=40)
-    assert not [process.cmdline() for process in alive]
+    assert not [words_of(process) for process in alive]
 
 
 def is_of(process: psutil.Process, workspace: Path) -> bool:
@@ -118,13 +119,6 @@ def is_of(process: psutil.Process, workspace: Path) -> bool:
 
 def below(demo: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return psutil.Process(demo.pid).children(recursive=True)
-
-
-def words_of(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return []
 
 
 def environment_of(process: psutil.Process) -> dict[str, str]:

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from processes import words_of
 from training_phantoms import make_training, write_blobs
 from training_processes import done, losses, ranks, start_node
 
@@ -165,7 +166,9 @@ def test_a_node_of_a_pool_that_dies_ends_the_other_and_all_begin_again(
 
     def kill_a_node(line: dict[str, Any]) -> None:
         if not killed and line["step"] >= 3:
-            flow_run = next(child for child in pool[1].children(recursive=True) if "prefect.engine" in _words(child))
+            flow_run = next(
+                child for child in pool[1].children(recursive=True) if "prefect.engine" in " ".join(words_of(child))
+            )
             killed.append(flow_run.pid)
             flow_run.kill()
 
@@ -175,10 +178,6 @@ def test_a_node_of_a_pool_that_dies_ends_the_other_and_all_begin_again(
     states = node_runs(prefect_server, folder)
     assert sorted(states[2:]) == ["Completed", "Completed"]
     assert "Crashed" in states[:2]
-
-
-def _words(process: psutil.Process) -> str:
-    return " ".join(process.cmdline())
 
 
 def test_an_interrupted_launch_ends_the_nodes_of_the_pool(
@@ -195,7 +194,10 @@ def test_an_interrupted_launch_ends_the_nodes_of_the_pool(
         in_pool(folder, interrupt)
     assert node_runs(prefect_server, folder) == ["Cancelled", "Cancelled"]
     assert not [
-        child for worker in pool for child in worker.children(recursive=True) if "models.train" in _words(child)
+        child
+        for worker in pool
+        for child in worker.children(recursive=True)
+        if "models.train" in " ".join(words_of(child))
     ]
     assert list_checkpoints(folder)
     assert not (folder / "done.json").exists()

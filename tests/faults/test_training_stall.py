@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+from processes import words_of
 from training_phantoms import make_training, write_blobs
 from training_processes import done, ranks
 
@@ -76,7 +77,7 @@ def test_a_frozen_loader_process_fails_the_rank_with_the_reason(
 
     def freeze() -> None:
         for process in psutil.Process().children(recursive=True):
-            if "multiprocessing.forkserver" in " ".join(process.cmdline()):
+            if "multiprocessing.forkserver" in " ".join(words_of(process)):
                 for loader in process.children():
                     loader.suspend()
 

@@ -12,6 +12,7 @@ import pytest
 from api_states import ask, start_deployment, state_of, unfinished_task_runs, wait_for_state
 from deployed import cancel, deployed, processes_of, worker_log
 from nifti_files import SMALL, write_dataset
+from processes import words_of
 from store_builds import catalog_of, ingest
 from waiting import until
 
@@ -94,7 +95,7 @@ def test_a_cancelled_preprocessing_leaves_no_worker_and_a_new_run_ends_it(
 def prefect_worker(folder: Path) -> psutil.Process:
     """Return Prefect's worker, the child of the process that `brainloom up` left."""
     supervisor = psutil.Process(int((folder / "state/server/worker.pid").read_text()))
-    return until(lambda: [one for one in supervisor.children() if "worker" in one.cmdline()], "a worker")[0]
+    return until(lambda: [one for one in supervisor.children() if "worker" in words_of(one)], "a worker")[0]
 
 
 def test_a_killed_worker_comes_back_and_leaves_no_flow_run_behind(
@@ -118,7 +119,7 @@ def test_a_killed_flow_run_is_crashed_and_its_place_free(server: ServerInfo, fol
     """SIGKILL is what the kernel's out-of-memory killer sends."""
     params, digest = wanted
     flow_run = begun(server, folder, params)
-    next(one for one in processes_of(flow_run) if "prefect.engine" in " ".join(one.cmdline())).kill()
+    next(one for one in processes_of(flow_run) if "prefect.engine" in " ".join(words_of(one))).kill()
     wait_for_state(server.api_url, flow_run, "Crashed")
     until(lambda: not processes_of(flow_run), "its Dask worker ended")
     ended_well(server, params, digest)
