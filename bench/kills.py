@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 
 from infra.detached import wait_ended
-from infra.server import server_status
+from infra.server import server_status, without_prefect
 from infra.settings import Settings
 
 POLL_S = 0.05
@@ -34,16 +34,15 @@ class Started:
     """Cases with a receipt then."""
 
 
-def preprocess_command(config: Path, log: Path | None = None, **environment: str) -> subprocess.Popen[bytes]:
-    """Start `brainloom preprocess` as the leader of a process group, its workers in it.
+def flow_command(verb: str, config: Path, log: Path | None = None, **environment: str) -> subprocess.Popen[bytes]:
+    """Start a flow by `brainloom <verb> --config` as the leader of a process group, its workers in it.
 
     environment: more variables; foreign `PREFECT_*` ones are left out.
     """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     with (log or Path(os.devnull)).open("ab") as out:
         return subprocess.Popen(
-            [Path(sys.executable).with_name("brainloom"), "preprocess", "--config", config],
-            env=kept | environment,
+            [Path(sys.executable).with_name("brainloom"), verb, "--config", config],
+            env=without_prefect(os.environ) | environment,
             stdout=out,
             stderr=out,
             start_new_session=True,

@@ -27,7 +27,7 @@ from bench.postgres import PostgresServer, processor_seconds
 from bench.scale import SPEC, write_brain
 from bench.timing import machine
 from bench.watching import Watcher, errors_in, latency_table, log_retryable
-from infra.api import request_json
+from infra.api import FINAL_STATES, request_json
 from infra.deploy import PROJECT_FILE, deploy, find_project, start_worker, stop_worker
 from infra.server import ServerInfo, ensure_server, stop_server
 from infra.settings import Settings
@@ -45,7 +45,6 @@ WAIT_S = 1800.0
 POLL_S = 1.0
 ERRORS = {"503": "answered 503", "500": "answered 500", "locked": "locked, in services"}
 """Counts of the server's log, and their heads in the table."""
-FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ def measure(where: Place, runs: int = RUNS) -> LoadResult:
     result.states["refused"] = runs - len(ids)
     for run_id in ids:
         run = ended.get(run_id)
-        result.states[run["state_name"] if run and run["state_type"] in FINAL else "lost"] += 1
+        result.states[run["state_name"] if run and run["state_type"] in FINAL_STATES else "lost"] += 1
         result.late += "Late" in _former_states(api, run_id)
     result.wrong = [*_unfinished_tasks(api, ids), *_wrong_results(where, wanted)]
     result.errors = errors_in(where.settings.server_dir / "server.log")
@@ -198,7 +197,7 @@ def _wait(api: str, ids: list[str]) -> dict[str, dict[str, Any]]:
     deadline = time.monotonic() + WAIT_S
     while True:
         runs = request_json(f"{api}/flow_runs/filter", {"flow_runs": {"id": {"any_": ids}}}, timeout_s=60)
-        if time.monotonic() > deadline or sum(run["state_type"] in FINAL for run in runs) == len(ids):
+        if time.monotonic() > deadline or sum(run["state_type"] in FINAL_STATES for run in runs) == len(ids):
             return {run["id"]: run for run in runs}
         time.sleep(POLL_S)
 

@@ -26,7 +26,7 @@ from isal import igzip
 
 from bench.catalog import write_cohort
 from bench.growth import Growth, age, sizes, vacuum
-from bench.kills import Started, kill_after_cases, kill_points, kill_server, kill_table, preprocess_command, receipts_in
+from bench.kills import Started, flow_command, kill_after_cases, kill_points, kill_server, kill_table, receipts_in
 from bench.timing import machine
 from bench.watching import Watcher, ended_well, latency_table
 from infra.server import ServerInfo, child_environment, ensure_server, stop_server
@@ -311,7 +311,7 @@ def report_kills(folder: Path, kills: int, share: float = 1.0, seed: int = 0) ->
         config = write_config(folder / "killed.yaml", folder / "ws", str(store))
         starts = []
         for done in kill_points(kills, cases, seed):
-            process = preprocess_command(config, config.with_suffix(".log"), **environment)
+            process = flow_command("preprocess", config, config.with_suffix(".log"), **environment)
             starts.append(kill_after_cases(process, store, done))
             kill_server(settings)
             yield f"killed after {starts[-1].seconds:.0f} s, {starts[-1].cases:,} cases were done\n"

@@ -202,7 +202,7 @@ def compare(params: ProbeParams) -> dict[str, Any]:
             section = make_section(compared, cohort, simple, frame, date, with_embedding=not pictured)
             pictured = pictured or len(section.pictures) > 1
             section, more = with_leaks(compared, cohort, with_confusion(section, frame), frame, params.with_seen)
-            section, after, again = with_combat(compared, cohort, section, frame)
+            section, after, again = with_combat(compared, cohort, simple, section, frame)
             harmonised += after
             fresh += more + again
         else:
@@ -286,13 +286,17 @@ def with_leaks(
 
 
 def with_combat(
-    compared: Comparison, cohort: ProbeCohort, section: TableSection, scores: pd.DataFrame
+    compared: Comparison,
+    cohort: ProbeCohort,
+    simple: Sequence[FeatureRow],
+    section: TableSection,
+    scores: pd.DataFrame,
 ) -> tuple[TableSection, list[pd.DataFrame], int]:
     """Return the section with the table after ComBat, where it was asked for and there are sites for it, the scores of
     that table, and how many of them were computed now."""
     if not compared.combat or without_combat(cohort):
         return section, [], 0
-    encoders, features = combat_twins(compared.rows, feature_rows(cohort))
+    encoders, features = combat_twins(compared.rows, simple)
     after, fresh = score(f"{cohort.benchmark.name}{COMBAT}", cohort, encoders, features, compared.workspace)
     table = combat_table(cohort, scores, after)
     return replace(section, further={**section.further, "combat": table}), [after], fresh

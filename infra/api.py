@@ -14,6 +14,8 @@ from typing import Any
 
 # Loopback must not pass through a proxy of the environment.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+FINAL_STATES = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+"""Types of states from which no flow run and no task run goes on."""
 BUSY_ATTEMPTS = 9
 """Of a request that is answered with 503: SQLite is locked for a moment while others write."""
 BUSY_WAIT_S = 1.0

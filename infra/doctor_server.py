@@ -58,13 +58,13 @@ def check_content(api_url: str, settings: Settings) -> list[Finding]:
         return [Finding("deployments", str(error), f"cd to the folder with {PROJECT_FILE}")]
     pools = sorted({deployment["work_pool"]["name"] for deployment in content["deployments"]})
     workers = [finding for pool in pools for finding in check_pool(api_url, pool)]
-    deployments = [*check_deployments(api_url, content), *check_forms(api_url, content)]
+    there = registered_deployments(api_url, content)
+    deployments = [*check_deployments(api_url, content, there), *check_forms(content, there)]
     return [*deployments, *workers, *check_automations(api_url, settings)]
 
 
-def check_deployments(api_url: str, content: Mapping[str, Any]) -> list[Finding]:
+def check_deployments(api_url: str, content: Mapping[str, Any], there: Mapping[str, Any]) -> list[Finding]:
     """Deployments of prefect.yaml that are missing or registered otherwise, and paused ones."""
-    there = registered_deployments(api_url, content)
     problems = []
     for wanted in content["deployments"]:
         name, found = wanted["name"], there.get(wanted["name"])
@@ -79,12 +79,11 @@ def check_deployments(api_url: str, content: Mapping[str, Any]) -> list[Finding]
     return problems or [Finding("deployments", f"{len(there)} are registered as in {PROJECT_FILE}")]
 
 
-def check_forms(api_url: str, content: Mapping[str, Any]) -> list[Finding]:
+def check_forms(content: Mapping[str, Any], there: Mapping[str, Any]) -> list[Finding]:
     """Deployments whose form on the server is another one than this version's flows have.
 
     A server that was not told of an upgrade refuses new parameters and shows old ones.
     """
-    there = registered_deployments(api_url, content)
     try:
         forms = form_schemas([one["entrypoint"] for one in content["deployments"]])
     except (FormError, subprocess.TimeoutExpired) as error:

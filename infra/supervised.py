@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 import psutil
 
-from infra.api import request_json
+from infra.api import FINAL_STATES, request_json
 from infra.detached import wait_ended
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
@@ -34,7 +34,6 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 FLOW_RUN = "PREFECT__FLOW_RUN_ID"
 """Variable that Prefect 3.8.8 sets for the process of a flow run; all that it starts has it, too."""
 LEFT = "Prefect's worker died, and its flow runs were ended: nobody could cancel them any more. Start it again"
-FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 _LIBC = ctypes.CDLL(None)
 
 
@@ -87,7 +86,7 @@ def mark_crashed(runs: set[str]) -> None:
     for run in sorted(runs):
         try:
             kind = request_json(f"{api_url}/flow_runs/{run}")["state_type"]
-            if kind not in FINAL:
+            if kind not in FINAL_STATES:
                 state = {**crashed, "type": "CANCELLED"} if kind == "CANCELLING" else crashed
                 request_json(f"{api_url}/flow_runs/{run}/set_state", {"state": state, "force": True})
             asked = {"flow_runs": {"id": {"any_": [run]}}, "task_runs": unfinished}

@@ -27,12 +27,10 @@ def measuring(seconds: Seconds | None = None) -> Iterator[Seconds]:
     """
     found: Seconds = defaultdict(float) if seconds is None else seconds
     tokens = _watch.set(found), _inner.set([0.0])
-    began = time.perf_counter()
     try:
-        yield found
+        with step(OTHER):
+            yield found
     finally:
-        inside = _inner.get() or [0.0]
-        found[OTHER] = found.get(OTHER, 0.0) + max(0.0, time.perf_counter() - began - inside[0])
         _watch.reset(tokens[0])
         _inner.reset(tokens[1])
 

@@ -23,8 +23,8 @@ from types import FrameType
 
 from models.config import TrainingConfig
 from models.distributed import World, any_rank, open_world
+from models.exhausted import exhausted
 from models.export import is_finished, write_text_whole
-from models.full_disk import full_disk, full_disk_error
 from models.predict import predict_again
 from models.prediction_files import damage
 from models.selection import read_selection, selection_digest
@@ -149,7 +149,7 @@ def run_training(path: Path, world: World, stop: StopFlag) -> None:
     """Run the training of one run.json, or skip it when it is finished.
 
     A failure of the training itself (not of the machine) is also written to failure.json beside the config, and so is
-    a disk without room, which is raised as FullDiskError.
+    a disk without room or a device without memory, which are raised as FullDiskError and NoMemoryError.
     """
     folder = path.resolve().parent
     try:
@@ -168,8 +168,7 @@ def run_training(path: Path, world: World, stop: StopFlag) -> None:
         _tell_failure(folder, error, world)
         raise
     except Exception as error:
-        if words := full_disk(error):
-            told = full_disk_error(folder, words)
+        if told := exhausted(folder, error):
             _tell_failure(folder, told, world)
             raise told from error
         raise

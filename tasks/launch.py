@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 from infra.settings import private_environment
-from models.full_disk import no_room
+from models.exhausted import no_room
 from tasks.follow import MetricsFollower, OnProgress, Vital, log_tail
 
 LOG_NAME = "train.log"

@@ -386,8 +386,10 @@ def statistics_sentences(
 ) -> str:
     """Return metrics, intervals and tests; first: the row that the others are compared with."""
     firsts = list({one.benchmark: one.row for one in reversed(trainings)}.values()) or [first]
-    compared = f"the row {firsts[0]}" if len(set(firsts)) == 1 else "the first row of their table"
-    compared = "the pre-trained one" if firsts == [PRETRAINED] * len(firsts) else compared
+    if set(firsts) == {PRETRAINED}:
+        compared = "the pre-trained one"
+    else:
+        compared = f"the row {firsts[0]}" if len(set(firsts)) == 1 else "the first row of their table"
     metrics = dict.fromkeys(metric for benchmark in benchmarks for metric in benchmark.metrics)
     named = [METRIC_NAMES[metric] for metric in metrics]
     rows = len({(one.benchmark, one.row) for one in trainings})

@@ -6,9 +6,8 @@ import time
 import urllib.error
 from typing import Any
 
-from infra.api import request_json
+from infra.api import FINAL_STATES, request_json
 
-FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 POLL_S = 0.25
 
 
@@ -43,7 +42,7 @@ def wait_for_state(api_url: str, flow_run: str, wanted: str, seconds: float = 40
     """Wait until a flow run is in a state (its name) and return it; fails when it ends in another one."""
     deadline = time.monotonic() + seconds
     while (state := state_of(api_url, flow_run))["name"] != wanted:
-        assert state["type"] not in FINAL, state
+        assert state["type"] not in FINAL_STATES, state
         assert time.monotonic() < deadline, state
         time.sleep(POLL_S)
     return state
@@ -61,7 +60,7 @@ def unfinished_task_runs(api_url: str, flow_run: str, seconds: float = 30.0) -> 
     body = {"flow_runs": {"id": {"any_": [flow_run]}}}
     while True:
         runs = ask(api_url, "task_runs/filter", body)
-        left = [f"{run['name']}: {run['state_name']}" for run in runs if run["state_type"] not in FINAL]
+        left = [f"{run['name']}: {run['state_name']}" for run in runs if run["state_type"] not in FINAL_STATES]
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(POLL_S)

@@ -1,16 +1,21 @@
-"""Kill -9 of the whole demo, of a Dask worker and of a training rank: run again, it ends as if nothing had happened."""
+"""Kill -9 of the demo, of a Dask worker, of a rank; its evaluation cancelled: run again, it ends as if undisturbed."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
+from api_states import last_runs, start_deployment, unfinished_task_runs, wait_for_state
 from demo_runs import DemoRun, run_demo, start_demo
+from deployed import cancel, deployed, worker_log
 from processes import words_of
+from waiting import until
 
 from infra.server import server_status, stop_server
 from infra.settings import Settings
@@ -67,6 +72,27 @@ def test_a_killed_worker_and_a_killed_rank_cost_nothing(folder: Folder, tiny_dem
     assert demo.wait(STEP_TIMEOUT_S) == 0, log.read_text()[-4000:]
     assert "exitcode  : -9" in (workspace / "trainings/brainmvp_tiny/train.log").read_text()
     assert_same(run_demo(workspace, state), tiny_demo)
+
+
+def test_a_cancelled_evaluation_leaves_no_process_and_is_continued(tmp_path: Path, tiny_demo: DemoRun) -> None:
+    workspace = tmp_path / "ws"
+    shutil.copytree(tiny_demo.workspace, workspace)
+    shutil.rmtree(workspace / "tables")
+    (workspace / "scores.parquet").unlink()
+    for training in workspace.glob("trainings/phantom-*"):
+        shutil.rmtree(training)
+    (undisturbed,) = last_runs(tiny_demo.api_url, "evaluate")
+    params = {**undisturbed["parameters"]["params"], "workspace": str(workspace)}
+    with deployed(tmp_path) as server:
+        first = start_deployment(server.api_url, "evaluate/evaluate", params)
+        step = partial(any_content, workspace, MOMENTS["fine-tuning has made a step"])
+        until(step, lambda: f"a step:\n{worker_log(tmp_path)}", STEP_TIMEOUT_S)
+        cancel(server.api_url, first)
+        assert not (workspace / "scores.parquet").exists(), "it was cancelled before its end"
+        assert unfinished_task_runs(server.api_url, first) == []
+        again = start_deployment(server.api_url, "evaluate/evaluate", params)
+        wait_for_state(server.api_url, again, "Completed")
+    assert_same_tables(workspace, tiny_demo)
 
 
 def any_content(workspace: Path, pattern: str) -> bool:
@@ -134,5 +160,9 @@ def assert_same(demo: DemoRun, undisturbed: DemoRun) -> None:
     assert verify(store, deep=True) == []
     assert store_digest(store) == store_digest(str(undisturbed.workspace / "store.zarr"))
     assert demo.digests == undisturbed.digests
+    assert_same_tables(demo.workspace, undisturbed)
+
+
+def assert_same_tables(workspace: Path, undisturbed: DemoRun) -> None:
     for name in ("scores.parquet", "tables/phantom-tumour.csv", "tables/phantom-control.csv"):
-        assert (demo.workspace / name).read_bytes() == (undisturbed.workspace / name).read_bytes(), name
+        assert (workspace / name).read_bytes() == (undisturbed.workspace / name).read_bytes(), name

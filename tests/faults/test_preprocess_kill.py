@@ -13,7 +13,7 @@ from nifti_files import SMALL, write_dataset
 from store_builds import ingest
 
 from bench.catalog import write_cohort
-from bench.kills import kill_after_cases, kill_server, preprocess_command
+from bench.kills import flow_command, kill_after_cases, kill_server
 from bench.scale import SPEC, report_kills, write_brain
 from infra.server import stop_server
 from infra.settings import Settings
@@ -132,11 +132,11 @@ def test_everything_killed_five_times_with_hundreds_of_scans(tmp_path):
     try:
         for number in range(KILLS):
             fresh = int(rng.integers(1, (cases - done[-1]) // KILLS))
-            process = preprocess_command(config, BRAINLOOM_STATE_DIR=str(state))
+            process = flow_command("preprocess", config, BRAINLOOM_STATE_DIR=str(state))
             done.append(kill_after_cases(process, Path(url), done[-1] + fresh, rng.uniform(0, 0.05)).cases)
             if number % 2:
                 kill_server(Settings(state_dir=state))
-        assert preprocess_command(config, BRAINLOOM_STATE_DIR=str(state)).wait() == 0
+        assert flow_command("preprocess", config, BRAINLOOM_STATE_DIR=str(state)).wait() == 0
     finally:
         stop_server(Settings(state_dir=state))
     assert done == sorted(set(done))

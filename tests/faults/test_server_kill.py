@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +17,8 @@ from training_phantoms import write_blobs
 from training_processes import done
 from waiting import until
 
-from bench.kills import kill_group, kill_server, receipts_in
-from infra.server import ensure_server, stop_server, without_prefect
+from bench.kills import flow_command, kill_group, kill_server, receipts_in
+from infra.server import ensure_server, stop_server
 from infra.settings import Settings
 from models.metrics import read_metrics
 from models.store import store_digest
@@ -47,15 +45,8 @@ def command(settings: Settings, verb: str, params: dict[str, Any]) -> Iterator[s
     """Give a flow that was started by the command line on that server; it never starts a server itself."""
     folder, info = settings.state_dir.parent, ensure_server(settings)
     (folder / f"{verb}.yaml").write_text(yaml.safe_dump(params))
-    environment = {**without_prefect(os.environ), "BRAINLOOM_API_URL": info.api_url}
-    with (folder / f"{verb}.log").open("ab") as log:
-        running = subprocess.Popen(
-            [Path(sys.executable).with_name("brainloom"), verb, "--config", folder / f"{verb}.yaml"],
-            env={**environment, "BRAINLOOM_STATE_DIR": str(folder / "flow"), "OMP_NUM_THREADS": "1"},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    more = {"BRAINLOOM_API_URL": info.api_url, "BRAINLOOM_STATE_DIR": str(folder / "flow"), "OMP_NUM_THREADS": "1"}
+    running = flow_command(verb, folder / f"{verb}.yaml", folder / f"{verb}.log", **more)
     try:
         yield running
     finally:

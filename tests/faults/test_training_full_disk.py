@@ -24,12 +24,12 @@ from safetensors.numpy import save_file
 from training_phantoms import make_training, write_blobs
 from training_processes import done
 
-import models.full_disk
+import models.exhausted
 from infra.storage import StorageError
 from models import metrics
 from models.checkpoint import list_checkpoints, load_checkpoint
 from models.distributed import World
-from models.full_disk import FullDiskError, full_disk
+from models.exhausted import FullDiskError, full_disk
 from models.metrics import append_metrics, read_metrics
 from models.records import SelectedCase
 from models.state import Stopped
@@ -102,7 +102,7 @@ def test_a_full_disk_is_told_the_former_checkpoint_stays_and_a_new_start_ends_al
 
 def test_a_launcher_that_finds_no_reason_looks_at_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert own_failure([tmp_path]) == ""
-    monkeypatch.setattr(models.full_disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=4096))
+    monkeypatch.setattr(models.exhausted.shutil, "disk_usage", lambda _: SimpleNamespace(free=4096))
     assert own_failure([tmp_path]).endswith(f"the disk of {tmp_path} is full; make room, then start again")
 
 

@@ -256,7 +256,8 @@ def test_deployments_against_prefect_yaml(
     wanted, found = deployed()
     answers["deployments/filter"] = [] if change is None else [{**found, **change}]
     answers["flows/filter"] = [{"id": "1", "name": "verify"}]
-    told = problems(doctor_server.check_deployments(url, {"deployments": [wanted]}))
+    content = {"deployments": [wanted]}
+    told = problems(doctor_server.check_deployments(url, content, doctor_server.registered_deployments(url, content)))
     assert len(told) == bool(words)
     assert words in "".join(told)
 
@@ -267,10 +268,11 @@ def test_a_form_that_is_not_of_this_version(server: tuple[str, Answers], monkeyp
     content = {"deployments": [wanted]}
     answers["deployments/filter"] = [{**found, "parameter_openapi_schema": {"required": ["params"]}}]
     answers["flows/filter"] = [{"id": "1", "name": "verify"}]
+    there = doctor_server.registered_deployments(url, content)
     monkeypatch.setattr(doctor_server, "form_schemas", lambda _: {"flows.verify.verify": {"required": ["params"]}})
-    assert problems(doctor_server.check_forms(url, content)) == []
+    assert problems(doctor_server.check_forms(content, there)) == []
     monkeypatch.setattr(doctor_server, "form_schemas", lambda _: {"flows.verify.verify": {"required": []}})
-    assert problems(doctor_server.check_forms(url, content)) == [
+    assert problems(doctor_server.check_forms(content, there)) == [
         "the forms of weekly on the server are not those of this version -> brainloom deploy"
     ]
 
