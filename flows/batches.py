@@ -42,7 +42,7 @@ TASK_RUNS, TASK_RUNS_PER_WORKER = 32, 8
 """Case batches are enlarged beyond these: a task run costs 0.1 s, and with fewer workers would idle at the end."""
 TICK_SECONDS = 1.0
 ROUNDS = 3
-"""How often cases are submitted again after their workers died, or storage, server or scheduler were away."""
+"""How often cases are submitted again when storage, server or scheduler were away, or workers died without a case."""
 WATCH_SHARE = 0.05
 """Share of the flow's time that it may spend on listing receipts, however many there are and however slow a list."""
 API_ERRORS = (httpx.HTTPError, ObjectNotFound, OSError)
@@ -143,10 +143,14 @@ class BatchRunner:
 
         missing: returns those of some cases that have no receipt yet; on_tick: called about once a second. Raises
         ClusterLostError.
+
+        A worker that dies may take cases along that only waited for it, so a round of deaths counts when no case was
+        begun in it; a case is begun receipts.MAX_ATTEMPTS times, so there is an end.
         """
         failures: list[str] = []
         waiting = [_Batch(tuple(batch)) for batch in batches]
-        for number in range(ROUNDS + 1):
+        begun, in_vain = 0, 0
+        while waiting:
             alone: list[_Batch] = []
             again: list[_Batch] = []
             for batch, (told, error) in self._round(waiting, on_tick):
@@ -154,20 +158,23 @@ class BatchRunner:
                 self.seconds.update(told.get("seconds", {}))
                 if isinstance(error, distributed.KilledWorker):
                     alone += [_Batch((case,), batch.away) for case in missing(batch.cases)]
-                elif error is not None and _away(error) and number < ROUNDS:
+                elif error is not None and _away(error) and batch.away < ROUNDS:
                     _log.warning("batch from %s runs again: %s", batch.name, _short(error))
                     again.append(_Batch(batch.cases, batch.away + 1))
-                elif isinstance(error, FutureCancelledError) and number < ROUNDS:
+                elif isinstance(error, FutureCancelledError) and batch.away < ROUNDS:
                     self._await_scheduler(error)
                     again.append(_Batch(batch.cases, batch.away + 1))
                 elif error is not None:
                     failures.append(f"batch of {len(batch.cases)} cases from {batch.name}: {_short(error)}")
-            if not alone and not again:
-                return failures
             if alone:
+                before, begun = begun, receipts.begun(self.store_url, self.token)
+                in_vain = in_vain + 1 if begun == before else 0
+                if in_vain > ROUNDS:
+                    what = f"{len(alone)} cases from {alone[0].name} on lost their worker before any of them was begun"
+                    return [*failures, f"{what}, {in_vain} times: see the logs of the workers"]
                 _log.warning("%d cases have no receipt after their worker died; running each alone", len(alone))
             waiting = [*again, *alone]
-        return [*failures, f"{len(waiting)} cases from {waiting[0].name} on lost their worker in every round"]
+        return failures
 
     def _round(self, batches: Sequence[_Batch], on_tick: Callable[[], None]) -> Iterator[tuple[_Batch, Outcome]]:
         """Submit batches and yield each with its outcome as it ends."""

@@ -91,6 +91,13 @@ def attempt_token(token: str, away: int) -> str:
     return f"{token}~{away}"
 
 
+def begun(url: str, token: str) -> int:
+    """Return how many attempts were claimed under a lease, whatever was away meanwhile."""
+    folder = storage.join(url, BUILD, "attempts")
+    mine = [name for name in storage.listdir(folder) if name.partition("~")[0] == token]
+    return sum(len(storage.listdir(storage.join(folder, name))) for name in mine)
+
+
 def interrupted(url: str) -> Counter[tuple[str, int]]:
     """Return under how many earlier leases, which published nothing after, each row was begun."""
     leases: dict[str, set[tuple[str, int]]] = defaultdict(set)
