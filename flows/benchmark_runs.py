@@ -10,7 +10,7 @@ from typing import Any
 
 from flows.artifacts import publish_markdown
 from flows.benchmark_params import BenchmarkParams, by_protocol
-from flows.evaluate import evaluate
+from flows.evaluate import check_given, evaluate
 from flows.probe import probe
 from flows.prompt import prompt
 from flows.start import start
@@ -28,7 +28,8 @@ def compare_runs(params: BenchmarkParams) -> dict[str, Any]:
     """Compare the runs on every benchmark by its protocol; what is computed and unchanged is not computed again.
 
     A run that no benchmark of a protocol can use is left out of its tables, and the page says why. Raises RunError,
-    before anything is computed, as tasks.serving.check_runs and check_templates do.
+    before anything is computed, as tasks.serving.check_runs and check_templates do, and ScoreError for predictions of
+    others that cannot be scored.
     """
     workspace = Path(params.workspace).resolve()
     asked = by_protocol(params.benchmarks)
@@ -37,6 +38,8 @@ def compare_runs(params: BenchmarkParams) -> dict[str, Any]:
     if tuned := _names(serving, "fine-tune", asked):
         own = [run for run in runs if run.name in tuned]
         check_templates(own, params.template_mix, params.missing_modalities)
+        if params.predictions:
+            check_given(params.only(tuned).evaluate_params())
     found = {
         protocol: start(flow, params=params.only(_names(serving, protocol, asked)).params_of(protocol))
         for protocol, flow in FLOWS.items()

@@ -225,6 +225,15 @@ def _compare(params: EvaluateParams, made: Made, present: Sequence[Cohort]) -> C
     return Compared(params, replace(made, unchecked=elsewhere.notes), tuple(rows), cohorts)
 
 
+def check_given(params: EvaluateParams) -> None:
+    """Raise ScoreError for predictions of others with a file missing or on another grid; computes nothing."""
+    named = list(dict.fromkeys(row.benchmark for row in params.predictions))
+    _, cohorts = _read_workspace(params.model_copy(update={"benchmarks": named}))
+    for cohort in cohorts:
+        if cohort.selected:
+            _with_others(params, cohort)
+
+
 def _with_others(params: EvaluateParams, cohort: Cohort) -> Cohort:
     """Return a cohort with the predictions of others for it; raises what is wrong with their files."""
     found = tuple(row.others for row in params.predictions if row.benchmark == cohort.benchmark.name)

@@ -201,6 +201,21 @@ def test_folders_of_predictions_are_looked_for_before_anything_is_computed(
     assert started == []
 
 
+def test_predictions_are_looked_at_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started, _ = played(monkeypatch)
+
+    def refuse(params: EvaluateParams) -> None:
+        raise ScoreError(f"{params.predictions[0].name} lies on another grid")
+
+    monkeypatch.setattr(benchmark_runs, "check_given", refuse)
+    monkeypatch.setattr(benchmark_runs, "_serving", lambda _, runs: Serving(tuple(runs), {}))
+    row = {"name": "nnU-Net", "benchmark": "phantom-tumour", "folder": str(tmp_path)}
+    asked = {"workspace": str(tmp_path), "runs": [{"training": "mae"}], "predictions": [row]}
+    with pytest.raises(ScoreError, match="nnU-Net lies on another grid"):
+        benchmark.fn(BenchmarkParams.model_validate({**asked, "benchmarks": ["openbhb-age", "phantom-tumour"]}))
+    assert started == []
+
+
 def test_a_deployed_chain_looks_into_its_workspace_and_hands_on_absolute_folders(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

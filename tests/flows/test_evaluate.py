@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from training_phantoms import DATASET, EXTENT, draw_prints
 
 from flows.case_workers import CaseWorkers
-from flows.evaluate import evaluate, fine_tune, score
+from flows.evaluate import check_given, evaluate, fine_tune, score
 from flows.evaluate_params import EvaluateParams, run_name
 from infra.server import ServerInfo
 from infra.settings import Settings
@@ -557,6 +557,9 @@ def test_predictions_of_others_are_rows_like_the_others(
     assert (again["trained"], again["scored"], again["tables"]) == (0, 0, found["tables"])
     nib.save(nib.Nifti1Image(np.zeros(EXTENT, np.uint8), info.affine), tmp_path / f"{info.subject}.nii.gz")
     assert evaluate.fn(asked)["scored"] == 1
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), info.affine), tmp_path / f"{info.subject}.nii.gz")
+    with pytest.raises(ScoreError, match=rf"'nnU-Net' for .*{info.subject}\.nii\.gz lies on another grid \(4 x 4 x 4"):
+        check_given(asked)
     (tmp_path / f"{info.subject}.nii.gz").unlink()
     monkeypatch.setattr("flows.evaluate.launch", lambda *_: pytest.fail("trained before the files were looked at"))
     with pytest.raises(ScoreError, match=rf"predictions 'nnU-Net' for .*no label map for 1 of 10 .* {info.case} of"):
