@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import shutil
@@ -124,8 +125,31 @@ def check_gpus(settings: Settings, driver: Path = DRIVER) -> list[Finding]:
 def check_storage(url: str) -> list[Finding]:
     """Rights below a URL: create once only, write, read, list and delete a probe, which does not stay behind.
 
-    Stores need all of them; a second creation must be refused, or two flows could write one store.
+    Stores need all of them; a second creation must be refused, or two flows could write one store. S3 is asked once
+    for each, and local folders that are not there yet are removed again.
     """
+    try:
+        made = _absent_folders(url)
+    except ValueError as error:
+        return [Finding("storage", str(error), "correct what is named")]
+    try:
+        with storage.one_attempt():
+            return [_probe(url, f"; {made[0]} is not there yet, and was removed again" if made else "")]
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):  # it could not be made, or somebody else put something into it
+                folder.rmdir()
+
+
+def _absent_folders(url: str) -> list[Path]:
+    """Return a local folder and its parents as far as they are not there, the deepest first; none on S3."""
+    if not storage.is_local(url):
+        return []
+    folder = storage.local_path(url)
+    return [path for path in (folder, *folder.parents) if not os.access(path, os.F_OK)]
+
+
+def _probe(url: str, more: str) -> Finding:
     name = f".brainloom-probe-{uuid.uuid4().hex}"
     probe = storage.join(url, name)
     steps = (
@@ -137,15 +161,26 @@ def check_storage(url: str) -> list[Finding]:
         ("delete", lambda: _deleted(probe)),
     )
     for verb, step in steps:
+        mend = f"give this user the right to {verb} objects there, see docs/operating.md"
         try:
             problem = "" if step() else "the answer is wrong"
         except (OSError, ValueError) as error:
-            problem = str(error)
+            problem, mend = str(error), _storage_mend(error) or mend
         if problem:
             left = "" if verb == "create" else f"; delete {probe} by hand if it is still there"
-            mend = f"give this user the right to {verb} objects there, see docs/operating.md{left}"
-            return [Finding("storage", f"cannot {verb} a probe below {url}: {problem}", mend)]
-    return [Finding("storage", f"a probe below {url} was created, written, read, listed and deleted")]
+            return Finding("storage", f"cannot {verb} a probe below {url}: {problem}", f"{mend}{left}")
+    return Finding("storage", f"a probe below {url} was created, written, read, listed and deleted{more}")
+
+
+def _storage_mend(error: OSError | ValueError) -> str:
+    """Return what to do about an error of storage; empty when it is a right that is missing."""
+    if isinstance(error, ValueError):
+        return "correct what is named"
+    if not isinstance(error, storage.StorageError) or error.kind == "rights":
+        return ""
+    if error.kind == "away":
+        return f"start {storage.s3_host()}, or correct {storage.endpoint_variable()}"
+    return error.advice
 
 
 def _written(url: str, data: bytes) -> bool:

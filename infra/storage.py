@@ -15,13 +15,14 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import fsspec
 
-from infra.environments import export_storage
+from infra.environments import STANDS_FOR, export_storage
 from infra.settings import Settings
 
 CONNECT_TIMEOUT_S = 5
@@ -37,13 +38,20 @@ ZARR_S3_CONCURRENCY = 32
 ENDPOINT_VARIABLES = ("FSSPEC_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 FULL_CODES = frozenset({"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull"})
 """What S3 servers call a full bucket, beside the status 507."""
+KEY_CODES = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"})
+"""With what S3 servers answer to a key that they do not know, or to a wrong secret."""
 FULL = "it is full: make room, then start again; what is finished stays"
+_one_attempt: ContextVar[bool] = ContextVar("one_attempt", default=False)
 
+Kind = Literal["", "full", "no keys", "wrong keys", "clock", "rights", "bucket", "refused", "away"]
 Mode = Literal["r", "r+", "a", "w", "w-"]
 
 
 class StorageError(OSError):
-    """A storage call failed after its retries; the message names the URL and the cause."""
+    """A storage call failed after its retries; the message names the URL, the cause and what to do."""
+
+    kind: Kind = ""
+    advice: str = ""
 
 
 def is_local(url: str | os.PathLike[str]) -> bool:
@@ -92,6 +100,33 @@ def s3_endpoint() -> str | None:
     return next((os.environ[name] for name in ENDPOINT_VARIABLES if os.environ.get(name)), None)
 
 
+@contextmanager
+def one_attempt() -> Iterator[None]:
+    """Ask S3 once only inside: somebody waits for the answer, and nothing is lost with it."""
+    token = _one_attempt.set(True)
+    try:
+        yield
+    finally:
+        _one_attempt.reset(token)
+
+
+def s3_host() -> str:
+    """Return the host of the endpoint, for messages."""
+    endpoint = s3_endpoint()
+    return urlsplit(endpoint).netloc or endpoint if endpoint else "Amazon's S3"
+
+
+def endpoint_variable() -> str:
+    """Return the name of the variable in which the user gave the endpoint, or may give one."""
+    return next((_variable(name) for name in ENDPOINT_VARIABLES if os.environ.get(name)), "BRAINLOOM_S3_ENDPOINT")
+
+
+def _variable(name: str) -> str:
+    """Return the name of our setting where that is what the user set, else the S3 clients' own."""
+    ours = STANDS_FOR[name]
+    return next((one for one in (ours, f"{ours}_FILE") if os.environ.get(one)), name)
+
+
 def s3_options() -> dict[str, Any]:
     """Return s3fs options: time-outs, retries, no listing cache (another process may write), the endpoint if set.
 
@@ -105,7 +140,7 @@ def s3_options() -> dict[str, Any]:
         "config_kwargs": {
             "connect_timeout": CONNECT_TIMEOUT_S,
             "read_timeout": READ_TIMEOUT_S,
-            "retries": {"mode": "standard", "total_max_attempts": ATTEMPTS},
+            "retries": {"mode": "standard", "total_max_attempts": 1 if _one_attempt.get() else ATTEMPTS},
         },
         **({"endpoint_url": endpoint} if endpoint else {}),
     }
@@ -119,7 +154,7 @@ def filesystem(url: str | os.PathLike[str]) -> tuple[Any, str]:
     if not parts.netloc:
         raise ValueError(f"storage URL {os.fspath(url)!r} names no bucket; write s3://bucket/path")
     fs = fsspec.filesystem("s3", **s3_options())
-    fs.retries = BODY_ATTEMPTS
+    fs.retries = 1 if _one_attempt.get() else BODY_ATTEMPTS
     return fs, f"{parts.netloc}{parts.path}".rstrip("/")
 
 
@@ -359,9 +394,12 @@ def explained(action: str, url: str | os.PathLike[str]) -> Iterator[None]:
         full = getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or status == 507 or code in FULL_CODES
         if absent or not (full or (from_s3 and not is_local(url))):
             raise
-        advice = FULL if full else _advice(error, code, status)
+        kind: Kind = "full" if full else _kind(error, code, status)
         what = f"{type(error).__name__}: {error}".rstrip(". ")
-        raise StorageError(f"could not {action} {os.fspath(url)}: {what}; {advice}") from error
+        advice = _advice(kind)
+        told = StorageError(f"could not {action} {os.fspath(url)}: {what}; {advice}")
+        told.kind, told.advice = kind, advice
+        raise told from error
 
 
 def _answer(error: BaseException) -> tuple[str, int]:
@@ -371,15 +409,32 @@ def _answer(error: BaseException) -> tuple[str, int]:
     return str(response.get("Error", {}).get("Code", "")), int(status)
 
 
-def _advice(error: BaseException, code: str, status: int) -> str:
+def _kind(error: BaseException, code: str, status: int) -> Kind:
     if type(error).__name__ in {"NoCredentialsError", "PartialCredentialsError"}:
-        return "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment of this process and of its workers"
+        return "no keys"
+    if code in KEY_CODES:
+        return "wrong keys"
+    if code == "RequestTimeTooSkewed":
+        return "clock"
     if isinstance(error, PermissionError):
-        return "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they may do in this bucket"
+        return "rights"
     if code == "NoSuchBucket":
-        return "make the bucket first"
-    if code and status and status < 500:
-        return "the server refused the request"
-    endpoint = s3_endpoint()
-    host = urlsplit(endpoint).netloc or endpoint if endpoint else "Amazon's S3"
-    return f"{ATTEMPTS} tries: see that {host} answers, then start again; what is finished stays"
+        return "bucket"
+    return "refused" if code and status and status < 500 else "away"
+
+
+def _advice(kind: Kind) -> str:
+    if kind == "full":
+        return FULL
+    key, secret, host = _variable("AWS_ACCESS_KEY_ID"), _variable("AWS_SECRET_ACCESS_KEY"), s3_host()
+    tries = "" if _one_attempt.get() else f"{ATTEMPTS} tries: "
+    advice: dict[Kind, str] = {
+        "no keys": f"set {key} and {secret} in the environment of this process and of its workers",
+        "wrong keys": f"check {key} and {secret}: {host} does not know this key, or its secret is another",
+        "clock": f"set the clock of this machine: it differs from that of {host}",
+        "rights": f"check {key}, {secret} and what they may do in this bucket",
+        "bucket": "make the bucket first",
+        "refused": "the server refused the request",
+        "away": f"{tries}see that {host} answers, then start again; what is finished stays",
+    }
+    return advice[kind]

@@ -130,6 +130,89 @@ def test_a_right_that_is_missing_is_named(
     )
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_folders_that_are_not_there_yet_are_removed_again(
+    fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = tmp_path / "typo" / "stores"
+    if fails:
+        monkeypatch.setattr(storage, "read_bytes", lambda _: b"")
+    (found,) = doctor.check_storage(str(url))
+    assert found.is_problem == fails
+    assert fails or found.text.endswith(f"{url} is not there yet, and was removed again")
+    # The probe of a store that does not read stays for the one who looks into it, with its folder.
+    assert [path.name for path in tmp_path.iterdir()] == (["typo"] if fails else [])
+
+
+@pytest.mark.parametrize("url", ["ftp://host/x", "s3://KEY:SECRET@bucket/x", "s3:///x"])
+def test_what_is_no_storage_is_told(url: str) -> None:
+    (told,) = problems(doctor.check_storage(url))
+    assert told.endswith("-> correct what is named")
+    assert "KEY:" not in told
+
+
+class S3Answers(BaseHTTPRequestHandler):
+    """An S3 server that answers every request with one error."""
+
+    status, code = 403, "AccessDenied"
+    asked = 0
+
+    def do_PUT(self) -> None:
+        type(self).asked += 1
+        body = f"<Error><Code>{self.code}</Code><Message>no</Message></Error>".encode()
+        self.send_response(self.status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", *storage.ENDPOINT_VARIABLES):
+        monkeypatch.setenv(name, "")  # what is exported from the settings goes again
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("BRAINLOOM_S3_ACCESS_KEY", "someone")
+    monkeypatch.setenv("BRAINLOOM_S3_SECRET_KEY", "very-secret")
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "mend"),
+    [
+        (403, "AccessDenied", "give this user the right to create objects there"),
+        (403, "InvalidAccessKeyId", "check BRAINLOOM_S3_ACCESS_KEY and BRAINLOOM_S3_SECRET_KEY: 127.0.0.1:"),
+        (403, "SignatureDoesNotMatch", "check BRAINLOOM_S3_ACCESS_KEY and BRAINLOOM_S3_SECRET_KEY: 127.0.0.1:"),
+        (403, "RequestTimeTooSkewed", "set the clock of this machine"),
+        (404, "NoSuchBucket", "make the bucket first"),
+        (503, "SlowDown", "start 127.0.0.1:"),
+    ],
+)
+def test_each_error_of_s3_has_its_own_mend_and_is_asked_for_once(
+    status: int, code: str, mend: str, keys: pytest.MonkeyPatch
+) -> None:
+    answers = type("Refuses", (S3Answers,), {"status": status, "code": code})
+    with HTTPServer(("127.0.0.1", 0), answers) as httpd:
+        threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True).start()
+        keys.setenv("BRAINLOOM_S3_ENDPOINT", f"http://127.0.0.1:{httpd.server_port}")
+        (told,) = problems(doctor.check_storage("s3://bucket/stores"))
+        httpd.shutdown()
+    assert told.split(" -> ")[1].startswith(mend)
+    assert "very-secret" not in told
+    assert answers.asked == 1
+
+
+def test_an_endpoint_where_nobody_answers_is_to_be_started_or_corrected(keys: pytest.MonkeyPatch) -> None:
+    keys.setenv("BRAINLOOM_S3_ENDPOINT", "http://127.0.0.1:9")
+    (told,) = problems(doctor.check_storage("s3://bucket/stores"))
+    assert told.startswith("cannot create a probe below s3://bucket/stores: could not create s3://bucket/stores/")
+    assert told.endswith("-> start 127.0.0.1:9, or correct BRAINLOOM_S3_ENDPOINT")
+
+
 def test_a_storage_that_creates_twice_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(storage, "create_exclusive", lambda *_: True)
     (told,) = problems(doctor.check_storage(str(tmp_path)))
