@@ -39,12 +39,18 @@ def up(
 
 
 def down(api_url: ApiUrl = None) -> None:
-    """Stop the worker and the server that `demo` or `up` started; safe to call twice."""
-    from infra.deploy import stop_worker  # keeps `--help` fast
+    """Stop the worker and the server that `demo` or `up` started; safe to call twice.
+
+    Flow runs at work get up to 40 s to save, and become Crashed.
+    """
+    from infra.deploy import flow_runs_at_work, stop_worker  # keeps `--help` fast
     from infra.server import stop_server
     from infra.settings import Settings
+    from infra.supervised import GRACE_S
 
     settings = Settings()
+    if runs := flow_runs_at_work(settings):
+        console().print(f"flow runs at work: {len(runs)}; they get up to {GRACE_S:g} s to save, and become Crashed")
     stopped = [name for name, stop in (("worker", stop_worker), ("server", stop_server)) if stop(settings)]
     console().print(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import subprocess
 import sys
 import tempfile
 import urllib.error
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from infra.api import request_json
@@ -18,6 +21,7 @@ from infra.automations import ensure_all
 from infra.detached import Detached
 from infra.server import ServerError, ServerInfo, child_environment, server_status
 from infra.settings import Settings
+from infra.supervised import GRACE_S, flow_runs_of
 
 PROJECT_FILE = "prefect.yaml"
 DEPLOY_TIMEOUT_S = 600
@@ -114,15 +118,18 @@ def start_worker(settings: Settings, pool: str | None = None) -> int:
 
 def stop_worker(settings: Settings) -> bool:
     """Stop our workers for good, with the flow runs that they started, and wait for them; False when none ran."""
-    if not settings.server_dir.exists():
-        return False
-    others = [path.stem.removeprefix("worker-") for path in sorted(settings.server_dir.glob("worker-*.pid"))]
-    stopped = False
-    for pool in dict.fromkeys([settings.work_pool, *others]):
-        process = _worker(settings, pool)
-        with process.lock():
-            stopped |= process.stop(wait_s=45.0)  # a flow run gets 30 s to end its ranks and to save
-    return stopped
+    workers = _workers(settings)
+    with ThreadPoolExecutor(max(1, len(workers))) as threads:  # together: their flow runs get GRACE_S only once
+        return any(list(threads.map(_stop, workers)))
+
+
+def flow_runs_at_work(settings: Settings) -> set[str]:
+    """Return the ids of the flow runs that our workers run on this machine at the moment."""
+    found: set[str] = set()
+    for pid in [pid for worker in _workers(settings) if (pid := worker.pid())]:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            found |= flow_runs_of(psutil.Process(pid).children(recursive=True))
+    return found
 
 
 def find_project(project: Path | None = None) -> Path:
@@ -138,6 +145,20 @@ def find_project(project: Path | None = None) -> Path:
 def _worker(settings: Settings, pool: str) -> Detached:
     name = "worker" if pool == settings.work_pool else f"worker-{pool}"
     return Detached(settings.server_dir, name, marker=f"{pool}-worker")
+
+
+def _workers(settings: Settings) -> list[Detached]:
+    """Return the workers of this state folder that were started and not stopped, whether they live or not."""
+    if not settings.server_dir.exists():
+        return []
+    others = [path.stem.removeprefix("worker-") for path in sorted(settings.server_dir.glob("worker-*.pid"))]
+    return [_worker(settings, pool) for pool in dict.fromkeys([settings.work_pool, *others])]
+
+
+def _stop(worker: Detached) -> bool:
+    with worker.lock():
+        # Flow runs get GRACE_S to save; then its supervisor ends the worker and tells the server of them.
+        return worker.stop(wait_s=GRACE_S + 50.0)
 
 
 def _ensure_queues(info: ServerInfo, content: Mapping[str, Any]) -> None:

@@ -5,8 +5,9 @@ their worker dies they would go on without anybody who can cancel them or read t
 this process then, and are ended before the command is started again; those that had no time to tell the server so are
 marked Crashed.
 
-SIGTERM ends the command, which gets time to end what it started, and then this process. When this process is killed,
-the system sends SIGTERM to the command.
+SIGTERM ends the flow runs of the command first, which get time to save, then the command and this process: Prefect's
+worker kills its flow runs at once when it is told to end. When this process is killed, the system sends SIGTERM to the
+command.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import psutil
 
@@ -28,12 +29,13 @@ from infra.detached import wait_ended
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
 """Before the command is started again: doubled each time, unless it ran for longer than the longest of them."""
 GRACE_S = 40.0
-"""Between SIGTERM and SIGKILL; a flow run gets 30 s to end its ranks and to save."""
+"""Between SIGTERM and SIGKILL; a flow run needs up to 30 s to end its ranks and to save."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 FLOW_RUN = "PREFECT__FLOW_RUN_ID"
 """Variable that Prefect 3.8.8 sets for the process of a flow run; all that it starts has it, too."""
 LEFT = "Prefect's worker died, and its flow runs were ended: nobody could cancel them any more. Start it again"
+STOPPED = "Prefect's worker was told to end, and its flow runs were ended with it. Start it again"
 _LIBC = ctypes.CDLL(None)
 
 
@@ -44,12 +46,12 @@ def supervise(command: Sequence[str], first_wait_s: float = FIRST_WAIT_S) -> Non
     wait_s = first_wait_s
     while True:
         began = time.monotonic()
-        code = _run(command)
+        code, runs = _run(command)
+        lived_s = time.monotonic() - began
+        left, orphans = end_children()
+        mark_crashed(runs | orphans, STOPPED if code is None else LEFT)
         if code is None:
             return
-        lived_s = time.monotonic() - began
-        left, runs = end_children()
-        mark_crashed(runs)
         wait_s = first_wait_s if lived_s > LONGEST_WAIT_S else wait_s
         _say(f"the command ended with {code} after {lived_s:.0f} s, {left} processes of it were ended; again", wait_s)
         if _told_within(wait_s):
@@ -65,7 +67,7 @@ def end_children() -> tuple[int, set[str]]:
     own = psutil.Process()
     children = own.children()
     family = wait_ended(own.children(recursive=True), 0)
-    runs = {run for process in family if (run := _flow_run(process))}
+    runs = flow_runs_of(family)
     for child in children:
         _send(child, signal.SIGTERM)
     for process in wait_ended(family, GRACE_S):
@@ -75,14 +77,19 @@ def end_children() -> tuple[int, set[str]]:
     return len(family), runs
 
 
-def mark_crashed(runs: set[str]) -> None:
+def flow_runs_of(processes: Iterable[psutil.Process]) -> set[str]:
+    """Return the ids of the flow runs that processes belong to."""
+    return {run for process in processes if (run := _flow_run(process))}
+
+
+def mark_crashed(runs: set[str], message: str = LEFT) -> None:
     """Tell the server of PREFECT_API_URL about flow runs that have ended, and their task runs, unless they did it.
 
     A server that does not answer has its automation for flow runs without a heartbeat.
     """
     api_url = os.environ.get("PREFECT_API_URL", "")
     unfinished = {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}}
-    crashed = {"type": "CRASHED", "message": LEFT}
+    crashed = {"type": "CRASHED", "message": message}
     for run in sorted(runs):
         try:
             kind = request_json(f"{api_url}/flow_runs/{run}")["state_type"]
@@ -103,8 +110,8 @@ def _flow_run(process: psutil.Process) -> str:
     return ""
 
 
-def _run(command: Sequence[str]) -> int | None:
-    """Run the command to its end and return its exit code; None when we were told to end and it has ended."""
+def _run(command: Sequence[str]) -> tuple[int | None, set[str]]:
+    """Run the command to its end; return its exit code, None when we were told to end, and flow runs ended with it."""
     # One thread, so nothing can hold a lock while the child prepares itself.
     process = subprocess.Popen(command, start_new_session=True, preexec_fn=_tie)  # noqa: PLW1509
     while True:
@@ -112,18 +119,30 @@ def _run(command: Sequence[str]) -> int | None:
         ended = _reap()
         if process.pid in ended:
             process.returncode = ended[process.pid]
-            return None if told else process.returncode
+            return None if told else process.returncode, set()
         if told:
-            end_command(process)
-            return None
+            runs = end_command(psutil.Process(process.pid))
+            process.returncode = 0  # reaped later; this keeps Popen from warning
+            return None, runs
 
 
-def end_command(process: subprocess.Popen[bytes]) -> None:
-    """End the command, which ends what it started; then whatever is left."""
-    os.killpg(process.pid, signal.SIGTERM)
-    wait_ended([psutil.Process(process.pid)], GRACE_S)
-    end_children()
-    process.returncode = 0  # reaped; this keeps Popen from warning
+def end_command(command: psutil.Process) -> set[str]:
+    """End the flow runs that a command started, and then the command; return their ids.
+
+    The command is halted meanwhile: it would start the next flow run as soon as one has ended.
+    """
+    _send(command, signal.SIGSTOP)
+    at_work = [process for process in command.children(recursive=True) if _flow_run(process)]
+    runs = flow_runs_of(at_work)
+    for process in set(command.children()) & set(at_work):
+        _send(process, signal.SIGTERM)  # these know in which order to end what they started
+    for process in wait_ended(at_work, GRACE_S):
+        _send(process, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(command.pid, signal.SIGTERM)
+    _send(command, signal.SIGCONT)
+    wait_ended([command], GRACE_S)
+    return runs
 
 
 def _tie() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 from api_states import ask, start_deployment, state_of, unfinished_task_runs, wait_for_state
+from demo_runs import run
 from deployed import cancel, deployed, processes_of, worker_log
 from nifti_files import SMALL, write_dataset
 from processes import words_of
@@ -125,3 +126,21 @@ def test_a_killed_flow_run_is_crashed_and_its_place_free(server: ServerInfo, fol
     ended_well(server, params, digest)
     queue = ask(server.api_url, "work_pools/brainloom-cpu/queues/writers")
     assert queue["concurrency_limit"] == 1
+
+
+def test_down_gives_a_flow_run_its_time_and_leaves_it_crashed(server: ServerInfo, folder: Path, wanted: Wanted) -> None:
+    params, digest = wanted
+    flow_run = begun(server, folder, params)
+    down = run("down", state_dir=folder / "state")
+    assert down.stdout.splitlines() == [
+        "flow runs at work: 1; they get up to 40 s to save, and become Crashed",
+        "stopped: worker, server",
+    ]
+    assert processes_of(flow_run) == []
+    with Lease(params["store"], "after down"):
+        pass
+    up = run("up", state_dir=folder / "state")
+    assert up.returncode == 0, up.stdout + up.stderr
+    assert state_of(server.api_url, flow_run)["type"] == "CRASHED"
+    assert unfinished_task_runs(server.api_url, flow_run) == []
+    ended_well(server, params, digest)  # the only place of the queue `writers` is free

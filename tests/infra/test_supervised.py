@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,21 @@ with open(sys.argv[1], "a") as file:
 time.sleep(600)
 """
 """Starts a process in a session of its own, as Prefect's worker does with flow runs."""
+HASTY = """
+import os, signal, subprocess, sys, time
+saving = "import signal, sys, time\\n"
+saving += "signal.signal(signal.SIGTERM, lambda *_: (open(sys.argv[1], 'w').close(), sys.exit(143)))\\n"
+saving += "print(flush=True)\\ntime.sleep(600)"
+command = [sys.executable, "-S", "-c", saving, sys.argv[1] + ".saved"]
+given = {**os.environ, "PREFECT__FLOW_RUN_ID": "a"}
+child = subprocess.Popen(command, env=given, stdout=subprocess.PIPE, start_new_session=True)
+signal.signal(signal.SIGTERM, lambda *_: (child.kill(), sys.exit(0)))
+child.stdout.readline()
+with open(sys.argv[1], "a") as file:
+    file.write(f"{os.getpid()} {child.pid}\\n")
+time.sleep(600)
+"""
+"""Kills its flow run, which would save something, as soon as it is told to end, as Prefect's worker does."""
 SUPERVISE = "from infra.supervised import supervise; import sys; supervise(sys.argv[1:], first_wait_s=0.05)"
 
 
@@ -36,6 +54,50 @@ def supervisor(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     if process.poll() is None:
         process.terminate()
         process.wait(30)
+
+
+@pytest.fixture
+def api() -> Iterator[tuple[str, list[Any]]]:
+    """Give the address of a pretended server, for which every flow run is Running, and the states that it is told."""
+    told: list[Any] = []
+
+    class Pretended(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.answer({"state_type": "RUNNING"})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.path.endswith("/set_state"):
+                told.append((self.path, body["state"]))
+            self.answer([])
+
+        def answer(self, what: Any) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(what).encode())
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with HTTPServer(("127.0.0.1", 0), Pretended) as httpd:
+        threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}/api", told
+        httpd.shutdown()
+
+
+def test_flow_runs_save_before_a_command_that_would_kill_them_is_told_to_end(
+    tmp_path: Path, api: tuple[str, list[Any]]
+) -> None:
+    url, told = api
+    command = [sys.executable, "-c", SUPERVISE, sys.executable, "-S", "-c", HASTY, str(tmp_path / "pids")]
+    process = subprocess.Popen(command, env={**os.environ, "PREFECT_API_URL": url})
+    ((hasty, flow_run),) = until(lambda: starts(tmp_path), "first start")
+    process.terminate()
+    assert process.wait(30) == 0
+    assert (tmp_path / "pids.saved").exists()
+    assert gone(flow_run)
+    assert gone(hasty)
+    assert told == [("/api/flow_runs/a/set_state", {"type": "CRASHED", "message": supervised.STOPPED})]
 
 
 def starts(folder: Path) -> list[list[int]]:
