@@ -303,6 +303,27 @@ def version() -> None:
     typer.echo(__version__)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    asked: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of `brainloom` itself, without a command."""
+
+
+def _text(error: Exception) -> str:
+    from infra.settings import error_text  # keeps `--help` fast
+
+    return error_text(error)
+
+
 def main() -> None:
     """Entry point of the `brainloom` command; errors that speak to the user come without a traceback."""
     os.environ.setdefault("PYTHONSAFEPATH", "1")
@@ -311,5 +332,5 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("BRAINLOOM_DEBUG") or not is_expected(error):
             raise
-        console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}")
+        console(stderr=True).print(f"[bold red]error:[/] {escape(_text(error))}")
         sys.exit(2)

@@ -86,7 +86,10 @@ def _use_api(url: str | None) -> str | None:
         try:
             Settings(api_url=url)
         except ValidationError as error:
-            raise typer.BadParameter(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+            wrong = [one["msg"].removeprefix("Value error, ") for one in error.errors() if one["loc"] == ("api_url",)]
+            if not wrong:
+                raise  # other settings
+            raise typer.BadParameter(wrong[0]) from None
         os.environ[API_URL] = url
     return url
 

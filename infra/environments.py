@@ -14,7 +14,7 @@ from urllib.parse import quote
 from pydantic import SecretStr
 
 from infra.log_lines import log_environment
-from infra.settings import Settings, private_environment
+from infra.settings import Settings, error_text, private_environment
 
 OTHER_ENDPOINTS = ("FSSPEC_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 STANDS_FOR = {
@@ -111,7 +111,7 @@ def main(command: list[str]) -> None:
     try:
         environment = service_environment(Settings(), os.environ)
     except ValueError as error:
-        sys.exit(f"brainloom: {error}")
+        sys.exit(f"brainloom: {error_text(error)}")
     os.execvpe(command[0], command, environment)  # noqa: S606 - no shell is wanted
 
 

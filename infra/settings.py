@@ -6,16 +6,17 @@ One model says where storage, server, Dask and the ranks of trainings are. Secre
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import psutil
-from pydantic import ByteSize, Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from infra.setting_sources import SecretFiles, refuse_unknown
+from infra.setting_sources import PREFIX, SecretFiles, refuse_unknown
 
 CGROUP_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 MEMORY_SHARE = 0.8
@@ -50,7 +51,7 @@ class Settings(BaseSettings):
     api_url: str | None = None
     """API of an existing Prefect server (ends in `/api`); None: our own server on loopback."""
     api_auth: SecretStr | None = None
-    """`user:password` that the server asks for: the existing one, or our own, which then asks for it."""
+    """`user:password` that an existing server asks for, or that of our images; the one of `brainloom up` asks for none."""
     database_url: SecretStr | None = None
     """SQLAlchemy URL of our own server's database (`postgresql+asyncpg://user@host:5432/name`); None: SQLite in
     `state_dir`."""
@@ -124,9 +125,9 @@ class Settings(BaseSettings):
     """Time limit of a job, `[days-]hours:minutes:seconds`."""
     slurm_signal_s: int = Field(180, ge=30)
     """Seconds before its time limit at which a training writes its checkpoint and is put into the queue again."""
-    slurm_options: list[str] = []
+    slurm_options: Annotated[list[str], NoDecode] = []
     """Further options of sbatch, a JSON list: `["--constraint=a100", "--qos=long"]`."""
-    slurm_setup: list[str] = []
+    slurm_setup: Annotated[list[str], NoDecode] = []
     """Shell lines before the work, a JSON list: `["module load cuda", "source /shared/venv/bin/activate"]`. Secrets go
     into a file that such a line reads, not into the line: the script is written into the training's folder."""
     slurm_interface: str = ""
@@ -213,6 +214,19 @@ class Settings(BaseSettings):
             raise ValueError(f"one word of letters, digits and _.,:=@/+- is wanted, got {value!r}")
         return value
 
+    @field_validator("slurm_options", "slurm_setup", mode="before")
+    @classmethod
+    def _json_list(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            found = json.loads(value)
+        except ValueError:
+            found = None
+        if not isinstance(found, list):
+            raise ValueError('a JSON list of texts is wanted, e.g. ["--qos=long", "--constraint=a100"]')
+        return found
+
     @field_validator("slurm_options")
     @classmethod
     def _options(cls, values: list[str]) -> list[str]:
@@ -283,6 +297,24 @@ class Settings(BaseSettings):
     def memory_per_worker(self, workers: int | None = None) -> int:
         """Return the memory limit of one of so many Dask workers in bytes, the container's limit respected."""
         return int(self.worker_memory or MEMORY_SHARE * machine_memory() / (workers or self.workers))
+
+
+def error_text(error: Exception) -> str:
+    """Return an error's text; that of wrong settings is a line for each, with its variable and without its value."""
+    if not isinstance(error, ValidationError) or error.title != Settings.__name__:
+        return str(error)
+    return "\n".join(_line(one["loc"], one["type"], one["msg"]) for one in error.errors())
+
+
+def _line(place: tuple[int | str, ...], kind: str, message: str) -> str:
+    text = "a size such as 3GiB is wanted" if kind == "byte_size" else message.removeprefix("Value error, ")
+    if not place:
+        return text  # of several settings together: it names them
+    variable = f"{PREFIX}{str(place[0]).upper()}"
+    if os.environ.get(f"{variable}_FILE"):
+        variable += "_FILE"
+    entry = f", entry {place[1]}" if len(place) > 1 else ""
+    return f"{variable}{entry}: {text}"
 
 
 def machine_memory() -> int:

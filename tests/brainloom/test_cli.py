@@ -68,8 +68,9 @@ def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == []
 
 
-def test_version() -> None:
-    assert CliRunner().invoke(app, ["version"]).output.strip() == brainloom.__version__
+@pytest.mark.parametrize("how", ["version", "--version"])
+def test_version(how: str) -> None:
+    assert CliRunner().invoke(app, [how]).output.strip() == brainloom.__version__
 
 
 @pytest.mark.usefixtures("no_server")
@@ -262,6 +263,16 @@ def test_our_errors_come_without_a_traceback_unless_asked(
             main()
     else:
         assert shell(monkeypatch, capsys) == (2, "error: [red] is not a colour here")
+
+
+@pytest.mark.parametrize("options", [[], ["--api-url", "http://127.0.0.1:9/api"]])
+def test_a_wrong_setting_is_named_by_its_variable(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BRAINLOOM_API_URL", "")
+    monkeypatch.setenv("BRAINLOOM_LOG", "xml")
+    code, text = shell(monkeypatch, capsys, "doctor", *options)
+    assert (code, text) == (2, "error: BRAINLOOM_LOG: Input should be 'text' or 'json'")
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

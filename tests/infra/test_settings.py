@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from infra import settings as module
-from infra.settings import Settings, machine_memory, private_environment
+from infra.settings import Settings, error_text, machine_memory, private_environment
 
 
 def test_fields_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -59,6 +59,46 @@ def test_no_error_repeats_a_secret(field: str, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ValidationError, match="the value is not repeated here") as refused:
         Settings()
     assert "planted" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("WORKERS", "zero", "BRAINLOOM_WORKERS: Input should be a valid integer, unable to parse string as an integer"),
+        ("WORKER_MEMORY", "lots", "BRAINLOOM_WORKER_MEMORY: a size such as 3GiB is wanted"),
+        ("LOG", "xml", "BRAINLOOM_LOG: Input should be 'text' or 'json'"),
+        ("SLURM_OPTIONS", "foo", "BRAINLOOM_SLURM_OPTIONS: a JSON list of texts is wanted, e.g. "),
+        ("SLURM_SETUP", '{"a": 1}', "BRAINLOOM_SLURM_SETUP: a JSON list of texts is wanted, e.g. "),
+        ("SLURM_SETUP", "[1]", "BRAINLOOM_SLURM_SETUP, entry 0: Input should be a valid string"),
+        ("CLUSTER", "slurm", "cluster 'slurm' needs a limit for each worker: set BRAINLOOM_WORKER_MEMORY"),
+    ],
+)
+def test_the_text_of_an_error_names_the_variable(
+    field: str, value: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"BRAINLOOM_{field}", value)
+    with pytest.raises(ValidationError) as refused:
+        Settings()
+    assert error_text(refused.value).startswith(text)
+
+
+def test_the_text_of_several_errors_is_a_line_each_without_a_secret(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "auth").write_text("planted")
+    monkeypatch.setenv("BRAINLOOM_API_AUTH_FILE", str(tmp_path / "auth"))
+    monkeypatch.setenv("BRAINLOOM_WORKERS", "planted")
+    with pytest.raises(ValidationError) as refused:
+        Settings()
+    lines = error_text(refused.value).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["BRAINLOOM_API_AUTH_FILE", "BRAINLOOM_WORKERS"]
+    assert "planted" not in error_text(refused.value)
+    assert error_text(ValueError("as it is")) == "as it is"
+
+
+def test_lists_come_from_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRAINLOOM_SLURM_OPTIONS", '["--qos=long"]')
+    assert Settings().slurm_options == ["--qos=long"]
 
 
 def test_spaces_at_the_ends_of_a_secret_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
