@@ -1,4 +1,4 @@
-"""Progress of one stage, in the terminal (rich on a TTY, plain lines else) and as a Prefect progress artifact."""
+"""Progress of one stage, in the terminal (rich on a TTY, lines else) and as a Prefect progress artifact."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rich.progress import Progress as RichProgress
 
 from flows.artifacts import artifact_key, in_run
 from infra import gauges
-from infra.log_lines import doing
+from infra.log_lines import doing, is_asked_for, json_line
 
 ARTIFACT_EVERY_S = 2.0
 LINE_EVERY_S = 10.0
@@ -61,7 +61,7 @@ class Progress:
         self._context.enter_context(doing(stage=self.stage))
         self._began = self._clock()
         self._line_at = self._began
-        if self._console.is_terminal:
+        if self._console.is_terminal and not is_asked_for():
             columns = (TextColumn("{task.description:<12}"), BarColumn(None), TextColumn("{task.fields[line]}"))
             self._bar = RichProgress(*columns, console=self._console)
             self._bar.start()
@@ -78,7 +78,7 @@ class Progress:
         if self._bar:
             self._bar.stop()
         seconds = self._clock() - self._began
-        self._console.print(f"{self.stage}: {self.line()} ({duration(seconds)} in all)", markup=False)
+        self._say(f"{self.stage}: {self.line()} ({duration(seconds)} in all)")
         self._publish()
         self._context.close()
 
@@ -91,7 +91,7 @@ class Progress:
         self._show()
         if not self._bar and now - self._line_at >= LINE_EVERY_S:
             self._line_at = now
-            self._console.print(f"{self.stage}: {self.line()}", markup=False)
+            self._say(f"{self.stage}: {self.line()}")
         if now - self._artifact_at >= ARTIFACT_EVERY_S:
             self._publish()
 
@@ -114,6 +114,12 @@ class Progress:
         if self.note:
             parts.append(self.note)
         return ", ".join(parts)
+
+    def _say(self, text: str) -> None:
+        if is_asked_for():
+            print(json_line(__name__, text), file=self._console.file, flush=True)
+        else:
+            self._console.print(text, markup=False)
 
     def _show(self) -> None:
         told = {"done": self.done, "total": self.total, "quarantined": self.quarantined, "per_second": self.rate()}

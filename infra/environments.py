@@ -27,8 +27,8 @@ STANDS_FOR = {
 
 
 def server_environment(settings: Settings) -> dict[str, str]:
-    """Return what our own Prefect server needs: database, user and password that it asks for, metrics when asked."""
-    environment = {}
+    """Return what our own Prefect server needs: how it logs, database, user and password that it asks for, metrics."""
+    environment = log_environment(settings.log)
     if url := database_url(settings):
         environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = url
     if settings.metrics_port:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,16 @@ FROM_PREFECT = ("flow_run_id", "flow_run_name", "flow_name", "task_run_id", "tas
 def log_environment(kind: str) -> dict[str, str]:
     """Return what makes Prefect's console write a line as a JSON object; nothing for kind `text`."""
     return {CONSOLE_FORMATTER: "json", JSON_CLASS: "infra.log_lines.JsonLines"} if kind == "json" else {}
+
+
+def is_asked_for() -> bool:
+    """Say whether lines of this process are to be JSON objects."""
+    return os.environ.get(CONSOLE_FORMATTER) == "json" and JSON_CLASS in os.environ
+
+
+def json_line(logger: str, message: str) -> str:
+    """Return what is said outside of logging, as progress is, as a line like those of the log."""
+    return JsonLines().format(logging.LogRecord(logger, logging.INFO, "", 0, message, None, None))
 
 
 @contextmanager

@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     api_url: str | None = None
     """API of an existing Prefect server (ends in `/api`); None: our own server on loopback."""
     api_auth: SecretStr | None = None
-    """`user:password` that an existing server asks for, or that of our images; the one of `brainloom up` asks for none."""
+    """`user:password` that an existing server asks for, or that of our images; that of `brainloom up` asks for none."""
     database_url: SecretStr | None = None
     """SQLAlchemy URL of our own server's database (`postgresql+asyncpg://user@host:5432/name`); None: SQLite in
     `state_dir`."""

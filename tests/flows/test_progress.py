@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 from uuid import UUID, uuid4
 
 import pytest
@@ -8,6 +9,7 @@ from rich.console import Console
 
 from flows import progress as module
 from flows.progress import Progress, duration
+from infra.log_lines import log_environment
 
 
 class Clock:
@@ -45,6 +47,20 @@ def test_plain_lines_are_rare_and_tell_rate_and_eta(clock: Clock, out: io.String
         "preprocess: 100/100 cases, 2 quarantined, finalised",
         "preprocess: 100/100 cases, 2 quarantined, finalised (40 s in all)",
     ]
+
+
+def test_lines_are_json_objects_when_asked_for(clock: Clock, out: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in log_environment("json").items():
+        monkeypatch.setenv(name, value)
+    console = Console(file=out, force_terminal=True, width=40)  # no bar: it is no line
+    with Progress("preprocess", 40, "cases", console=console, clock=clock) as progress:
+        clock.now = 10.0
+        progress.update(20, note=":warning: [a]\nand more")
+        clock.now = 11.0
+    lines = [json.loads(text) for text in out.getvalue().splitlines()]
+    line = "preprocess: 20/40 cases, :warning: [a]\nand more"
+    assert [one["message"] for one in lines] == [line, f"{line} (11 s in all)"]
+    assert {(one["level"], one["logger"], one["stage"]) for one in lines} == {("INFO", "flows.progress", "preprocess")}
 
 
 def test_an_error_is_named_and_passes(clock: Clock, out: io.StringIO) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.environments import database_url, export_storage, service_environment
+from infra.environments import database_url, export_storage, server_environment, service_environment
+from infra.log_lines import log_environment
 from infra.server import ServerError, ensure_server
 from infra.settings import Settings
 from infra.storage import s3_options
@@ -36,6 +37,12 @@ def test_the_server_gets_its_database_and_asks_for_the_password() -> None:
     assert environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] == url == database_url(settings)
     assert environment["PREFECT_SERVER_API_AUTH_STRING"] == SECRET
     assert database_url(Settings()) == ""
+
+
+def test_the_server_logs_as_it_is_asked_to() -> None:
+    environment = server_environment(Settings(log="json"))
+    assert environment.items() >= log_environment("json").items()
+    assert server_environment(Settings()) == {}
 
 
 def test_our_own_server_on_loopback_takes_no_password(tmp_path: Path) -> None:
@@ -70,6 +77,10 @@ def test_the_entry_point_becomes_the_command_and_refuses_wrong_settings(tmp_path
     )
     assert wrong.returncode == 1
     assert "brainloom: the environment variable BRAINLOOM_API_UTH is no setting of brainloom" in wrong.stderr
+    wrong = subprocess.run(
+        command, env={**environment, "BRAINLOOM_LOG": "xml"}, capture_output=True, text=True, check=False
+    )
+    assert wrong.stderr == "brainloom: BRAINLOOM_LOG: Input should be 'text' or 'json'\n"
 
 
 def test_no_secret_travels_with_a_task_and_a_worker_takes_its_own() -> None:

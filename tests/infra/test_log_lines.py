@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 
-from infra.log_lines import JsonLines, doing, log_environment
+from infra.log_lines import JsonLines, doing, is_asked_for, log_environment
 
 
 def line(message: str, *values: object, **more: object) -> dict[str, str]:
@@ -43,4 +43,5 @@ def test_the_ids_of_a_run_logger_are_kept_and_an_error_has_its_traceback() -> No
 
 def test_text_is_the_default() -> None:
     assert log_environment("text") == {}
+    assert not is_asked_for()
     assert set(log_environment("json").values()) == {"json", "infra.log_lines.JsonLines"}
