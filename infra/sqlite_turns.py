@@ -21,9 +21,19 @@ _begin = AioSqliteConfiguration.begin_transaction
 async def begin_as_writer(
     self: AioSqliteConfiguration, session: AsyncSession, with_for_update: bool = False
 ) -> AsyncGenerator[AsyncSessionTransaction]:
-    """Begin a transaction as a writer, unless it is inside of another one, for which it would wait for ever."""
-    outermost = SQLITE_BEGIN_MODE.get() is None
-    async with _begin(self, session, with_for_update or outermost) as transaction:
+    """Begin a transaction as a writer, unless it is inside of another one, for which it would wait for ever.
+
+    The mode is for this transaction's BEGIN alone: sessions that are opened inside, for whatever they read, begin as
+    the context says, and would wait for the writer around them, which waits for them.
+    """
+    writes = with_for_update or SQLITE_BEGIN_MODE.get() is None
+    async with _begin(self, session) as transaction:
+        if writes:
+            token = SQLITE_BEGIN_MODE.set("IMMEDIATE")
+            try:
+                await session.connection()
+            finally:
+                SQLITE_BEGIN_MODE.reset(token)
         yield transaction
 
 
