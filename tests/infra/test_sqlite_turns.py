@@ -10,6 +10,8 @@ import sqlalchemy as sa
 from prefect.server.database.configurations import AioSqliteConfiguration
 
 from infra import sqlite_turns
+from infra.api import request_json
+from infra.server import ServerInfo
 
 COUNT = sa.text("SELECT COUNT(*) FROM t")
 
@@ -52,3 +54,13 @@ def test_a_transaction_holds_its_turn_from_its_begin_and_one_inside_does_not_wai
     sqlite_turns.take_turns()
     assert asyncio.run(is_free_during_a_transaction(path)) == (False, 0)
     assert writes(path)
+
+
+def test_a_queue_is_paused_at_once_on_a_real_server(prefect_server: ServerInfo) -> None:
+    """Prefect looks something up in a session of its own while it changes a queue."""
+    api = prefect_server.api_url
+    request_json(f"{api}/work_pools/", {"name": "turns", "type": "process"})
+    queue = request_json(f"{api}/work_pools/turns/queues/default")
+    for paused in (True, False):
+        request_json(f"{api}/work_queues/{queue['id']}", {"is_paused": paused}, "PATCH", timeout_s=50)  # it took 60
+        assert request_json(f"{api}/work_pools/turns/queues/default")["is_paused"] is paused
