@@ -38,7 +38,7 @@ from brainloom.cli_server import deploy, doctor, down, up
 from brainloom.cli_split import split_app
 from brainloom.cli_store import store_app
 from brainloom.cli_weights import weights_app
-from brainloom.terminal import ApiUrl, console, is_expected, prepare_prefect
+from brainloom.terminal import ApiUrl, console, folder_of, is_expected, prepare_prefect
 
 app = typer.Typer(
     name="brainloom",
@@ -138,7 +138,9 @@ def run_flow(verb: str, params: BaseModel, deployment: str = "") -> Any:
     from flows.start import start  # Prefect must be imported after `connect`
 
     module, _, _ = FLOWS[verb]
-    return start(getattr(import_module(module), verb), deployment=deployment or None, params=params)
+    flow = getattr(import_module(module), verb)
+    with folder_of("workspace", Path(getattr(params, "workspace", "") or ".")):
+        return start(flow, deployment=deployment or None, params=params)
 
 
 def _run(
@@ -327,8 +329,10 @@ def _text(error: Exception) -> str:
 def main() -> None:
     """Entry point of the `brainloom` command; errors that speak to the user come without a traceback."""
     os.environ.setdefault("PYTHONSAFEPATH", "1")
+    state = Path(os.environ.get("BRAINLOOM_STATE_DIR") or "state")
     try:
-        app()
+        with folder_of("BRAINLOOM_STATE_DIR", state / "server"):
+            app()
     except Exception as error:
         if os.environ.get("BRAINLOOM_DEBUG") or not is_expected(error):
             raise

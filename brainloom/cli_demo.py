@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from brainloom.terminal import ApiUrl, console, prepare_prefect, print_table
+from brainloom.terminal import ApiUrl, console, folder_of, prepare_prefect, print_table
 
 
 class Preset(StrEnum):
@@ -49,7 +49,8 @@ def demo(
     params = PRESETS[preset](workspace.resolve())
     if seed is not None and params.phantom is not None:
         params = params.model_copy(update={"phantom": params.phantom.replace(seed=seed)})
-    result = start(benchmark, params=params)
+    with folder_of("workspace", workspace):
+        result = start(benchmark, params=params)
     _print_result(result, server.ui_url, time.monotonic() - begin)
 
 

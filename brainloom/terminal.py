@@ -6,6 +6,9 @@ import itertools
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -77,7 +80,7 @@ def _stacked(cell: str) -> str:
 
 
 def _cells(line: str) -> list[str]:
-    return [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip()[1:-1])]
+    return [told_by_cell(cell.strip()) for cell in re.split(r"(?<!\\)\|", line.strip()[1:-1])]
 
 
 def _use_api(url: str | None) -> str | None:
@@ -125,6 +128,22 @@ def prepare_prefect(settings: Settings) -> None:
 
     for handler in logging.getLogger().handlers:
         handler.addFilter(_is_news)
+
+
+@contextmanager
+def folder_of(what: str, folder: Path) -> Iterator[None]:
+    """Say what a folder is for when it, or one of its parents, can be neither made nor read inside: a ValueError."""
+    wanted = folder.expanduser().absolute()
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, IsADirectoryError) or not isinstance(error.filename, str | bytes):
+            raise  # it is there, or no path was the matter
+        name = Path(os.fsdecode(error.filename)).absolute()
+        below = isinstance(error, NotADirectoryError) and name.is_relative_to(wanted)
+        if not below and not wanted.is_relative_to(name):
+            raise
+        raise ValueError(f"{what}: {name} can be neither made nor read: {error.strerror}") from error
 
 
 def _is_news(record: logging.LogRecord) -> bool:

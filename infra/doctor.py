@@ -176,6 +176,8 @@ def _storage_mend(error: OSError | ValueError) -> str:
     """Return what to do about an error of storage; empty when it is a right that is missing."""
     if isinstance(error, ValueError):
         return "correct what is named"
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return "correct the path: no folder can be made there"
     if not isinstance(error, storage.StorageError) or error.kind == "rights":
         return ""
     if error.kind == "away":

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from nifti_files import SMALL
+from pydantic import BaseModel
 from training_phantoms import write_blobs
 from typer.testing import CliRunner
 
@@ -273,6 +274,45 @@ def test_a_wrong_setting_is_named_by_its_variable(
     monkeypatch.setenv("BRAINLOOM_LOG", "xml")
     code, text = shell(monkeypatch, capsys, "doctor", *options)
     assert (code, text) == (2, "error: BRAINLOOM_LOG: Input should be 'text' or 'json'")
+
+
+@pytest.mark.parametrize("state", ["/proc/nothing", "file/below"])
+def test_a_state_folder_that_cannot_be_made_is_named_by_its_variable(
+    state: str, own_environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    own_environment.setenv("BRAINLOOM_STATE_DIR", str(tmp_path / state))
+    own_environment.delenv("BRAINLOOM_API_URL", raising=False)
+    code, text = shell(own_environment, capsys, "up", "--no-worker")
+    assert code == 2
+    assert text.startswith(f"error: BRAINLOOM_STATE_DIR: {tmp_path / state}")
+    assert "can be neither made nor read: N" in text  # no such file, or not a folder
+
+
+def test_a_workspace_that_cannot_be_made_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Params(BaseModel):
+        workspace: str = "/proc/nothing/w"
+
+    def start(*_: object, params: Params, **__: object) -> None:
+        Path(params.workspace).mkdir(parents=True)
+
+    monkeypatch.setattr("flows.start.start", start)
+    with pytest.raises(ValueError, match=r"^workspace: /proc/nothing can be neither made nor read: No such file"):
+        cli.run_flow("verify", Params())
+
+
+def test_a_file_where_a_folder_should_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "state").touch()
+    server, told = tmp_path / "state" / "server", r"^STATE: .*can be neither made nor read: Not a directory"
+    with pytest.raises(ValueError, match=told), terminal.folder_of("STATE", server):
+        (server / "server.pid").read_text()
+
+
+def test_other_errors_of_files_stay_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError), terminal.folder_of("workspace", tmp_path / "w"):
+        tmp_path.read_bytes()
+    with pytest.raises(FileNotFoundError), terminal.folder_of("workspace", tmp_path / "w"):
+        (tmp_path / "w" / "c.parquet").read_bytes()
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
