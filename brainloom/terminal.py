@@ -80,7 +80,7 @@ def _stacked(cell: str) -> str:
 
 
 def _cells(line: str) -> list[str]:
-    return [told_by_cell(cell.strip()) for cell in re.split(r"(?<!\\)\|", line.strip()[1:-1])]
+    return [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip()[1:-1])]
 
 
 def _use_api(url: str | None) -> str | None:
