@@ -144,6 +144,13 @@ def test_folders_that_are_not_there_yet_are_removed_again(
     assert [path.name for path in tmp_path.iterdir()] == (["typo"] if fails else [])
 
 
+@pytest.mark.parametrize("place", ["/proc/nothing/x", "file/x"])
+def test_a_folder_that_cannot_be_made_is_to_be_corrected(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (told,) = problems(doctor.check_storage(str(tmp_path / place)))
+    assert told.endswith(" -> correct the path: no folder can be made there")
+
+
 @pytest.mark.parametrize("url", ["ftp://host/x", "s3://KEY:SECRET@bucket/x", "s3:///x"])
 def test_what_is_no_storage_is_told(url: str) -> None:
     (told,) = problems(doctor.check_storage(url))
