@@ -21,6 +21,7 @@ from rich.table import Table
 from infra.log_lines import CONSOLE_FORMATTER, log_environment
 from infra.server import without_prefect
 from infra.settings import Settings, private_environment
+from tasks.markdown_text import told_by_cell
 
 CONSOLE_LEVEL = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 """Overrides one key of Prefect's logging.yml: its console handler. The handler that feeds the UI keeps INFO."""
@@ -80,7 +81,7 @@ def _stacked(cell: str) -> str:
 
 
 def _cells(line: str) -> list[str]:
-    return [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip()[1:-1])]
+    return [told_by_cell(cell.strip()) for cell in re.split(r"(?<!\\)\|", line.strip()[1:-1])]
 
 
 def _use_api(url: str | None) -> str | None:

@@ -29,6 +29,7 @@ from prefect.settings import get_current_settings
 
 from flows.fitting import fit_cell, fit_markdown
 from infra.settings import Settings
+from tasks.markdown_text import alt_text
 
 PICTURE_BYTES_MAX = 300_000
 """Size of one `data:` URI that the UI still shows well."""
@@ -98,8 +99,7 @@ def png_markdown(png: bytes, alt: str) -> str:
     while len(uri) > PICTURE_BYTES_MAX:
         png = _smaller(png, share=max(0.3, 0.95 * math.sqrt(PICTURE_BYTES_MAX / len(uri))))
         uri = _data_uri(png)
-    text = re.sub(r"[\[\]\n]", " ", alt)
-    return f"![{text}]({uri})"
+    return f"![{alt_text(alt)}]({uri})"
 
 
 def pictures_allowed() -> bool:

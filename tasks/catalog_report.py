@@ -10,6 +10,7 @@ from typing import Any
 
 from models.records import Scan
 from tasks.catalog import CATALOG_FILE, CHANNEL_ORDER, CatalogResult
+from tasks.markdown_text import cell_text
 from tasks.phenotypes import PHENOTYPES_FILE
 from tasks.versions import version_url
 
@@ -146,8 +147,7 @@ def markdown_table(rows: Sequence[dict[str, Any]]) -> list[str]:
         return ["none"]
 
     def cell(value: Any) -> str:
-        text = f"{value:,}" if isinstance(value, int) else str(value)
-        return text.replace("|", "\\|").replace("\n", " ")
+        return cell_text(f"{value:,}" if isinstance(value, int) else str(value))
 
     names = list(rows[0])
     body = ["| " + " | ".join(cell(row[name]) for name in names) + " |" for row in rows]

@@ -13,6 +13,7 @@ from typing import Any
 from infra import storage
 from models.store_layout import BUILD, CASES
 from tasks.catalog_report import markdown_table
+from tasks.markdown_text import alt_text
 from tasks.qc_chart import HEIGHT, REACH, WIDTH, place
 from tasks.qc_content import MOSAICS, StoreQuality
 from tasks.qc_outliers import COMMON, FACT_Z, MIN_CASES, OUTLIER_Z
@@ -152,7 +153,7 @@ def _pictures(found: StoreQuality) -> list[str]:
         size += len(picture.uri)
         if size > UI_BYTES:
             return [*lines, f"{len(wanted) - shown} more are in the HTML page.", ""]
-        lines += [f"![{picture.alt}]({picture.uri})", ""]
+        lines += [f"![{alt_text(picture.alt)}]({picture.uri})", ""]
     return lines or ["none", ""]
 
 

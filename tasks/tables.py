@@ -18,6 +18,7 @@ from models.records import Record, digest_of
 from tasks.benchmarks import LESION_METRICS, SEGMENTATION_METRICS, Benchmark
 from tasks.dataset_cards import whereabouts
 from tasks.latex import Tabular, floats, tabulars
+from tasks.markdown_text import cell_text
 from tasks.statistics import INTERVAL_METHOD, P_METHOD, UNBOUNDED_METHOD, few_subjects, one_subject_points
 from tasks.summary import MEAN, OTHERS, PRETRAINED, UNBOUNDED, Line, primary_metric
 
@@ -404,7 +405,7 @@ def markdown_rows(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(text.replace("|", "\\|").replace("\n", " ") for text in cells) + " |"
+    return "| " + " | ".join(map(cell_text, cells)) + " |"
 
 
 def to_csv(table: BenchmarkTable) -> str:
