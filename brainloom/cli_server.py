@@ -29,10 +29,11 @@ def up(
     console().print(f"Prefect UI: [bold]{server.ui_url}[/]")
     if worker:
         from infra.deploy import deploy as register
-        from infra.deploy import served_pools, start_worker
+        from infra.deploy import find_project, served_pools, start_worker
 
         for name in register(settings):
             console().print(f"deployment: {name}")
+        console().print(f"folder of flow runs and their relative paths: {escape(str(find_project()))}")
         for name in pool or served_pools(settings):
             start_worker(settings, name)
             console().print(f"worker: running in {name}; stop everything with `brainloom down`")
@@ -58,6 +59,7 @@ def down(api_url: ApiUrl = None) -> None:
 def deploy(api_url: ApiUrl = None) -> None:
     """Register the deployments of prefect.yaml and the automations on the running server."""
     from infra.deploy import deploy as register  # keeps `--help` fast
+    from infra.deploy import find_project
     from infra.server import connect, ensure_server
     from infra.settings import Settings
 
@@ -66,6 +68,7 @@ def deploy(api_url: ApiUrl = None) -> None:
     connect(settings)
     for name in register(settings):
         console().print(name)
+    console().print(f"folder of flow runs and their relative paths: {escape(str(find_project()))}")
 
 
 def doctor(

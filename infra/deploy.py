@@ -26,6 +26,8 @@ from infra.supervised import GRACE_S, flow_runs_of
 PROJECT_FILE = "prefect.yaml"
 DEPLOY_TIMEOUT_S = 600
 WORKER_POLL_S = 2
+FOLDER_STEP = "prefect.deployments.steps.set_working_directory"
+"""Step before a flow run that Prefect registers when `prefect.yaml` names none: the folder of that file."""
 GPU_POOL = "brainloom-gpu"
 """What `prefect.yaml` calls the pool of trainings and embeddings."""
 QUEUES = {
@@ -50,10 +52,14 @@ def deploy(settings: Settings, project: Path | None = None) -> list[str]:
     folder = find_project(project)
     content = with_pools(yaml.safe_load((folder / PROJECT_FILE).read_text()), settings)
     info = _live_server(settings)
+    with Detached(settings.server_dir, "deploy", marker="").lock():  # two at once would make things twice
+        return _register(settings, info, folder, content)
+
+
+def _register(settings: Settings, info: ServerInfo, folder: Path, content: Mapping[str, Any]) -> list[str]:
     environment = child_environment(settings, info)
     for pool in sorted({deployment["work_pool"]["name"] for deployment in content["deployments"]}):
-        if not _has_pool(info, pool):
-            _prefect(["work-pool", "create", pool, "--type", "process"], folder, environment)
+        _ensure_pool(info, pool, folder, environment)
     _ensure_queues(info, content)
     with tempfile.TemporaryDirectory(prefix="brainloom-deploy-") as place:
         file = Path(place, PROJECT_FILE)
@@ -132,6 +138,19 @@ def flow_runs_at_work(settings: Settings) -> set[str]:
     return found
 
 
+def dead_workers(settings: Settings) -> set[str]:
+    """Return the pools whose worker was started here, was not stopped, and is not there any more."""
+    return {one.marker.removesuffix("-worker") for one in _workers(settings) if one.was_started() and not one.pid()}
+
+
+def start_folder(deployment: Mapping[str, Any]) -> str | None:
+    """Return the folder in which flow runs of a registered deployment start, None when it says none."""
+    for step in deployment["pull_steps"] or []:
+        if FOLDER_STEP in step:
+            return str(step[FOLDER_STEP]["directory"])
+    return None
+
+
 def find_project(project: Path | None = None) -> Path:
     """Return the folder with `prefect.yaml`; raises DeployError naming where it was looked for."""
     folders = [project] if project else [Path.cwd(), Path(__file__).resolve().parent.parent]
@@ -180,6 +199,17 @@ def _live_server(settings: Settings) -> ServerInfo:
     if info is None:
         raise ServerError("no Prefect server runs; start it with `brainloom up`")
     return info
+
+
+def _ensure_pool(info: ServerInfo, pool: str, folder: Path, environment: dict[str, Any]) -> None:
+    """Make a work pool of Prefect's process type unless it is there."""
+    if _has_pool(info, pool):
+        return
+    try:
+        _prefect(["work-pool", "create", pool, "--type", "process"], folder, environment)
+    except DeployError:
+        if not _has_pool(info, pool):  # else somebody has just made it, from another machine perhaps
+            raise
 
 
 def _has_pool(info: ServerInfo, name: str) -> bool:

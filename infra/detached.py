@@ -15,6 +15,9 @@ from pathlib import Path
 import psutil
 
 LOG_TAIL_LINES = 25
+OWNER_ONLY = 0o700
+OTHERS = 0o077
+"""Rights of a folder that are not its owner's."""
 # The child writes its own pid before it becomes the program: killing the parent at any point leaves no unknown child.
 # `<>` does not empty the file first: a reader in between would take the child for dead.
 _WRITE_PID_THEN_BECOME = 'echo $$ 1<>"$0" && exec "$@"'
@@ -37,7 +40,7 @@ class Detached:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Let one process at a time start or stop it; the system releases the lock when its holder dies."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         with (self.folder / f"{self.name}.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -47,9 +50,13 @@ class Detached:
         process = self._process()
         return process.pid if process else None
 
+    def was_started(self) -> bool:
+        """Say whether it was started and not stopped since; it may have ended by itself, or been killed."""
+        return self._pid_file.exists()
+
     def start(self, command: Sequence[str], environment: Mapping[str, str]) -> int:
         """Start a command in its own session with output to the log; the previous log is kept as `.log.1`."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         self._pid_file.unlink(missing_ok=True)
         if self.log.exists():
             self.log.replace(self.log.with_suffix(".log.1"))
@@ -89,6 +96,15 @@ class Detached:
         """Return the last lines of the log."""
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
         return "\n".join(lines[-LOG_TAIL_LINES:])
+
+    def _make_folder(self) -> None:
+        """Make the folder, for its owner alone: its files name cases and hold the server's keys.
+
+        The folder guards its files: what flow runs write elsewhere keeps the rights that the caller's umask gives.
+        """
+        self.folder.mkdir(mode=OWNER_ONLY, parents=True, exist_ok=True)
+        if self.folder.stat().st_mode & OTHERS:
+            self.folder.chmod(OWNER_ONLY)
 
     @property
     def _pid_file(self) -> Path:

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import subprocess
 import urllib.error
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from infra.api import clock_skew_s, request_json
 from infra.automations import AutomationError, find_automations, holds, wanted_automations
-from infra.deploy import PROJECT_FILE, DeployError, find_project, registered_deployments, with_pools
+from infra.deploy import (
+    PROJECT_FILE,
+    DeployError,
+    dead_workers,
+    find_project,
+    registered_deployments,
+    start_folder,
+    with_pools,
+)
+from infra.detached import OTHERS
 from infra.findings import Finding
 from infra.form_schemas import FormError, form_schemas
 from infra.server import server_status
@@ -28,12 +38,27 @@ def check_server(settings: Settings) -> list[Finding]:
     info = server_status(settings)
     if info is None:
         where = settings.api_url or "this machine"
-        return [Finding("server", f"no Prefect server answers at {where}", "brainloom up")]
+        mend = "start it, correct BRAINLOOM_API_URL, or unset it for our own" if settings.api_url else "brainloom up"
+        return [Finding("server", f"no Prefect server answers at {where}", mend)]
     url = info.api_url
     try:
-        return [*check_version(url), *check_clock(url), *check_content(url, settings), *check_failures(url, settings)]
+        asked = [*check_version(url), *check_clock(url), *check_content(url, settings), *check_failures(url, settings)]
+        return [*asked, *check_rights(settings)]
     except (OSError, ValueError) as error:
-        return [Finding("server", f"{url} did not answer: {error}", "brainloom down; brainloom up")]
+        if isinstance(error, urllib.error.HTTPError) and error.code in {401, 403}:
+            mend = "export BRAINLOOM_API_AUTH=user:password, as the server asks for it"
+            return [Finding("server", f"{url} refused us: {error}", mend)]
+        again = "start it again where it runs" if settings.api_url else "brainloom down; brainloom up"
+        return [Finding("server", f"{url} did not answer: {error}", again)]
+
+
+def check_rights(settings: Settings) -> list[Finding]:
+    """May others of this machine read the database of our own server, with the key of its blocks, and the logs?"""
+    folder = settings.server_dir
+    if not folder.exists() or not folder.stat().st_mode & OTHERS:
+        return []
+    text = f"{folder} has database, keys and logs, and others may read it or look into it"
+    return [Finding("server", text, f"chmod 700 {folder}")]
 
 
 def check_version(api_url: str) -> list[Finding]:
@@ -53,14 +78,16 @@ def check_clock(api_url: str, allowed_s: float = SKEW_S) -> list[Finding]:
 def check_content(api_url: str, settings: Settings) -> list[Finding]:
     """Deployments, workers of their pools, and automations."""
     try:
-        content = with_pools(yaml.safe_load((find_project() / PROJECT_FILE).read_text()), settings)
+        folder = find_project()
+        content = with_pools(yaml.safe_load((folder / PROJECT_FILE).read_text()), settings)
     except DeployError as error:
         return [Finding("deployments", str(error), f"cd to the folder with {PROJECT_FILE}")]
     pools = sorted({deployment["work_pool"]["name"] for deployment in content["deployments"]})
-    workers = [finding for pool in pools for finding in check_pool(api_url, pool)]
+    dead = dead_workers(settings)
+    workers = [finding for pool in pools for finding in check_pool(api_url, pool, dead)]
     there = registered_deployments(api_url, content)
     deployments = [*check_deployments(api_url, content, there), *check_forms(content, there)]
-    return [*deployments, *workers, *check_automations(api_url, settings)]
+    return [*deployments, *check_folders(folder, content, there), *workers, *check_automations(api_url, settings)]
 
 
 def check_deployments(api_url: str, content: Mapping[str, Any], there: Mapping[str, Any]) -> list[Finding]:
@@ -77,6 +104,22 @@ def check_deployments(api_url: str, content: Mapping[str, Any], there: Mapping[s
             command = f"its switch in the UI, or: curl -X POST {api_url}/deployments/{found['id']}/resume_deployment"
             problems.append(Finding("deployments", f"{name} is paused", command))
     return problems or [Finding("deployments", f"{len(there)} are registered as in {PROJECT_FILE}")]
+
+
+def check_folders(folder: Path, content: Mapping[str, Any], there: Mapping[str, Any]) -> list[Finding]:
+    """Deployments that start in another folder than that of our prefect.yaml: relative paths lead elsewhere then."""
+    own = {one["name"] for one in content["deployments"] if one.get("pull") or content.get("pull")}
+    elsewhere: dict[str, list[str]] = {}
+    for name in set(there) - own:  # the others say themselves where they start
+        if (start := start_folder(there[name])) != str(folder):
+            elsewhere.setdefault(start or "", []).append(name)
+    found = []
+    for start, names in sorted(elsewhere.items()):
+        where = start or "a temporary folder"
+        text = f"{', '.join(sorted(names))}: flow runs and their relative paths start in {where}, not in {folder}"
+        instead = f"; or, when {start} is meant: run the doctor there" if start else ""
+        found.append(Finding("deployments", text, f"cd {folder}; brainloom deploy{instead}"))
+    return found
 
 
 def check_forms(content: Mapping[str, Any], there: Mapping[str, Any]) -> list[Finding]:
@@ -119,8 +162,11 @@ def deployment_differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) 
     return [name for name, (ours, theirs) in pairs.items() if ours != theirs]
 
 
-def check_pool(api_url: str, pool: str) -> list[Finding]:
-    """Is the pool there, open, and served by a living worker? Are its queues open?"""
+def check_pool(api_url: str, pool: str, dead: Collection[str] = ()) -> list[Finding]:
+    """Is the pool there, open, and served by a living worker? Are its queues open?
+
+    dead: pools whose worker of this machine is gone, which the server notices late.
+    """
     try:
         state = request_json(f"{api_url}/work_pools/{pool}")
     except urllib.error.HTTPError as error:
@@ -141,7 +187,10 @@ def check_pool(api_url: str, pool: str) -> list[Finding]:
     ]
     if state["is_paused"]:
         problems.append(Finding("workers", f"the work pool {pool} is paused", f"prefect work-pool resume {pool}"))
-    if not alive:
+    if pool in dead:
+        text = f"the worker of {pool} that was started here was killed, or the machine restarted"
+        problems.append(Finding("workers", text, f"brainloom up --pool {pool}"))
+    elif not alive:
         text = f"no worker is alive in {pool}, its flow runs stay Late"
         problems.append(Finding("workers", text, f"brainloom up --pool {pool}, on the machine that shall run them"))
     return problems or [Finding("workers", f"{len(alive)} alive in {pool}: {', '.join(alive)}")]

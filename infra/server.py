@@ -7,6 +7,7 @@ would silently start a private temporary server whose runs nobody ever sees.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import sys
@@ -24,6 +25,7 @@ from infra.storage import write_json
 
 START_TIMEOUT_S = 120.0
 HEARTBEAT_S = 30
+_log = logging.getLogger(__name__)
 _CREDENTIALS = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH")
 
 
@@ -69,7 +71,11 @@ def ensure_server(settings: Settings, timeout_s: float = START_TIMEOUT_S) -> Ser
                 ensure_automation(api_url, zombie_automation())
                 return _info(api_url, process.pid())
             process.stop()
-        api_url = f"http://127.0.0.1:{_free_port(_recorded_port(settings))}/api"
+        former = _recorded_port(settings)
+        port = _free_port(former)
+        if former and port != former:
+            _log.warning("port %d is taken by another program: the server uses %d from now on", former, port)
+        api_url = f"http://127.0.0.1:{port}/api"
         write_json(settings.server_dir / "server.json", {"api_url": api_url})
         _start(settings, process, api_url)
         if not _wait_until_healthy(process, api_url, timeout_s):

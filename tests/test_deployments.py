@@ -85,6 +85,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             "train-node/train-node",
             "verify/verify",
         ]
+        assert f"folder of flow runs and their relative paths: {folder}\n" in done.stdout
         assert re.findall(r"^worker: running in (\S+);", done.stdout, re.MULTILINE) == [
             "brainloom-cpu",
             "brainloom-gpu",
@@ -92,7 +93,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder / "state"
     finally:
         down = run("down", state_dir=folder / "state")
-    assert down.stdout.strip() == "stopped: worker, server"
+    assert down.stdout.splitlines()[-1] == "stopped: worker, server"
     assert run("down", state_dir=folder / "state").stdout.strip() == "nothing was running"
 
 
@@ -341,11 +342,16 @@ def test_the_doctor_finds_nothing_until_something_is_broken(state: Path, server:
     found = request_json(f"{server.api_url}/deployments/name/verify/verify")
     request_json(f"{server.api_url}/deployments/{found['id']}", {"tags": ["mine"]}, method="PATCH")
     request_json(f"{server.api_url}/work_pools/brainloom-gpu", {"is_paused": True}, method="PATCH")
+    aside = [{"prefect.deployments.steps.set_working_directory": {"directory": "/elsewhere"}}]
+    catalog = request_json(f"{server.api_url}/deployments/name/catalog/catalog")
+    request_json(f"{server.api_url}/deployments/{catalog['id']}", {"pull_steps": aside}, method="PATCH")
     older = {"name": "verify", "flow_id": found["flow_id"], "parameter_openapi_schema": {"properties": {}}}
     request_json(f"{server.api_url}/deployments/", older)
     broken = run("doctor", state_dir=state, **SETTINGS)
     assert broken.returncode == 1
     mend = "\n    mend: brainloom deploy"
+    told = f"catalog: flow runs and their relative paths start in /elsewhere, not in {state.parent}\n"
+    assert f"{told}    mend: cd {state.parent}; brainloom deploy; or, when /elsewhere" in broken.stdout
     assert re.search(rf"verify is registered otherwise than in prefect.yaml: .*tags.*{mend}", broken.stdout)
     assert f"the forms of verify on the server are not those of this version{mend}" in broken.stdout
     assert "the work pool brainloom-gpu is paused\n    mend: prefect work-pool resume brainloom-gpu" in broken.stdout

@@ -9,13 +9,16 @@ import pytest
 import yaml
 
 from flows.retention import RetentionParams
+from infra import deploy as deploying
 from infra.automations import FAILURES, PROPOSER
 from infra.deploy import (
     GPU_POOL,
     QUEUES,
     DeployError,
+    dead_workers,
     deploy,
     find_project,
+    flow_runs_at_work,
     served_pools,
     start_worker,
     stop_worker,
@@ -174,6 +177,31 @@ def test_deploying_twice_updates(deployed: tuple[Settings, list[str]], project: 
     assert request_json(queue)["concurrency_limit"] == 2
     named = {"automations": {"name": {"any_": [FAILURES]}}}
     assert len(request_json(f"{settings.api_url}/automations/filter", named)) == 1
+
+
+def test_a_pool_that_somebody_else_makes_meanwhile_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [False, True, False, False]
+
+    def refused(*_: object) -> None:
+        raise DeployError("work pool already exists")
+
+    monkeypatch.setattr(deploying, "_has_pool", lambda *_: answers.pop(0))
+    monkeypatch.setattr(deploying, "_prefect", refused)
+    info = ServerInfo("http://127.0.0.1:1/api", "http://127.0.0.1:1", None)
+    deploying._ensure_pool(info, "pool", tmp_path, {})
+    with pytest.raises(DeployError, match="already exists"):
+        deploying._ensure_pool(info, "pool", tmp_path, {})
+    assert answers == []
+
+
+def test_a_worker_that_was_killed_is_missed(tmp_path: Path) -> None:
+    settings = Settings(state_dir=tmp_path)
+    assert dead_workers(settings) == set()
+    settings.server_dir.mkdir()
+    for name in ("worker", "worker-gpu"):
+        (settings.server_dir / f"{name}.pid").write_text("999999999")
+    assert dead_workers(settings) == {"brainloom-cpu", "gpu"}
+    assert flow_runs_at_work(settings) == set()
 
 
 @pytest.mark.full

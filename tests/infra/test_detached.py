@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -44,6 +45,32 @@ def test_stop_ends_the_process_and_the_sessions_of_its_children(process: Detache
     assert _ended(pid)
     assert process.pid() is None
     assert process.stop() is False
+
+
+@pytest.mark.parametrize("before", [None, 0o755])
+def test_the_folder_is_for_its_owner_and_children_keep_the_umask(process: Detached, before: int | None) -> None:
+    if before is not None:
+        process.folder.mkdir(before)
+    kept = os.umask(0o022)
+    try:
+        write = "import pathlib, sys; pathlib.Path(sys.argv[1]).touch()"
+        output = process.folder.parent / "output"
+        pid = process.start([sys.executable, "-c", write, str(output), "thing-marker"], os.environ)
+    finally:
+        os.umask(kept)
+    psutil.Process(pid).wait(30)
+    assert process.folder.stat().st_mode & 0o777 == 0o700
+    assert output.stat().st_mode & 0o777 == 0o644
+
+
+def test_one_that_was_killed_was_started_and_one_that_was_stopped_was_not(process: Detached) -> None:
+    assert not process.was_started()
+    pid = process.start([sys.executable, "-c", "import time; time.sleep(600)", "thing-marker"], os.environ)
+    os.kill(pid, signal.SIGKILL)
+    psutil.Process(pid).wait(30)
+    assert (process.was_started(), process.pid()) == (True, None)
+    process.stop()
+    assert not process.was_started()
 
 
 def test_another_process_with_the_recorded_pid_is_left_alone(process: Detached) -> None:

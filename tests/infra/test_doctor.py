@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import threading
+import urllib.error
 from collections import namedtuple
 from collections.abc import Iterator
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib import metadata
 from pathlib import Path
@@ -263,7 +265,43 @@ def test_without_a_server_it_says_how_to_start_one(tmp_path: Path) -> None:
     told = problems(doctor_server.check_server(Settings(state_dir=tmp_path)))
     assert told == ["no Prefect server answers at this machine -> brainloom up"]
     (told_of_ours,) = problems(doctor_server.check_server(Settings(api_url="http://127.0.0.1:9/api")))
-    assert told_of_ours.startswith("no Prefect server answers at http://127.0.0.1:9/api")
+    assert told_of_ours == (
+        "no Prefect server answers at http://127.0.0.1:9/api -> "
+        "start it, correct BRAINLOOM_API_URL, or unset it for our own"
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (
+            401,
+            " refused us: HTTP Error 401: no -> export BRAINLOOM_API_AUTH=user:password, as the server asks for it",
+        ),
+        (500, " did not answer: HTTP Error 500: no -> start it again where it runs"),
+    ],
+)
+def test_a_server_of_others_that_refuses_us_is_not_ours_to_start(
+    server: tuple[str, Answers], monkeypatch: pytest.MonkeyPatch, code: int, words: str
+) -> None:
+    url, _ = server
+
+    def refuse(_: str) -> None:
+        raise urllib.error.HTTPError(url, code, "no", Message(), None)
+
+    monkeypatch.setattr(doctor_server, "check_version", refuse)
+    assert problems(doctor_server.check_server(Settings(api_url=url))) == [url + words]
+
+
+def test_a_folder_of_the_server_that_others_may_read(tmp_path: Path) -> None:
+    settings = Settings(state_dir=tmp_path)
+    assert doctor_server.check_rights(settings) == []
+    settings.server_dir.mkdir(mode=0o755)
+    settings.server_dir.chmod(0o755)
+    (told,) = problems(doctor_server.check_rights(settings))
+    assert told.endswith(f" -> chmod 700 {settings.server_dir}")
+    settings.server_dir.chmod(0o700)
+    assert doctor_server.check_rights(settings) == []
 
 
 def test_a_server_of_another_version(server: tuple[str, Answers]) -> None:
@@ -302,6 +340,10 @@ def test_pools_without_workers_or_paused(server: tuple[str, Answers]) -> None:
     answers["work_pools/gpu/queues/filter"] = [{"name": "trainings", "is_paused": False}]
     (found,) = doctor_server.check_pool(url, "gpu")
     assert (found.text, found.is_problem) == ("1 alive in gpu: w1", False)
+    assert problems(doctor_server.check_pool(url, "gpu", {"cpu"})) == []
+    assert problems(doctor_server.check_pool(url, "gpu", {"gpu"})) == [
+        "the worker of gpu that was started here was killed, or the machine restarted -> brainloom up --pool gpu"
+    ]
 
 
 def deployed() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -350,6 +392,25 @@ def test_deployments_against_prefect_yaml(
     told = problems(doctor_server.check_deployments(url, content, doctor_server.registered_deployments(url, content)))
     assert len(told) == bool(words)
     assert words in "".join(told)
+
+
+def test_deployments_that_start_in_another_folder(tmp_path: Path) -> None:
+    def started_in(folder: str) -> dict[str, Any]:
+        return {"pull_steps": [{"prefect.deployments.steps.set_working_directory": {"directory": folder}}]}
+
+    content: dict[str, Any] = {"deployments": [{"name": name} for name in ("a", "b", "c")]}
+    there = {"a": started_in("/elsewhere"), "b": started_in(str(tmp_path)), "c": {"pull_steps": None}}
+    assert problems(doctor_server.check_folders(tmp_path, content, there)) == [
+        f"{name}: flow runs and their relative paths start in {start}, not in {tmp_path} -> "
+        f"cd {tmp_path}; brainloom deploy{instead}"
+        for name, start, instead in (
+            ("c", "a temporary folder", ""),
+            ("a", "/elsewhere", "; or, when /elsewhere is meant: run the doctor there"),
+        )
+    ]
+    content["deployments"][2]["pull"] = [{"own": {}}]
+    del there["a"]
+    assert doctor_server.check_folders(tmp_path, content, there) == []
 
 
 def test_a_form_that_is_not_of_this_version(server: tuple[str, Answers], monkeypatch: pytest.MonkeyPatch) -> None:

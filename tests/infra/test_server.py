@@ -92,9 +92,23 @@ def test_start_reuse_restart_on_the_same_port_and_stop(settings: Settings) -> No
     assert ensure_server(settings) == info
     assert [one["name"] for one in request_json(f"{info.api_url}/automations/filter", {})] == [ZOMBIES]
 
+    assert settings.server_dir.stat().st_mode & 0o777 == 0o700, "the database has the key of its blocks"
     assert stop_server(settings) is True
     assert server_status(settings) is None
     assert stop_server(settings) is False
+
+
+def test_a_former_port_that_is_taken_is_told(
+    other_api: str, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.server_dir.mkdir()
+    (settings.server_dir / "server.json").write_text(json.dumps({"api_url": other_api}))
+    monkeypatch.setattr(server, "_start", lambda *_: None)
+    monkeypatch.setattr(server, "_wait_until_healthy", lambda *_: True)
+    monkeypatch.setattr(server, "ensure_automation", lambda *_: None)
+    info = ensure_server(settings)
+    former, port = (url.removesuffix("/api").rsplit(":", 1)[1] for url in (other_api, info.api_url))
+    assert caplog.messages == [f"port {former} is taken by another program: the server uses {port} from now on"]
 
 
 def test_a_server_that_does_not_come_up_is_reported_with_its_log(
