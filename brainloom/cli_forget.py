@@ -50,6 +50,7 @@ def say_dry_run(places: Places, person: Person, rows: Sequence[int]) -> None:
     typer.echo(f"{places.store}: rows {', '.join(map(str, rows)) or 'none'} would be erased")
     found = places.in_workspaces(person)
     _say_server(_search_server(person, found))
+    _listed("lines of it would be erased from", _own_logs(person))
     for folder, reached in found.items():
         _say_workspace(folder, reached, person)
     for folder in places.stage_dirs:
@@ -60,6 +61,7 @@ def say_dry_run(places: Places, person: Person, rows: Sequence[int]) -> None:
 def erase_elsewhere(places: Places, done: Forgotten) -> None:
     """Erase what server, staging folders and workspaces hold, and say so."""
     from tasks.forget_files import erase  # keeps `--help` fast
+    from tasks.forget_lines import erase_from_log
 
     found = places.in_workspaces(done.person)
     server = _search_server(done.person, found)
@@ -68,6 +70,9 @@ def erase_elsewhere(places: Places, done: Forgotten) -> None:
 
         erase_from_server(server)
     _say_server(server)
+    for log in (logs := _own_logs(done.person)):
+        erase_from_log(log, done.person)
+    _listed("lines of it erased from", logs)
     for folder in places.stage_dirs:
         _erase_staged(folder, places.store, done)
     for folder, reached in found.items():
@@ -83,7 +88,8 @@ def say_rest(places: Places) -> None:
         "Weights cannot unlearn: trainings that saw it keep theirs and refuse to resume; train anew where it is asked"
     )
     typer.echo("Not looked at:")
-    typer.echo("- source files elsewhere, checkpoints, events of a Prefect server, backups")
+    typer.echo("- source files elsewhere, checkpoints, backups")
+    typer.echo("- events of a Prefect server, whole pages among them: our own drops them after seven days")
     typer.echo(f"- staged copies in {staged}")
     typer.echo(f"- {searched}")
 
@@ -104,6 +110,14 @@ def _search_server(person: Person, found: dict[Path, Reached]) -> ServerReach | 
     from flows.forget_server import search_server
 
     return search_server(person, [name for reached in found.values() for name in reached.trained])
+
+
+def _own_logs(person: Person) -> list[Path]:
+    """Return the logs of our own server and worker that name a subject, whether they run or not."""
+    from infra.settings import Settings  # keeps `--help` fast
+    from tasks.forget_lines import logs_with
+
+    return logs_with(Settings().server_dir, person)
 
 
 def _say_server(found: ServerReach | None) -> None:

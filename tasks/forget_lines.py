@@ -76,6 +76,20 @@ def without_subject(path: Path, person: Person) -> None:
     storage.write_bytes(str(path), kept.encode())
 
 
+def logs_with(folder: Path, person: Person) -> list[Path]:
+    """Return the logs of a server and its worker that name a subject."""
+    return [path for path in sorted(folder.glob("*.log*")) if person.is_in(path.read_text("utf-8", errors="replace"))]
+
+
+def erase_from_log(path: Path, person: Person) -> None:
+    """Take the lines that name a subject out of a log, in its place: who writes it goes on at its end."""
+    with path.open("r+b") as log:
+        kept = [line for line in log.readlines() if not person.is_in(line.decode("utf-8", errors="replace"))]
+        log.seek(0)
+        log.writelines(kept)
+        log.truncate()
+
+
 def _without(path: Path, text: str, person: Person, crosswalk: bool) -> str:
     separator = SEPARATORS.get(path.suffix) or ("\t" if crosswalk else "")
     if not separator:

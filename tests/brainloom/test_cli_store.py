@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from store_builds import ingest, shard_of, three_subjects
+from nifti_files import write_case
+from store_builds import ingest, scans_of, shard_of, three_subjects
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -15,6 +16,7 @@ from brainloom.cli import app
 from brainloom.cli_forget import _listed
 from brainloom.cli_store import store_app
 from infra import storage
+from infra.settings import Settings
 from models.store import open_store, store_digest
 
 
@@ -126,13 +128,34 @@ def test_forget_asks_first_and_says_what_it_does_not_reach(url: str) -> None:
     assert re.search(r"toy/b is forgotten \(rows 1\); digest [0-9a-f]{64}", text)
     assert "Weights cannot unlearn: trainings that saw it keep theirs and refuse to resume" in text
     assert "Prefect: no server runs here and none was named (--api-url)" in text
-    assert "- source files elsewhere, checkpoints, events of a Prefect server, backups" in text
+    assert "- source files elsewhere, checkpoints, backups" in text
+    assert "- events of a Prefect server, whole pages among them: our own drops them after seven days" in text
     assert "- staged copies in any folder: name it with --stage-dir" in text
     assert "- any workspace: name it with --workspace" in text
     assert open_store(url).dataset("toy").rows == [0, 2]
     assert run("forget", url, "toy/b", "--lift") == (0, f"{url}: the next ingest may bring toy/b back\n")
     assert run("forget", url, "toy/b", "--lift")[1].endswith("subject 'b' of 'toy' was never forgotten")
     assert "name the subject as DATASET/SUBJECT" in run("forget", url, "b", "-y")[1]
+
+
+def test_forget_takes_the_subject_out_of_the_logs_of_server_and_worker(tmp_path: Path) -> None:
+    url = str(tmp_path / "s.zarr")
+    ingest(url, scans_of(write_case(tmp_path, "sub-77", 0), "sub-77"))
+    folder = Settings().server_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    mine, others = "12:00 | case sub-77_ses-1 is damaged", "12:00 | case sub-777 is damaged"
+    logs = [folder / "worker.log", folder / "worker.log.1", folder / "server.log"]
+    for log, lines in zip(logs, ([mine, others], [others, mine], [others]), strict=True):
+        log.write_text("\n".join(lines) + "\n")
+    with logs[0].open("a") as worker:
+        _, text = run("forget", url, "toy/sub-77", "--dry-run")
+        assert f"lines of it would be erased from {logs[0]}" in text
+        assert mine in logs[0].read_text()
+        code, text = run("forget", url, "toy/sub-77", "--yes")
+        worker.write("the worker goes on\n")
+    assert code == 0
+    assert [f"lines of it erased from {log}" in text for log in logs] == [True, True, False]
+    assert [log.read_text() for log in logs] == [f"{others}\nthe worker goes on\n", *[f"{others}\n"] * 2]
 
 
 def test_forget_names_what_else_holds_the_subject(url: str, tmp_path: Path) -> None:
