@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, model_validator
 from flows.catalog import KINDS_TOLD, SOURCE_EXAMPLE
 from flows.compared import RunRow, TrainingRow
 from flows.evaluate_params import EvaluateParams, FinetuneLaunch, MissingModalities, NativeScores, ScratchNetwork
-from flows.forms import Form, store_in
+from flows.forms import Form, Place, store_in
 from flows.prediction_rows import PredictionRows, check_predictions
 from flows.pretrain_params import CropRecipe
 from flows.probe import ProbeParams
@@ -120,13 +120,13 @@ class BenchmarkParams(Form):
         title="Bootstrap replicates",
         description="Of the intervals of fine-tuned rows, from 200 to 100,000.",
     )
-    probe_store: str = Field(
+    probe_store: Place = Field(
         "",
         title="Store of probes",
         description="Finalised store whose images are probed, such as grey-matter maps for AnatCL; empty: "
         "`<workspace>/store.zarr`.",
     )
-    prompt_store: str = Field(
+    prompt_store: Place = Field(
         "",
         title="Store of prompts",
         description="Finalised store with images and connectomes; empty: `<workspace>/store.zarr`.",
@@ -177,6 +177,10 @@ class BenchmarkParams(Form):
             self.params_of(protocol)
         if not self.runs:
             self.evaluate_params("any")
+            if not (self.phantom or self.sources):
+                raise ValueError(
+                    "there is nothing to work on: name `sources`, a `phantom` cohort, or trainings in `runs`"
+                )
         return self
 
     def params_of(self, protocol: str) -> EvaluateParams | ProbeParams | PromptParams:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from prefect import runtime
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from infra import storage
 
@@ -17,6 +17,16 @@ NAMED = 3
 Params = TypeVar("Params", bound=BaseModel)
 KINDS = {"integer": "number", "number": "number", "string": "text", "null": "empty"}
 """What the form calls the kinds of a value that may be left empty; of itself it says `int`, `str` and `None`."""
+
+
+def _place(url: str) -> str:
+    """Return a path or URL as it is; raises ValueError for another scheme, and for a user before the bucket."""
+    storage.is_local(url)
+    return url
+
+
+Place = Annotated[str, AfterValidator(_place), Field(json_schema_extra={"pattern": r"^(?!\w+://[^/]*@)"})]
+"""A path or URL. The server keeps parameters for all to see, so it refuses credentials by the pattern, before them."""
 
 
 def form_schema(schema: dict[str, Any]) -> None:

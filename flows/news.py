@@ -8,7 +8,7 @@ from typing import Any
 from prefect.events import emit_event
 from pydantic import ConfigDict, Field
 
-from flows.forms import Form
+from flows.forms import Form, Place
 from infra import storage
 from infra.automations import NEWS
 
@@ -18,7 +18,7 @@ class IngestNews(Form):
 
     model_config = ConfigDict(title="News of an ingest")
 
-    store: str = Field("", title="Store", description="Path or URL of the store; empty: that of the training.")
+    store: Place = Field("", title="Store", description="Path or URL of the store; empty: that of the training.")
     digest: str = Field("", title="Digest", description="Of the store after the ingest.", pattern=r"^[0-9a-f]*$")
     preprocessed: int = Field(0, ge=0, title="Preprocessed", description="Cases that were new or changed, 0 or more.")
     stored: int = Field(0, ge=0, title="Stored", description="Usable cases that the store holds now, 0 or more.")

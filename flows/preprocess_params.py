@@ -10,7 +10,7 @@ from typing import Self
 from pydantic import ConfigDict, Field, model_validator
 
 from flows.artifacts import counted, shown_names
-from flows.forms import Form
+from flows.forms import Form, Place
 from infra import storage
 from infra.clusters import worker_count, worker_memory
 from infra.settings import Settings, machine_memory
@@ -36,13 +36,13 @@ class PreprocessParams(Form):
 
     model_config = ConfigDict(title="Preprocess")
 
-    catalog: str = Field(
+    catalog: Place = Field(
         title="Catalog",
         description="Path or URL of catalog.parquet, as the flow 'catalog' writes it.",
         examples=["./state/demo/catalog.parquet"],
         min_length=1,
     )
-    store: str = Field(
+    store: Place = Field(
         title="Store",
         description="Path or URL of the Zarr store to create or to continue, on disk or s3://.",
         examples=["./state/demo/store.zarr"],

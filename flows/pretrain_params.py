@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from flows.forms import Form, store_field, store_in, workspace_field
+from flows.forms import Form, Place, store_field, store_in, workspace_field
 
 CropRecipe = Literal[
     "brainmvp_tiny",
@@ -58,7 +58,7 @@ class PretrainParams(Form):
     workspace: str = workspace_field(
         "Folder with the splits and the trainings; the training is written into `<workspace>/trainings`."
     )
-    store: str = store_field()
+    store: Place = store_field()
     recipe: RecipeName = Field(
         "brainmvp_tiny",
         title="Recipe",

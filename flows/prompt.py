@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import ConfigDict, Field, model_validator
 
 from flows.compared import TrainingRow, check_names, encoder_row, people_and_seen, write_page
-from flows.forms import Form, few, params_of, store_field, store_in, workspace_field
+from flows.forms import Form, Place, few, params_of, store_field, store_in, workspace_field
 from flows.gpu_turn import gpu_turn
 from flows.progress import Progress
 from flows.results import publish_tables, write_section
@@ -54,7 +54,7 @@ class PromptParams(Form):
     workspace: str = workspace_field(
         "Folder with the splits, phenotypes and trainings; results are written into `<workspace>/prompts`."
     )
-    store: str = store_field()
+    store: Place = store_field()
     rows: list[TrainingRow] = Field(
         title="Rows",
         description="Trainings of recipe cinp to compare, at least one; prompting with the first is tested against "

@@ -10,7 +10,7 @@ from prefect import flow
 from pydantic import ConfigDict, Field
 
 from flows.artifacts import counted, publish_markdown, publish_table, shown_names
-from flows.forms import Form, few, params_of
+from flows.forms import Form, Place, few, params_of
 from flows.progress import Progress
 from infra import storage
 from tasks.verify import verify as verify_store
@@ -25,7 +25,7 @@ class VerifyParams(Form):
 
     model_config = ConfigDict(title="Verify")
 
-    stores: list[str] = Field(
+    stores: list[Place] = Field(
         default=["./state/ingest/store.zarr"],
         title="Stores",
         description="Paths or URLs of Zarr stores, on disk or s3://; at least one.",

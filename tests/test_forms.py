@@ -12,9 +12,12 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from flows.verify import VerifyParams
+
 pytestmark = pytest.mark.full
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOYMENTS = {one["name"]: one for one in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
+PLACES = {"store", "stores", "catalog", "probe_store", "prompt_store"}
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 
 
@@ -74,6 +77,29 @@ def test_what_may_be_left_empty_says_so_in_words_and_a_source_begins_as_an_examp
                 field for field, kinds in unions.items() if any("$ref" not in k and "title" not in k for k in kinds)
             ]
             assert unsaid == [], model
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_no_form_takes_credentials_in_a_place(name: str) -> None:
+    """The server keeps the parameters of a flow run before the flow can refuse them."""
+    places = [
+        (where, field.get("items", field))
+        for where, field in fields(schema_of(name))
+        if where.partition(".")[2] in PLACES and "$ref" not in field
+    ]
+    for where, place in places:
+        assert re.search(place["pattern"], "s3://key:secret@bucket/x.zarr") is None, where
+        assert re.search(place["pattern"], "s3://bucket/a@b.zarr"), where
+        assert re.search(place["pattern"], "./state/store.zarr"), where
+    assert places or name not in {"preprocess", "verify", "pretrain", "probe", "prompt", "benchmark"}
+
+
+def test_credentials_in_a_place_are_not_repeated_by_us() -> None:
+    with pytest.raises(ValidationError) as refused:
+        VerifyParams(stores=["s3://key:secret@bucket/x.zarr"])
+    (error,) = refused.value.errors(include_input=False, include_context=False)
+    assert "a storage URL of scheme s3 has user info before its bucket" in error["msg"]
+    assert "secret" not in error["msg"]
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)

@@ -196,6 +196,7 @@ def test_folders_of_predictions_are_looked_for_before_anything_is_computed(
     monkeypatch.setattr(benchmark_runs, "open_store", lambda *_: pytest.fail("the store was opened"))
     row = {"name": "nnU-Net", "benchmark": "phantom-tumour", "folder": str(tmp_path / "mistyped")}
     asked = {"workspace": str(tmp_path), "runs": runs, "benchmarks": ["phantom-tumour"], "predictions": [row]}
+    asked |= {} if runs else {"phantom": {}}
     with pytest.raises(ScoreError, match=r"'nnU-Net' for phantom-tumour: .*mistyped is no folder on this host"):
         benchmark.fn(BenchmarkParams.model_validate(asked))
     assert started == []
@@ -287,7 +288,7 @@ def test_the_demo_has_three_seeds_and_both_controls(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("as_form", [False, True])
 def test_the_flow_run_is_named_after_the_parameters(monkeypatch: pytest.MonkeyPatch, as_form: bool) -> None:
-    params: Any = BenchmarkParams(name="night")
+    params: Any = tiny_params(Path()).model_copy(update={"name": "night"})
     given = {"params": params.model_dump(mode="json") if as_form else params}
     monkeypatch.setattr("flows.forms.runtime.flow_run", SimpleNamespace(parameters=given), raising=False)
     assert module._run_name() == "benchmark night"
@@ -342,6 +343,7 @@ def test_parameters_make_a_form() -> None:
         ({"runs": [{"training": "a"}], "phantom": {}}, "with `runs` nothing is ingested or pre-trained; leave `phan"),
         ({"networks": ["unet"]}, "'swin_unetr' or 'dynunet'"),
         ({"networks": ["dynunet", "dynunet"]}, "network 'dynunet' is named twice"),
+        ({}, "there is nothing to work on: name `sources`, a `phantom` cohort, or trainings in `runs`"),
         (
             {"recipe": "mae_tiny", "template_mix": True},
             "template_mix and missing_modalities need learned templates, and mae_tiny learns none; choose a BrainMVP",
