@@ -60,7 +60,7 @@ class Detached:
         self._pid_file.unlink(missing_ok=True)
         if self.log.exists():
             self.log.replace(self.log.with_suffix(".log.1"))
-        with self.log.open("wb") as output:
+        with self.log.open("ab") as output:  # at its end also when somebody takes lines out of it
             process = subprocess.Popen(
                 ["/bin/sh", "-c", _WRITE_PID_THEN_BECOME, str(self._pid_file), *command],
                 cwd=self.folder,  # not the caller's folder: Prefect reads .env and prefect.toml there
