@@ -29,6 +29,8 @@ KEPT = ("BRAINLOOM_EXPECT_NO_SKIPS", "BRAINLOOM_SCREENSHOTS")
 """Variables of ours that are meant for the tests."""
 DEMO_FILES = ("test_end_to_end.py", "test_browser.py")
 """Fast tests that use `tiny_demo`."""
+LONG_FILES = ("test_ui.py", "test_compose_native.py", "test_demo_kill.py")
+"""Full tests of several minutes each, and last by their names: one process would end minutes after the other."""
 ALLOWED_SKIPS = (
     "needs a CUDA device",
     "needs the extra slurm",
@@ -51,8 +53,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests of the demo, the longest work of one process when two share the tests."""
-    items.sort(key=lambda item: item.path.name not in DEMO_FILES)
+    """Begin with the tests of the demo, then with long ones: two processes share the tests, a file each."""
+    items.sort(key=lambda item: (item.path.name not in DEMO_FILES, item.path.name not in LONG_FILES))
 
 
 @pytest.hookimpl(optionalhook=True)
